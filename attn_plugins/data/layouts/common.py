@@ -1,0 +1,176 @@
+"""What every layout shares: writing a whole root or nothing, image files, and progress."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from attn_plugins.data.scenes import Scene, render
+
+__all__ = [
+    "MANIFEST",
+    "Progress",
+    "Sample",
+    "build_root",
+    "printed_progress",
+    "samples",
+    "save_depth",
+    "save_image",
+    "save_labels",
+    "save_lines",
+]
+
+MANIFEST = ".scenes.json"
+
+# Raise when a change makes the same seed give other pictures or files: an older root is then not taken for a new one.
+RENDERER = 1
+
+# Validation scenes are numbered from here, so that they stay the same whatever the number of training scenes.
+VAL_START = 1_000_000
+
+Progress = Callable[[int, int], None]
+"""Called with (scenes written, scenes in all)."""
+
+
+class Sample(NamedTuple):
+    """One scene of a split: `number` counts from 0 within `split` ("train" or "val")."""
+
+    split: str
+    number: int
+    scene: Scene
+
+
+def samples(
+    num_train: int,
+    num_val: int,
+    seed: int,
+    size: tuple[int, int],
+    *,
+    progress: Progress | None = None,
+    indoor: bool | None = None,
+    far: float = 80.0,
+    balanced: bool = False,
+) -> Iterator[Sample]:
+    """Every scene of a data set, training first; `balanced` makes the labels 1, 2, ... 20, 1, ... in turn."""
+    done, total = 0, num_train + num_val
+    for split, count, start in (("train", num_train, 0), ("val", num_val, VAL_START)):
+        for number in range(count):
+            label = number % 20 + 1 if balanced else None
+            yield Sample(split, number, render(seed, start + number, size, label=label, indoor=indoor, far=far))
+            done += 1
+            if progress is not None:
+                progress(done, total)
+
+
+def build_root(root: str | Path, layout: str, parameters: dict[str, Any], fill: Callable[[Path], None]) -> Path:
+    """Write a data set as a whole or not at all.
+
+    `fill` gets an empty folder next to `root`, which becomes `root` once it is complete. A root that was written with
+    the same parameters is returned as it is. One process at a time writes below a parent folder; another waits and
+    then finds the finished root.
+
+    Args:
+        root: where the data set is to be.
+        layout: its name in `LAYOUTS`.
+        parameters: everything that decides the content, as JSON values.
+        fill: writes the data set into the folder it is given.
+
+    Raises:
+        ValueError: a number of scenes below 1.
+        FileExistsError: `root` holds something else. Nothing was changed.
+    """
+    for name in ("num_train", "num_val"):
+        if parameters[name] < 1:
+            raise ValueError(f"{name}={parameters[name]}: both splits need at least one scene")
+    root = Path(root).absolute()
+    wanted = json.loads(json.dumps({"layout": layout, "renderer": RENDERER, **parameters}))
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with _only_writer(root.parent):
+        if root.exists() and (not root.is_dir() or any(root.iterdir())):
+            _require_same(root, wanted)
+            return root
+        partial = root.with_name(root.name + ".partial")
+        if partial.exists():  # the lock is ours, so whoever was writing it is dead
+            shutil.rmtree(partial)
+        partial.mkdir()
+        fill(partial)
+        (partial / MANIFEST).write_text(json.dumps(wanted, indent=1) + "\n")
+        os.replace(partial, root)
+    return root
+
+
+@contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)  # releases the lock; so does the process's death
+
+
+def _require_same(root: Path, wanted: dict[str, Any]) -> None:
+    manifest = root / MANIFEST
+    if not manifest.is_file():
+        raise FileExistsError(f"{root} exists and was not written here: choose another folder, nothing was changed")
+    found = json.loads(manifest.read_text())
+    if found != wanted:
+        keys = [k for k in {**found, **wanted} if found.get(k) != wanted.get(k)]
+        differences = ", ".join(f"{k}={found.get(k)!r} there, {wanted.get(k)!r} asked for" for k in keys)
+        raise FileExistsError(f"{root} holds other scenes ({differences}): choose another folder or delete it")
+
+
+def save_image(path: Path, image: NDArray[np.uint8]) -> None:
+    """Write [H, W, 3] RGB; JPEG (quality 95) or PNG by the suffix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    options = {"quality": 95} if path.suffix in {".jpg", ".JPEG"} else {"compress_level": 1}
+    Image.fromarray(image).save(path, **options)
+
+
+def save_labels(path: Path, labels: NDArray[np.uint8], palette: NDArray[np.uint8] | None = None) -> None:
+    """Write [H, W] ids as an 8-bit PNG: grey, or indexed when a palette [256, 3] is given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.fromarray(labels)
+    if palette is not None:
+        picture.putpalette(palette.tobytes())
+    picture.save(path, compress_level=1)
+
+
+def save_depth(path: Path, stored: NDArray[np.uint16]) -> None:
+    """Write [H, W] as a 16-bit grey PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(stored).save(path, compress_level=1)
+
+
+def save_lines(path: Path, lines: list[str]) -> None:
+    """Write a split file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(line + "\n" for line in lines))
+
+
+def printed_progress(what: str) -> Progress:
+    """Progress on stderr: one line that is rewritten on a terminal, a line every tenth in a log."""
+    start = time.monotonic()
+    live = sys.stderr.isatty()
+
+    def show(done: int, total: int) -> None:
+        step = 1 if live else max(total // 10, 1)
+        if done % step and done != total:
+            return
+        rate = done / max(time.monotonic() - start, 1e-9)
+        end = "\r" if live and done != total else "\n"
+        print(f"{what}: {done}/{total} scenes, {rate:.0f} a second", end=end, file=sys.stderr, flush=True)
+
+    return show
