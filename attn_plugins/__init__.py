@@ -1,0 +1,31 @@
+"""Sparse attention and token mechanisms for the Vision Transformers that people already have.
+
+>>> attn_plugins.patch(model, "entmax15")
+"""
+
+from . import functional
+from .adapters import Adapter, register_adapter
+from .attention import attention
+from .errors import UnknownPluginError, UnsupportedModelError
+from .patching import describe, patch, patched, unpatch
+from .registry import register_mechanism, register_normalizer
+from .spec import Spec, parse
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Adapter",
+    "Spec",
+    "UnknownPluginError",
+    "UnsupportedModelError",
+    "attention",
+    "describe",
+    "functional",
+    "parse",
+    "patch",
+    "patched",
+    "register_adapter",
+    "register_mechanism",
+    "register_normalizer",
+    "unpatch",
+]

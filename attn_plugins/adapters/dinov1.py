@@ -1,0 +1,61 @@
+"""Official DINOv1 (``vision_transformer.Attention``), and forks whose attention reads the same.
+
+Modifications:
+- upstream's attention materialises the map and returns ``(x, attn)`` in every call; here the map is computed
+  where somebody asks for it (``Block(..., return_attention=True)``, hence ``get_last_selfattention``; a
+  forward hook on the attention; the attention called outside of a block) and is None otherwise;
+- the map that is returned is the one that was used: sparse with a sparse normalizer.
+
+Mirrors facebookresearch/dino at 7c446df5b9f45747937fb0d72314eb9f7b66930a.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..attention import attention
+from .base import Adapter, code_names, never, register_adapter
+from .qkv import PLAIN, dropout_p, finish, returns_pair, split_heads
+
+__all__ = ["ADAPTER"]
+
+
+def _matches(cls: type) -> bool:
+    forward = getattr(cls, "forward", None)
+    return code_names(forward) == PLAIN and returns_pair(forward)
+
+
+def _attention_overrides(base: type) -> dict[str, Any]:
+    def forward(self: Any, x: Tensor, return_attention: bool | None = None) -> tuple[Tensor, Tensor | None]:
+        """``x: [B, N, C]`` to ``(y: [B, N, C], weights: [B, H, N, N] or None)``."""
+        if return_attention is None:
+            return_attention = bool(self._forward_hooks) or not getattr(self, "attn_plugins_in_block", False)
+        q, k, v = split_heads(self, x)
+        arguments = {"dropout_p": dropout_p(self), "scale": self.scale, "normalizer": self.attn_plugins_normalizer}
+        if return_attention:
+            out, weights = attention(q, k, v, **arguments, return_weights=True)
+        else:
+            out, weights = attention(q, k, v, **arguments), None
+        return finish(self, out), weights
+
+    return {"forward": forward}
+
+
+def _block_overrides(base: type) -> dict[str, Any]:
+    def forward(self: Any, x: Tensor, return_attention: bool = False) -> Tensor:
+        """``x: [B, N, C]`` to ``[B, N, C]``, or to the map ``[B, H, N, N]`` if ``return_attention``."""
+        if return_attention:
+            return self.attn(self.norm1(x), return_attention=True)[1]
+        return base.forward(self, x)  # type: ignore[attr-defined]
+
+    return {"forward": forward}
+
+
+def _is_block(cls: type) -> bool:
+    return code_names(getattr(cls, "forward", None)) == {"attn", "norm1", "drop_path", "mlp", "norm2"}
+
+
+BLOCK = register_adapter(Adapter("dinov1_block", never, _block_overrides))
+ADAPTER = register_adapter(Adapter("dinov1", _matches, _attention_overrides, parent=BLOCK, parent_matches=_is_block))

@@ -1,0 +1,114 @@
+"""``attention``: picks the backend by device, dtype, shape, mask and normalizer, and says so."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+from . import reference, sdpa
+from .call import AttentionCall, NormalizerLike, default_scale, resolve_normalizer, split_mask
+from .packed import run_packed
+
+__all__ = ["attention", "choose_backend"]
+
+BACKENDS: dict[str, ModuleType] = {backend.NAME: backend for backend in (sdpa, reference)}
+"""In order of preference; the last one runs everything."""
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    normalizer: NormalizerLike = "softmax",
+    backend: str = "auto",
+    return_weights: bool = False,
+) -> Any:
+    """Scaled dot-product attention with any normalizer: normalizer(scale * Q K^T + mask) V.
+
+    Arguments, broadcasting and the meaning of masks are those of ``F.scaled_dot_product_attention``, which
+    it equals with ``normalizer="softmax"``.
+
+    Args:
+        query: ``[..., H, N, D]``.
+        key: ``[..., H, S, D]``.
+        value: ``[..., H, S, Dv]``.
+        attn_mask: broadcasts to ``[..., H, N, S]``: bool (True takes part) or float (added to the scores). Or a
+            packed batch: an xformers ``BlockDiagonalMask`` or a list of sequence lengths that sum to N = S;
+            cross-sequence scores are then never computed.
+        dropout_p: probability of dropping a weight; applied whenever it is > 0, as in torch.
+        is_causal: query i sees keys 0..i; not together with ``attn_mask``.
+        scale: factor on the scores, 1/sqrt(D) if None.
+        enable_gqa: key and value may have fewer heads, each shared by H / H_kv query heads.
+        normalizer: registered name or spec string ("entmax:alpha=1.3"), :class:`Normalizer`, a module such as
+            :class:`EntmaxAlpha`, or any callable ``(scores, dim=-1) -> weights``.
+        backend: "auto", or the name of one to insist on ("reference", "sdpa", "cpu", "triton").
+        return_weights: also return the weights ``[..., H, N, S]`` (before dropout); not for packed batches.
+
+    Returns:
+        ``[..., H, N, Dv]``, or ``(output, weights)``.
+
+    Raises:
+        UnknownPluginError: the normalizer's name is not registered.
+        ValueError: an unknown backend, or one that cannot run this call; contradicting masks.
+    """
+    mask, lengths = split_mask(attn_mask, query, key)
+    if is_causal and mask is not None:
+        raise ValueError("attn_mask and is_causal=True exclude each other; fold the causal mask into attn_mask")
+    if enable_gqa and key.shape[-3] != query.shape[-3]:
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
+    function = resolve_normalizer(normalizer)
+    call = AttentionCall(
+        query,
+        key,
+        value,
+        function,
+        getattr(function, "alpha", None),
+        mask,
+        lengths,
+        dropout_p,
+        is_causal,
+        default_scale(query) if scale is None else scale,
+    )
+    if return_weights:
+        if lengths is not None:
+            raise ValueError("return_weights is not available for packed batches: their weights have no common shape")
+        return reference.run(call), reference.attention_weights(replace(call, dropout_p=0.0))
+    return run_call(call, backend)
+
+
+def run_call(call: AttentionCall, backend: str = "auto") -> Tensor:
+    """Run ``call`` on the backend that fits, or on the one that is named."""
+    chosen = choose_backend(call, backend)
+    if call.lengths is not None and not getattr(chosen, "PACKED", False):
+        return run_packed(call, functools.partial(run_call, backend=backend))
+    return chosen.run(call)
+
+
+def choose_backend(call: AttentionCall, backend: str = "auto") -> ModuleType:
+    """The backend module that runs ``call``.
+
+    Raises:
+        ValueError: ``backend`` is unknown, or cannot run this call (with its reason).
+    """
+    if backend != "auto":
+        if backend not in BACKENDS:
+            raise ValueError(f"unknown backend {backend!r}; choose auto or one of {', '.join(BACKENDS)}")
+        reason = BACKENDS[backend].unsupported(call)
+        if reason is not None:
+            raise ValueError(f"backend {backend!r} cannot run this call: {reason}; use backend='auto'")
+        return BACKENDS[backend]
+    for module in BACKENDS.values():
+        if module.unsupported(call) is None:
+            return module
+    raise AssertionError("the reference backend runs everything")

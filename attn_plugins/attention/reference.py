@@ -1,0 +1,41 @@
+"""The readable attention: scores are materialised, any normalizer, mask, dtype and device works."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .call import AttentionCall
+
+__all__ = ["NAME", "attention_weights", "run", "unsupported"]
+
+NAME = "reference"
+
+
+def unsupported(call: AttentionCall) -> str | None:
+    """None: everything runs here."""
+    return None
+
+
+def attention_weights(call: AttentionCall) -> Tensor:
+    """Weights ``[..., H, N, S]`` before dropout; rows with every key masked are zero."""
+    scores = (call.query * call.scale) @ call.key.transpose(-2, -1)
+    if call.is_causal:
+        n, s = scores.shape[-2:]
+        keep = torch.ones(n, s, dtype=torch.bool, device=scores.device).tril()
+        scores = scores.masked_fill(~keep, -torch.inf)
+    if call.attn_mask is not None:
+        if call.attn_mask.dtype == torch.bool:
+            scores = scores.masked_fill(~call.attn_mask, -torch.inf)
+        else:
+            scores = scores + call.attn_mask.to(scores.dtype)
+    return call.normalizer(scores, dim=-1)
+
+
+def run(call: AttentionCall) -> Tensor:
+    """Output ``[..., H, N, Dv]``."""
+    weights = attention_weights(call)
+    if call.dropout_p > 0:
+        weights = F.dropout(weights, call.dropout_p)
+    return weights.to(call.value.dtype) @ call.value

@@ -1,0 +1,15 @@
+"""The maths: attention scores to attention weights. Pure functions of tensors; no modules, no models."""
+
+from .entmax import EntmaxAlpha, entmax, entmax15, entmax_alpha, softmax, sparsemax
+from .normalizer import Normalizer, bind
+
+__all__ = [
+    "EntmaxAlpha",
+    "Normalizer",
+    "bind",
+    "entmax",
+    "entmax15",
+    "entmax_alpha",
+    "softmax",
+    "sparsemax",
+]
