@@ -1,0 +1,23 @@
+"""Checkpoints that know what they are: identify, load, save.
+
+Loading never runs what is in a file, and never pairs weights with another attention than their own.
+"""
+
+from .errors import CheckpointError
+from .identity import CheckpointInfo, agree, identify
+from .layout import Shape
+from .loading import load_backbone, load_backbone_state
+from .reading import read
+from .writing import save
+
+__all__ = [
+    "CheckpointError",
+    "CheckpointInfo",
+    "Shape",
+    "agree",
+    "identify",
+    "load_backbone",
+    "load_backbone_state",
+    "read",
+    "save",
+]

@@ -1,0 +1,52 @@
+"""Write checkpoints whole or not at all, with their spec inside."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..stamp import METADATA_KEY, spec_of
+from .identity import agree
+
+__all__ = ["save"]
+
+
+def save(path: str | os.PathLike[str], model: nn.Module, **extra: Any) -> Path:
+    """Write a model's weights and the spec that it is patched with, for `identify` and `load_backbone`.
+
+    The file appears under its name only when it is complete: a reader or a killed job never sees half of it.
+
+    Args:
+        path: where to.
+        model: the backbone, patched or not.
+        extra: further top-level entries: tensors, numbers, strings, lists and dicts of them.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: `extra` uses a name that the format has taken.
+    """
+    taken = extra.keys() & {"model", METADATA_KEY}
+    if taken:
+        raise ValueError(f"{sorted(taken)} cannot name extra entries: the format uses them. Rename them.")
+    path = Path(path)
+    contents = {
+        "model": model.state_dict(),
+        METADATA_KEY: {"spec": agree(spec_of(model), None, str(path))},
+        **extra,
+    }
+    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            torch.save(contents, file)
+        Path(partial).replace(path)
+    except BaseException:
+        Path(partial).unlink()
+        raise
+    return path

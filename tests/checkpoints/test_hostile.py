@@ -1,0 +1,69 @@
+"""Files that must not be trusted: nothing of them runs, and the refusal says why."""
+
+import io
+import os
+import pickle
+import zipfile
+
+import layouts
+import pytest
+import torch
+
+from attn_plugins.checkpoints import CheckpointError, identify, load_backbone_state
+
+
+class _Runs:
+    """Unpickling this creates a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("reader", [identify, load_backbone_state])
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, legacy, reader):
+    proof, path = tmp_path / "ran", tmp_path / "hostile.pth"
+    contents = {**layouts.backbone(depth=1), "payload": _Runs(proof)}
+    torch.save(contents, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(CheckpointError, match=r"refused, nothing in it was run: it asks for \w+\.mkdir"):
+        reader(path)
+    assert not proof.exists()
+
+
+def test_a_bare_pickle_is_refused_and_does_not_run(tmp_path):
+    proof, path = tmp_path / "ran", tmp_path / "hostile.pth"
+    path.write_bytes(pickle.dumps(_Runs(proof)))
+    with pytest.raises(CheckpointError):
+        identify(path)
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize("keep", [0, 10, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_a_truncated_file_is_refused(tmp_path, keep, legacy):
+    path = tmp_path / "cut.pth"
+    torch.save(layouts.backbone(depth=1), path, _use_new_zipfile_serialization=not legacy)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
+    with pytest.raises(CheckpointError, match=r"cut\.pth"):
+        identify(path)
+
+
+def test_a_zip_that_is_no_checkpoint_is_refused(tmp_path):
+    path = tmp_path / "other.pth"
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    path.write_bytes(buffer.getvalue())
+    with pytest.raises(CheckpointError, match="not a torch checkpoint"):
+        identify(path)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path):
+    with pytest.raises(CheckpointError, match="no such file"):
+        identify(tmp_path / "absent.pth")
+    with pytest.raises(CheckpointError, match="dcp_to_torch_save"):
+        identify(tmp_path)
