@@ -19,6 +19,7 @@ from .errors import UnsupportedModelError
 from .functional.normalizer import build
 from .registry import MECHANISMS
 from .spec import Spec, parse
+from .stamp import stamp
 
 __all__ = ["Description", "LayerInfo", "describe", "patch", "patched", "unpatch"]
 
@@ -69,6 +70,8 @@ def patch(model: M, spec: str | Spec, layers: Layers = None) -> M:
         _apply(site, normalizer)
     for plan in plans:
         plan()
+    normalizers_now = (getattr(site.module, NORMALIZER, None) for site in found)
+    stamp(model, parsed, [None if n is None else str(n.plugin) for n in normalizers_now])
     logger.info("patched %d of %d attention layers with %s", len(chosen), len(found), parsed)
     return model
 

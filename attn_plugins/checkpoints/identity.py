@@ -114,10 +114,8 @@ def agree(recorded: str | None, requested: str | None, where: str) -> str:
         return _canonical(requested or recorded or "softmax")
     if _canonical(recorded) != _canonical(requested):
         raise CheckpointError(
-            f"{where} was trained with {_canonical(recorded)!r} and {_canonical(requested)!r} was asked for: "
-            f"the "
-            f"weights mean something only with their own attention. Use {_canonical(recorded)!r}, or leave "
-            f"it out."
+            f"{where} was trained with {_canonical(recorded)!r} and {_canonical(requested)!r} was asked for: the "
+            "weights mean something only with their own attention. Ask for the file's own, or for none."
         )
     return _canonical(recorded)
 

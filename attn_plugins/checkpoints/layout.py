@@ -140,8 +140,7 @@ def grid_side(pos_embed: torch.Tensor) -> tuple[int, int]:
             return side, prefix
     raise CheckpointError(
         f"position embedding of {tokens} tokens is no square grid, with or without [CLS]: train and save "
-        f"with "
-        "square images, or resize the embedding to a square grid before loading"
+        "with square images, or resize the embedding to a square grid before loading"
     )
 
 

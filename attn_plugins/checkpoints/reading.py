@@ -9,7 +9,6 @@ import pathlib
 import pickle
 import re
 import zipfile
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -56,8 +55,7 @@ def read(path: str | os.PathLike[str], *, mmap: bool = False) -> Any:
     path = pathlib.Path(path)
     if path.is_dir():
         raise CheckpointError(
-            f"{path} is a folder. A sharded (torch.distributed.checkpoint) save has to be consolidated "
-            f"first: "
+            f"{path} is a folder. A sharded (torch.distributed.checkpoint) save has to be consolidated first: "
             "torch.distributed.checkpoint.format_utils.dcp_to_torch_save(FOLDER, FILE)."
         )
     if not path.is_file():
@@ -67,18 +65,9 @@ def read(path: str | os.PathLike[str], *, mmap: bool = False) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise CheckpointError(_unpickling_message(path, str(error))) from error
-    except (
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        IndexError,
-        UnicodeDecodeError,
-    ) as error:
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError) as error:
         raise CheckpointError(
-            f"{path} ({path.stat().st_size} bytes) is truncated or not a torch checkpoint: "
-            f"{_first_line(error)}. "
+            f"{path} ({path.stat().st_size} bytes) is truncated or not a torch checkpoint: {_first_line(error)}. "
             "Copy it again from where it was written."
         ) from error
 
@@ -88,15 +77,12 @@ def _unpickling_message(path: pathlib.Path, text: str) -> str:
     if wanted is None:
         return (
             f"{path} ({path.stat().st_size} bytes) refused, nothing in it was run: it is truncated, not a "
-            f"torch "
-            "checkpoint, or holds more than tensors and plain settings."
+            "torch checkpoint, or holds more than tensors and plain settings."
         )
     return (
         f"{path} refused, nothing in it was run: it asks for {wanted[1].rstrip('.')}, and only tensors and "
-        f"plain "
-        "settings are read. If it is a whole pickled model (a Lightning or lightly-train .ckpt), export its "
-        "weights "
-        "first: lightly_train.export(..., format='torch_state_dict')."
+        "plain settings are read. If it is a whole pickled model (a Lightning or lightly-train .ckpt), export its "
+        "weights first: lightly_train.export(..., format='torch_state_dict')."
     )
 
 
