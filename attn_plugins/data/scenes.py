@@ -121,7 +121,7 @@ def render(
     canvas, depth = ground.image, ground.depth
     instances = np.zeros((height, width), np.uint8)
     placed = _place(rng, ground, height, width, label)
-    sun = np.float32(rng.uniform(-0.7, 0.7))
+    sun = rng.uniform(-0.7, 0.7)
     for order, thing in enumerate(placed):
         _draw_shadow(canvas, thing, sun)
         _draw_object(rng, canvas, depth, instances, thing, order + 1, sun, ground)
@@ -175,14 +175,16 @@ def _window(
     left, right = max(int(x - half_width), 0), min(int(x + half_width) + 2, shape[1])
     top, bottom = max(int(y - half_height), 0), min(int(y + half_height) + 2, shape[0])
     u = (np.arange(left, max(right, left), dtype=np.float32)[None] - np.float32(x)) / np.float32(half_width)
-    v = (np.arange(top, max(bottom, top), dtype=np.float32)[:, None] - np.float32(y)) / np.float32(half_height)
+    v = (np.arange(top, max(bottom, top), dtype=np.float32)[:, None] - np.float32(y)) / np.float32(
+        half_height
+    )
     return (slice(top, max(bottom, top)), slice(left, max(right, left))), u, v
 
 
-def _draw_shadow(canvas: Array, thing: _Placed, sun: np.float32) -> None:
+def _draw_shadow(canvas: Array, thing: _Placed, sun: float) -> None:
     """Darken the floor: a long soft ellipse away from the light, a short dark one at the contact."""
     squash = max(0.09 * thing.height, 1.5)
-    for lean, wide, flat, strength in ((-0.35 * sun, 0.85, 1.6, 0.5), (np.float32(0), 0.45, 0.7, 0.5)):
+    for lean, wide, flat, strength in ((-0.35 * sun, 0.85, 1.6, 0.5), (0.0, 0.45, 0.7, 0.5)):
         x = thing.x + lean * thing.width
         region, u, v = _window(canvas.shape, x, thing.base - 0.3 * squash, wide * thing.width, flat * squash)
         canvas[region] *= (1 - strength * np.clip(1 - u * u - v * v, 0, 1) ** 1.2)[..., None]
@@ -195,7 +197,7 @@ def _draw_object(
     instances: NDArray[np.uint8],
     thing: _Placed,
     number: int,
-    sun: np.float32,
+    sun: float,
     ground: backdrop.Backdrop,
 ) -> None:
     """Paint one object over what is there, with its depth and instance number."""
@@ -229,7 +231,9 @@ def _draw_object(
     lambert = np.clip(nx * light[0] + ny * light[1] + facing * light[2], 0, 1)
     # Half vector between the light and the viewer along +z.
     half = (light + np.asarray((0, 0, 1), np.float32)) / np.float32(np.sqrt(2 + 2 * light[2]))
-    gloss = np.clip(nx * half[0] + ny * half[1] + facing * half[2], 0, 1) ** 36 * np.float32(rng.uniform(0.08, 0.4))
+    gloss = np.clip(nx * half[0] + ny * half[1] + facing * half[2], 0, 1) ** 36 * np.float32(
+        rng.uniform(0.08, 0.4)
+    )
     colour = albedo * (0.36 + 0.76 * lambert)[..., None] + gloss[..., None]
     fade = np.float32(1 - np.exp(-thing.distance * ground.haze_per_metre))
     colour = colour * (1 - fade) + ground.haze * fade

@@ -1,12 +1,12 @@
 """PASCAL VOC 2012: JPEG images, indexed class masks with a void border, boxes as XML, image sets.
 
-    VOCdevkit/VOC2012/
-        JPEGImages/2012_000001.jpg
-        SegmentationClass/2012_000001.png     P mode, VOC colour map, 255 = void
-        SegmentationObject/2012_000001.png    the same for instances
-        Annotations/2012_000001.xml           boxes, 1-based and inclusive
-        ImageSets/Segmentation/{train,val,trainval}.txt
-        ImageSets/Main/{train,val,trainval}.txt, CLASS_{train,val}.txt   1 the image shows the class, -1 it does not
+VOCdevkit/VOC2012/
+    JPEGImages/2012_000001.jpg
+    SegmentationClass/2012_000001.png     P mode, VOC colour map, 255 = void
+    SegmentationObject/2012_000001.png    the same for instances
+    Annotations/2012_000001.xml           boxes, 1-based and inclusive
+    ImageSets/Segmentation/{train,val,trainval}.txt
+    ImageSets/Main/{train,val,trainval}.txt, CLASS_{train,val}.txt   1 the image shows the class, -1 it does not
 """
 
 from __future__ import annotations
@@ -111,7 +111,9 @@ def write_voc(
             for kind, ids in (("SegmentationClass", scene.mask), ("SegmentationObject", scene.instances)):
                 save_labels(folder / kind / f"{name}.png", np.where(void, np.uint8(VOID), ids), palette)
             boxes = [(VOC_CLASSES[box.label - 1], box) for box in scene.boxes]
-            (folder / "Annotations" / f"{name}.xml").write_bytes(box_xml("VOC2012", f"{name}.jpg", size, boxes))
+            (folder / "Annotations" / f"{name}.xml").write_bytes(
+                box_xml("VOC2012", f"{name}.jpg", size, boxes)
+            )
             names[split].append(name)
             shown[split].append({box.label for box in scene.boxes})
         _write_image_sets(folder / "ImageSets", names, shown)
