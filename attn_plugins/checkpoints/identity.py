@@ -32,6 +32,8 @@ class CheckpointInfo:
         section: the top-level key that holds the backbone's state dict ("" for a flat file).
         prefix: what precedes the backbone's keys there, as `module.backbone.`.
         keys: {key in the section: key of the unwrapped, unchunked backbone}.
+        arch: how to build it, as ``save`` was told (``timm/vit_tiny_patch16_224``); None elsewhere.
+        arch_options: what the constructor was given besides.
         others: the other (section, prefix) pairs that hold a backbone.
     """
 
@@ -43,6 +45,8 @@ class CheckpointInfo:
     prefix: str
     keys: Mapping[str, str] = field(repr=False)
     others: tuple[tuple[str, str], ...] = ()
+    arch: str | None = None
+    arch_options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def codebase(self) -> str:
@@ -87,6 +91,8 @@ def identify_loaded(checkpoint: Any, path: Path, key: str | None = None) -> Chec
     state = found[section, prefix]
     spec, source = _spec(checkpoint, state, prefix, path)
     keys = backbone_keys(state, prefix)
+    ours = checkpoint.get(METADATA_KEY)
+    built = ours if isinstance(ours, Mapping) else {}
     return CheckpointInfo(
         path=path,
         shape=shape_of(state, keys, classifier=f"{prefix}head.weight" in state),
@@ -96,6 +102,8 @@ def identify_loaded(checkpoint: Any, path: Path, key: str | None = None) -> Chec
         prefix=prefix,
         keys=keys,
         others=tuple(place for place in found if place != (section, prefix)),
+        arch=built.get("arch"),
+        arch_options=built.get("arch_options", {}),
     )
 
 

@@ -16,7 +16,14 @@ from .identity import agree
 __all__ = ["save"]
 
 
-def save(path: str | os.PathLike[str], model: nn.Module, **extra: Any) -> Path:
+def save(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    *,
+    arch: str | None = None,
+    arch_options: dict[str, Any] | None = None,
+    **extra: Any,
+) -> Path:
     """Write a model's weights and the spec that it is patched with, for `identify` and `load_backbone`.
 
     The file appears under its name only when it is complete: a reader or a killed job never sees half of it.
@@ -24,6 +31,9 @@ def save(path: str | os.PathLike[str], model: nn.Module, **extra: Any) -> Path:
     Args:
         path: where to.
         model: the backbone, patched or not.
+        arch: how the model is built, as the probes name it (``timm/vit_tiny_patch16_224``), for models that
+            their tensors do not identify.
+        arch_options: what the constructor was given besides (``{"depth": 4}``).
         extra: further top-level entries: tensors, numbers, strings, lists and dicts of them.
 
     Returns:
@@ -36,9 +46,10 @@ def save(path: str | os.PathLike[str], model: nn.Module, **extra: Any) -> Path:
     if taken:
         raise ValueError(f"{sorted(taken)} cannot name extra entries: the format uses them. Rename them.")
     path = Path(path)
+    built = {"arch": arch, "arch_options": arch_options or {}} if arch else {}
     contents = {
         "model": model.state_dict(),
-        METADATA_KEY: {"spec": agree(spec_of(model), None, str(path))},
+        METADATA_KEY: {"spec": agree(spec_of(model), None, str(path)), **built},
         **extra,
     }
     descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
