@@ -1,0 +1,51 @@
+# PASCAL VOC 2012: ROOT/{JPEGImages,SegmentationClass,ImageSets/Segmentation/{train,val}.txt}.
+# Sizes, crop and augmentation: DINOv2's dinov2_vit*_voc2012_linear_config.py.
+data_root = "data/VOCdevkit/VOC2012"
+scale = (2048, 512)
+
+train_pipeline = [
+    dict(type="SeedDraw"),
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations"),
+    dict(type="RandomResize", scale=scale, ratio_range=(0.5, 2.0), keep_ratio=True),
+    dict(type="RandomCrop", crop_size=(512, 512), cat_max_ratio=0.75),
+    dict(type="RandomFlip", prob=0.5),
+    dict(type="PhotoMetricDistortion"),
+    dict(type="PackSegInputs"),
+]
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="Resize", scale=scale, keep_ratio=True),
+    dict(type="LoadAnnotations"),  # behind the resize: predictions are compared at the image's own size
+    dict(type="PackSegInputs"),
+]
+folders = dict(img_path="JPEGImages", seg_map_path="SegmentationClass")
+train_dataloader = dict(
+    batch_size=16,  # the most that one process takes at once; the total is the schedule's
+    num_workers=4,
+    persistent_workers=True,
+    sampler=dict(type="ProbeSampler", shuffle=True),
+    dataset=dict(
+        type="PascalVOCDataset",
+        data_root=data_root,
+        data_prefix=folders,
+        ann_file="ImageSets/Segmentation/train.txt",  # 1,464 images; trainaug.txt as an option
+        pipeline=train_pipeline,
+    ),
+)
+val_dataloader = dict(
+    batch_size=1,
+    num_workers=4,
+    persistent_workers=True,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(
+        type="PascalVOCDataset",
+        data_root=data_root,
+        data_prefix=folders,
+        ann_file="ImageSets/Segmentation/val.txt",  # 1,449 images
+        pipeline=test_pipeline,
+    ),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
+test_evaluator = val_evaluator
