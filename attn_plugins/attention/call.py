@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..functional import Normalizer, bind
@@ -55,12 +54,15 @@ def default_scale(query: Tensor) -> float:
 _BOUND: dict[str, Normalizer] = {}
 
 
-@torch.compiler.assume_constant_result
 def _ensure_bound(name: str) -> bool:
     # torch.compile runs this once while it traces: looking names up needs entry points, which it cannot trace.
     if name not in _BOUND:
         _BOUND[name] = bind(name)
     return True
+
+
+# What torch.compiler.assume_constant_result sets; calling that would import all of dynamo with this package.
+_ensure_bound._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def resolve_normalizer(normalizer: NormalizerLike) -> Callable[..., Tensor]:
