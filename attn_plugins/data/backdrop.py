@@ -125,11 +125,7 @@ def build(rng: np.random.Generator, height: int, width: int, indoor: bool, far: 
 
     light = np.float32(rng.uniform(0.9, 1.12))
     # Earth, sand, grass and moss outside; any faint colour inside.
-    base = (
-        colour(rng, (0.1, 0.38), (0.45, 0.7))
-        if indoor
-        else colour(rng, (0.2, 0.5), (0.42, 0.66), (0.04, 0.42))
-    )
+    base = colour(rng, (0.1, 0.38), (0.45, 0.7)) if indoor else colour(rng, (0.2, 0.5), (0.42, 0.66), (0.04, 0.42))
     x = (columns - width / 2) * z / focal
     zz = np.broadcast_to(z, x.shape)
     grain = smooth_noise(rng, x, zz, 0.22) + 0.5 * smooth_noise(rng, x, zz, 1.3) - 0.75
@@ -182,10 +178,7 @@ def _wall(
     width = columns.shape[1]
     lamp = rng.uniform(0.2, 0.8) * width
     glow = np.exp(-(((columns - lamp) / (0.6 * width)) ** 2) - ((rows - 0.3 * foot) / (1.1 * foot)) ** 2)
-    texture = (
-        smooth_noise(rng, columns / metres + 0 * rows, rows / metres + 0 * columns, rng.uniform(0.15, 0.8))
-        - 0.5
-    )
+    texture = smooth_noise(rng, columns / metres + 0 * rows, rows / metres + 0 * columns, rng.uniform(0.15, 0.8)) - 0.5
     period = metres * rng.uniform(0.25, 0.7)
     stripes = np.sin(columns * np.float32(2 * np.pi / period)) * np.float32(rng.choice((0.0, 0.0, 0.05)))
     wall = paint * (0.74 + 0.34 * glow + 0.16 * texture + stripes)[..., None]
@@ -214,9 +207,7 @@ def _sky(
     for distance, lift, weight in ((0.95 * far, 0.3, 0.72), (0.7 * far, 0.16, 0.45)):
         wave = smooth_noise(rng, columns / width, np.zeros_like(columns), rng.uniform(0.35, 0.7))
         for _ in range(2):
-            wave = np.convolve(np.pad(wave[0], 12, mode="edge"), np.full(25, 1 / 25, np.float32), "valid")[
-                None
-            ]
+            wave = np.convolve(np.pad(wave[0], 12, mode="edge"), np.full(25, 1 / 25, np.float32), "valid")[None]
         ridge = rows > horizon * (1 - lift * (0.25 + wave))
         shade = 0.9 + 0.2 * smooth_noise(rng, columns / height + 0 * rows, rows / height + 0 * columns, 1.1)
         slope = (tint * (1 - weight) + haze * weight) * shade[..., None]

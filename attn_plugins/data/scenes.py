@@ -128,9 +128,7 @@ def render(
     return _finish(rng, canvas, depth, instances, ground, placed, label)
 
 
-def _place(
-    rng: np.random.Generator, ground: backdrop.Backdrop, height: int, width: int, label: int
-) -> list[_Placed]:
+def _place(rng: np.random.Generator, ground: backdrop.Backdrop, height: int, width: int, label: int) -> list[_Placed]:
     """Choose objects, farthest first; the main one is large, near and never hidden."""
     short = min(height, width)
 
@@ -175,9 +173,7 @@ def _window(
     left, right = max(int(x - half_width), 0), min(int(x + half_width) + 2, shape[1])
     top, bottom = max(int(y - half_height), 0), min(int(y + half_height) + 2, shape[0])
     u = (np.arange(left, max(right, left), dtype=np.float32)[None] - np.float32(x)) / np.float32(half_width)
-    v = (np.arange(top, max(bottom, top), dtype=np.float32)[:, None] - np.float32(y)) / np.float32(
-        half_height
-    )
+    v = (np.arange(top, max(bottom, top), dtype=np.float32)[:, None] - np.float32(y)) / np.float32(half_height)
     return (slice(top, max(bottom, top)), slice(left, max(right, left))), u, v
 
 
@@ -231,9 +227,7 @@ def _draw_object(
     lambert = np.clip(nx * light[0] + ny * light[1] + facing * light[2], 0, 1)
     # Half vector between the light and the viewer along +z.
     half = (light + np.asarray((0, 0, 1), np.float32)) / np.float32(np.sqrt(2 + 2 * light[2]))
-    gloss = np.clip(nx * half[0] + ny * half[1] + facing * half[2], 0, 1) ** 36 * np.float32(
-        rng.uniform(0.08, 0.4)
-    )
+    gloss = np.clip(nx * half[0] + ny * half[1] + facing * half[2], 0, 1) ** 36 * np.float32(rng.uniform(0.08, 0.4))
     colour = albedo * (0.36 + 0.76 * lambert)[..., None] + gloss[..., None]
     fade = np.float32(1 - np.exp(-thing.distance * ground.haze_per_metre))
     colour = colour * (1 - fade) + ground.haze * fade

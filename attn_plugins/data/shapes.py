@@ -71,9 +71,7 @@ _RADIUS: dict[str, Callable[[Array], Array]] = {
     "hexagon": lambda a: 0.9 * _polygon(a, 6, np.pi / 6),
     "flower": lambda a: 0.62 + 0.38 * np.abs(np.cos(3 * a)) ** 0.7,
     "leaf": lambda a: 0.55 + 0.45 * np.abs(np.sin(a)) ** 4,
-    "heart": lambda a: (
-        0.9 - 0.42 * np.exp(-((a + np.pi / 2) ** 2) / 0.18) + 0.1 * np.maximum(np.sin(a), 0) ** 6
-    ),
+    "heart": lambda a: 0.9 - 0.42 * np.exp(-((a + np.pi / 2) ** 2) / 0.18) + 0.1 * np.maximum(np.sin(a), 0) ** 6,
     "burst": lambda a: 0.8 + 0.2 * np.cos(13 * a),
     "diamond": lambda a: 0.72 * _polygon(a, 4, np.pi / 4),
 }

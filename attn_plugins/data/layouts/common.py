@@ -68,17 +68,13 @@ def samples(
     for split, count, start in (("train", num_train, 0), ("val", num_val, VAL_START)):
         for number in range(count):
             label = number % 20 + 1 if balanced else None
-            yield Sample(
-                split, number, render(seed, start + number, size, label=label, indoor=indoor, far=far)
-            )
+            yield Sample(split, number, render(seed, start + number, size, label=label, indoor=indoor, far=far))
             done += 1
             if progress is not None:
                 progress(done, total)
 
 
-def build_root(
-    root: str | Path, layout: str, parameters: dict[str, Any], fill: Callable[[Path], None]
-) -> Path:
+def build_root(root: str | Path, layout: str, parameters: dict[str, Any], fill: Callable[[Path], None]) -> Path:
     """Write a data set as a whole or not at all.
 
     `fill` gets an empty folder next to `root`, which becomes `root` once it is complete. A root that was written with
@@ -111,7 +107,7 @@ def build_root(
         partial.mkdir()
         fill(partial)
         (partial / MANIFEST).write_text(json.dumps(wanted, indent=1) + "\n")
-        os.replace(partial, root)
+        partial.replace(root)
     return root
 
 
@@ -128,16 +124,12 @@ def _only_writer(folder: Path) -> Iterator[None]:
 def _require_same(root: Path, wanted: dict[str, Any]) -> None:
     manifest = root / MANIFEST
     if not manifest.is_file():
-        raise FileExistsError(
-            f"{root} exists and was not written here: choose another folder, nothing was changed"
-        )
+        raise FileExistsError(f"{root} exists and was not written here: choose another folder, nothing was changed")
     found = json.loads(manifest.read_text())
     if found != wanted:
         keys = [k for k in {**found, **wanted} if found.get(k) != wanted.get(k)]
         differences = ", ".join(f"{k}={found.get(k)!r} there, {wanted.get(k)!r} asked for" for k in keys)
-        raise FileExistsError(
-            f"{root} holds other scenes ({differences}): choose another folder or delete it"
-        )
+        raise FileExistsError(f"{root} holds other scenes ({differences}): choose another folder or delete it")
 
 
 def save_image(path: Path, image: NDArray[np.uint8]) -> None:

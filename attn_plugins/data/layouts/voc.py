@@ -111,9 +111,7 @@ def write_voc(
             for kind, ids in (("SegmentationClass", scene.mask), ("SegmentationObject", scene.instances)):
                 save_labels(folder / kind / f"{name}.png", np.where(void, np.uint8(VOID), ids), palette)
             boxes = [(VOC_CLASSES[box.label - 1], box) for box in scene.boxes]
-            (folder / "Annotations" / f"{name}.xml").write_bytes(
-                box_xml("VOC2012", f"{name}.jpg", size, boxes)
-            )
+            (folder / "Annotations" / f"{name}.xml").write_bytes(box_xml("VOC2012", f"{name}.jpg", size, boxes))
             names[split].append(name)
             shown[split].append({box.label for box in scene.boxes})
         _write_image_sets(folder / "ImageSets", names, shown)
