@@ -4,10 +4,10 @@ Loading never runs what is in a file, and never pairs weights with another atten
 """
 
 from .errors import CheckpointError
-from .identity import CheckpointInfo, agree, identify
+from .identity import CheckpointInfo, agree, identify, recorded_spec
 from .layout import Shape
 from .loading import load_backbone, load_backbone_state
-from .reading import read
+from .reading import allowed_globals, read
 from .writing import save
 
 __all__ = [
@@ -15,9 +15,11 @@ __all__ = [
     "CheckpointInfo",
     "Shape",
     "agree",
+    "allowed_globals",
     "identify",
     "load_backbone",
     "load_backbone_state",
     "read",
+    "recorded_spec",
     "save",
 ]

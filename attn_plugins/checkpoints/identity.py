@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from typing import Any
 from ..spec import parse
 from ..stamp import METADATA_KEY
 from .errors import CheckpointError
-from .layout import Shape, backbone_keys, candidates, shape_of
+from .layout import Shape, backbone_keys, candidates, sections, shape_of
 from .reading import read
 
-__all__ = ["CheckpointInfo", "agree", "identify"]
+__all__ = ["CheckpointInfo", "agree", "identify", "identify_loaded", "recorded_spec"]
 
 _AVERAGED = ("teacher", "ema")  # what an evaluation wants where a file holds several
 
@@ -89,7 +89,7 @@ def identify_loaded(checkpoint: Any, path: Path, key: str | None = None) -> Chec
     found = candidates(checkpoint)
     section, prefix = _pick(list(found), key, ", ".join(map(str, list(checkpoint)[:8])), path)
     state = found[section, prefix]
-    spec, source = _spec(checkpoint, state, prefix, path)
+    spec, source = _spec(checkpoint, [(prefix, state)], path)
     keys = backbone_keys(state, prefix)
     ours = checkpoint.get(METADATA_KEY)
     built = ours if isinstance(ours, Mapping) else {}
@@ -105,6 +105,20 @@ def identify_loaded(checkpoint: Any, path: Path, key: str | None = None) -> Chec
         arch=built.get("arch"),
         arch_options=built.get("arch_options", {}),
     )
+
+
+def recorded_spec(path: str | os.PathLike[str]) -> tuple[str | None, list[str]]:
+    """The spec that a file says it was trained with, None if it says nothing, and all the keys of its state dicts.
+
+    Unlike `identify` it takes any network: a ResNet's checkpoint has a spec as little as an architecture known here.
+
+    Raises:
+        CheckpointError: the file cannot be read safely, or tells two specs.
+    """
+    checkpoint = read(path, mmap=True)
+    states = sections(checkpoint)
+    spec, _ = _spec(checkpoint, [("", state) for state in states.values()], Path(path))
+    return spec, [key for state in states.values() for key in state if isinstance(key, str)]
 
 
 def agree(recorded: str | None, requested: str | None, where: str) -> str:
@@ -151,14 +165,15 @@ def _words(place: tuple[str, str]) -> set[str]:
 
 
 def _spec(
-    checkpoint: Mapping[str, Any], state: Mapping[str, Any], prefix: str, path: Path
+    checkpoint: Mapping[str, Any], states: Iterable[tuple[str, Mapping[str, Any]]], path: Path
 ) -> tuple[str | None, str | None]:
-    """The file's own spec and where it stands, all its places agreeing."""
+    """The file's own spec and where it stands, all its places agreeing; states: (prefix of the backbone, its dict)."""
     told: dict[str, str] = {}
-    for module, metadata in getattr(state, "_metadata", {}).items():
-        place = f"{module}." if module else ""
-        if METADATA_KEY in metadata and (place.startswith(prefix) or prefix.startswith(place)):
-            told["state dict metadata"] = metadata[METADATA_KEY]["spec"]
+    for prefix, state in states:
+        for module, metadata in getattr(state, "_metadata", {}).items():
+            place = f"{module}." if module else ""
+            if METADATA_KEY in metadata and (place.startswith(prefix) or prefix.startswith(place)):
+                told["state dict metadata"] = metadata[METADATA_KEY]["spec"]
     args = checkpoint.get("args")
     if isinstance(args, Namespace) and getattr(args, METADATA_KEY, None):
         told["args"] = getattr(args, METADATA_KEY)

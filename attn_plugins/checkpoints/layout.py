@@ -12,7 +12,7 @@ import torch
 
 from .errors import CheckpointError
 
-__all__ = ["Shape", "backbone_keys", "candidates", "flat_key", "grid_side", "shape_of"]
+__all__ = ["Shape", "backbone_keys", "candidates", "flat_key", "grid_side", "sections", "shape_of"]
 
 _PATCH_EMBED = "patch_embed.proj.weight"
 _CHUNKED = re.compile(r"\bblocks\.(\d+)\.(\d+)\.")
@@ -63,17 +63,20 @@ class Shape:
     chunks: int
 
 
-def candidates(checkpoint: Any) -> dict[tuple[str, str], Mapping[str, Any]]:
-    """{(section, prefix): state dict} of every backbone in a loaded checkpoint; section "" is the file itself."""
+def sections(checkpoint: Any) -> dict[str, Mapping[str, Any]]:
+    """{name: state dict} of a loaded checkpoint: the mappings it holds, and "" for the file itself."""
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(f"expected a dict of tensors, got {type(checkpoint).__name__}")
-    sections = {"": checkpoint} | {
-        name: value for name, value in checkpoint.items() if isinstance(name, str) and isinstance(value, Mapping)
-    }
+    inner = {name: value for name, value in checkpoint.items() if isinstance(name, str) and isinstance(value, Mapping)}
+    return {"": checkpoint, **inner}
+
+
+def candidates(checkpoint: Any) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """{(section, prefix): state dict} of every backbone in a loaded checkpoint."""
     found = {}
-    for section, state in sections.items():
-        for key in state:
-            if isinstance(key, str) and key.endswith(_PATCH_EMBED) and isinstance(state[key], torch.Tensor):
+    for section, state in sections(checkpoint).items():
+        for key, value in state.items():
+            if isinstance(key, str) and key.endswith(_PATCH_EMBED) and isinstance(value, torch.Tensor):
                 found[section, key.removesuffix(_PATCH_EMBED)] = state
     return found
 
