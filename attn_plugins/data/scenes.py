@@ -21,9 +21,12 @@ from attn_plugins.data.shapes import CLASSES, lowest, outline, pattern
 
 Array = NDArray[np.float32]
 
-__all__ = ["NUM_CLASSES", "Box", "Scene", "render", "scenes", "void_border"]
+__all__ = ["NUM_CLASSES", "Box", "Scene", "render", "scenes"]
 
 NUM_CLASSES = len(CLASSES)
+
+# Wide against the 1/20 between neighbouring classes: colour alone tells a class from a few others at best.
+_HUE_SPREAD = 0.1
 
 
 class Box(NamedTuple):
@@ -214,7 +217,8 @@ def _draw_object(
     lean = np.minimum(t, 1) ** 2.2 * 0.96
     facing = np.sqrt(1 - lean * lean)
     noise = backdrop.smooth_noise(rng, u, v, rng.uniform(0.25, 0.4))
-    first = backdrop.colour(rng, (0.45, 0.85), (0.6, 0.95))
+    hue = rng.normal(kind.hue, _HUE_SPREAD) % 1.0
+    first = backdrop.colour(rng, (0.45, 0.85), (0.6, 0.95), (hue, hue))
     second = backdrop.colour(rng, (0.1, 0.75), (0.25, 1.0))
     if np.abs(first - second).sum() < 0.6:
         second = np.where(first.mean() > 0.5, first * 0.35, 1 - (1 - first) * 0.3).astype(np.float32)
@@ -278,28 +282,3 @@ def _finish(
         label=label,
         focal=ground.focal,
     )
-
-
-def void_border(instances: NDArray[np.uint8], width: int) -> NDArray[np.bool_]:
-    """Where a VOC mask is 255: pixels within `width` of a change of object, [H, W] bool.
-
-    Args:
-        instances: [H, W].
-        width: pixels on each side; PASCAL VOC's border is about 5 pixels wide in all at 500 x 375.
-    """
-    edge = np.zeros(instances.shape, bool)
-    for axis in (0, 1):
-        change = np.diff(instances.astype(np.int16), axis=axis) != 0
-        before = [slice(None), slice(None)]
-        after = [slice(None), slice(None)]
-        before[axis], after[axis] = slice(0, -1), slice(1, None)
-        edge[tuple(before)] |= change
-        edge[tuple(after)] |= change
-    for _ in range(width - 1):
-        grown = edge.copy()
-        grown[1:] |= edge[:-1]
-        grown[:-1] |= edge[1:]
-        grown[:, 1:] |= edge[:, :-1]
-        grown[:, :-1] |= edge[:, 1:]
-        edge = grown
-    return edge

@@ -1,7 +1,7 @@
 """The twenty object classes: an outline and a family of textures each, in object coordinates u, v in [-1, 1].
 
-A class is told apart by what it is shaped like and how it is patterned, never by its colour, which is drawn anew for
-every object. u points right, v points down.
+A class is told apart by what it is shaped like and how it is patterned. Its colour only tends to something: every
+object's hue is drawn widely around `ObjectClass.hue`, its second colour is any. u points right, v points down.
 """
 
 from __future__ import annotations
@@ -18,36 +18,44 @@ __all__ = ["CLASSES", "ObjectClass", "lowest", "outline", "pattern"]
 
 
 class ObjectClass(NamedTuple):
-    """One class of objects: outline name, pattern name, width divided by height, largest rotation in radians."""
+    """One class of objects.
+
+    Attributes:
+        outline, pattern: what `outline` and `pattern` below call them.
+        aspect: width divided by height.
+        tilt: largest rotation, radians.
+        hue: in [0, 1], where the first colour's hue is most often found.
+    """
 
     outline: str
     pattern: str
     aspect: float
     tilt: float
+    hue: float
 
 
 # Index i is class id i + 1; id 0 is background, as in PASCAL VOC.
 CLASSES: tuple[ObjectClass, ...] = (
-    ObjectClass("disc", "stripes", 1.0, 3.2),
-    ObjectClass("gear", "rings", 1.0, 3.2),
-    ObjectClass("drop", "scales", 0.8, 0.3),
-    ObjectClass("triangle", "waves", 1.1, 0.1),
-    ObjectClass("capsule", "bands", 0.45, 0.2),
-    ObjectClass("square", "checks", 1.3, 0.05),
-    ObjectClass("disc", "speckle", 1.7, 0.1),
-    ObjectClass("star", "plain", 1.0, 0.4),
-    ObjectClass("cross", "stripes", 1.0, 0.3),
-    ObjectClass("cloud", "patches", 1.4, 0.15),
-    ObjectClass("hexagon", "bands", 1.5, 0.1),
-    ObjectClass("flower", "dots", 1.0, 3.2),
-    ObjectClass("leaf", "waves", 0.7, 0.6),
-    ObjectClass("ring", "stripes", 1.0, 3.2),
-    ObjectClass("capsule", "patches", 0.55, 0.1),
-    ObjectClass("heart", "plain", 1.05, 0.2),
-    ObjectClass("cloud", "speckle", 1.1, 0.3),
-    ObjectClass("square", "dots", 1.8, 0.05),
-    ObjectClass("burst", "rings", 1.0, 3.2),
-    ObjectClass("diamond", "checks", 0.8, 0.15),
+    ObjectClass("disc", "stripes", 1.0, 3.2, 0.02),
+    ObjectClass("gear", "rings", 1.0, 3.2, 0.64),
+    ObjectClass("drop", "scales", 0.8, 0.3, 0.26),
+    ObjectClass("triangle", "waves", 1.1, 0.1, 0.87),
+    ObjectClass("capsule", "bands", 0.45, 0.2, 0.49),
+    ObjectClass("square", "checks", 1.3, 0.05, 0.11),
+    ObjectClass("disc", "speckle", 1.7, 0.1, 0.73),
+    ObjectClass("star", "plain", 1.0, 0.4, 0.35),
+    ObjectClass("cross", "stripes", 1.0, 0.3, 0.96),
+    ObjectClass("cloud", "patches", 1.4, 0.15, 0.58),
+    ObjectClass("hexagon", "bands", 1.5, 0.1, 0.2),
+    ObjectClass("flower", "dots", 1.0, 3.2, 0.82),
+    ObjectClass("leaf", "waves", 0.7, 0.6, 0.44),
+    ObjectClass("ring", "stripes", 1.0, 3.2, 0.05),
+    ObjectClass("capsule", "patches", 0.55, 0.1, 0.67),
+    ObjectClass("heart", "plain", 1.05, 0.2, 0.29),
+    ObjectClass("cloud", "speckle", 1.1, 0.3, 0.91),
+    ObjectClass("square", "dots", 1.8, 0.05, 0.53),
+    ObjectClass("burst", "rings", 1.0, 3.2, 0.14),
+    ObjectClass("diamond", "checks", 0.8, 0.15, 0.76),
 )
 
 

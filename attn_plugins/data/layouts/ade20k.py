@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attn_plugins.data.backdrop import FLOOR, HILLS, SKY, WALL
-from attn_plugins.data.layouts.common import Progress, build_root, samples, save_image, save_labels
-from attn_plugins.data.scenes import Scene, void_border
+from attn_plugins.data.layouts.common import Progress, build_root, samples, save_image, save_labels, void_border
+from attn_plugins.data.scenes import Scene
 
 __all__ = ["write_ade20k"]
 

@@ -30,6 +30,7 @@ __all__ = [
     "save_image",
     "save_labels",
     "save_lines",
+    "void_border",
 ]
 
 MANIFEST = ".scenes.json"
@@ -160,6 +161,31 @@ def save_lines(path: Path, lines: list[str]) -> None:
     """Write a split file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(line + "\n" for line in lines))
+
+
+def void_border(instances: NDArray[np.uint8], width: int) -> NDArray[np.bool_]:
+    """Where a VOC mask is 255: pixels within `width` of a change of object, [H, W] bool.
+
+    Args:
+        instances: [H, W].
+        width: pixels on each side; PASCAL VOC's border is about 5 pixels wide in all at 500 x 375.
+    """
+    edge = np.zeros(instances.shape, bool)
+    for axis in (0, 1):
+        change = np.diff(instances.astype(np.int16), axis=axis) != 0
+        before = [slice(None), slice(None)]
+        after = [slice(None), slice(None)]
+        before[axis], after[axis] = slice(0, -1), slice(1, None)
+        edge[tuple(before)] |= change
+        edge[tuple(after)] |= change
+    for _ in range(width - 1):
+        grown = edge.copy()
+        grown[1:] |= edge[:-1]
+        grown[:-1] |= edge[1:]
+        grown[:, 1:] |= edge[:, :-1]
+        grown[:, :-1] |= edge[:, 1:]
+        edge = grown
+    return edge
 
 
 def printed_progress(what: str) -> Progress:

@@ -13,9 +13,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from attn_plugins.data.layouts.common import Progress, build_root, samples, save_depth, save_image, save_lines
+from attn_plugins.data.layouts.common import (
+    Progress,
+    build_root,
+    samples,
+    save_depth,
+    save_image,
+    save_lines,
+    void_border,
+)
 from attn_plugins.data.layouts.depth import MILLIMETRES, encode
-from attn_plugins.data.scenes import void_border
 
 __all__ = ["SPLITS", "write_nyuv2"]
 

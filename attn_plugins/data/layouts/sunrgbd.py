@@ -16,9 +16,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from attn_plugins.data.layouts.common import Progress, build_root, samples, save_depth, save_image, save_lines
+from attn_plugins.data.layouts.common import (
+    Progress,
+    build_root,
+    samples,
+    save_depth,
+    save_image,
+    save_lines,
+    void_border,
+)
 from attn_plugins.data.layouts.depth import MILLIMETRES, encode, rotate_left
-from attn_plugins.data.scenes import void_border
 
 __all__ = ["SPLITS", "write_sunrgbd"]
 

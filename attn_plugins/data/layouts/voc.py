@@ -24,8 +24,9 @@ from attn_plugins.data.layouts.common import (
     save_image,
     save_labels,
     save_lines,
+    void_border,
 )
-from attn_plugins.data.scenes import Box, void_border
+from attn_plugins.data.scenes import Box
 
 __all__ = ["VOC_CLASSES", "VOID", "box_xml", "voc_palette", "write_voc"]
 
