@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from . import reference, sdpa
+from . import cpu, reference, sdpa
 from .call import AttentionCall, NormalizerLike, default_scale, resolve_normalizer, split_mask
 from .packed import run_packed
 
 __all__ = ["attention", "choose_backend"]
 
-BACKENDS: dict[str, ModuleType] = {backend.NAME: backend for backend in (sdpa, reference)}
+BACKENDS: dict[str, ModuleType] = {backend.NAME: backend for backend in (sdpa, cpu, reference)}
 """In order of preference; the last one runs everything."""
 
 

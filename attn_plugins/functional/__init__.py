@@ -1,6 +1,7 @@
 """The maths: attention scores to attention weights. Pure functions of tensors; no modules, no models."""
 
-from .entmax import EntmaxAlpha, entmax, entmax15, entmax_alpha, softmax, sparsemax
+from .alpha import EntmaxAlpha
+from .entmax import entmax, entmax15, entmax_alpha, softmax, sparsemax
 from .normalizer import Normalizer, bind
 
 __all__ = [

@@ -1,95 +1,119 @@
-"""softmax, sparsemax and entmax as functions of scores (first version: plain torch)."""
+"""softmax, sparsemax and the entmax family as functions of scores.
+
+All of them map ``[..., n, ...]`` to weights of the same shape and dtype that sum to 1 along ``dim``:
+
+* any ``dim``, memory layout and device; float16 and bfloat16 are solved in float32;
+* a score of -inf (a mask) gets weight 0 and gradient 0, exactly; a row of nothing but -inf gives zeros;
+* NaN or +inf makes its row NaN, and no other;
+* differentiable twice, and usable under ``torch.func.vmap`` and ``torch.compile(fullgraph=True)``.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..registry import register_normalizer
+from .autograd import Entmax, EntmaxPerRow
 
-__all__ = ["EntmaxAlpha", "entmax", "entmax15", "entmax_alpha", "softmax", "sparsemax"]
-
-
-class _Entmax(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(scores: Tensor, alpha: Tensor) -> Tensor:
-        x = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
-        a1 = alpha.to(x.dtype) - 1
-        top = x.amax(-1, keepdim=True)
-        empty = top == -torch.inf
-        x = (x - torch.where(empty, 0, top)) * a1
-        lo, hi = torch.full_like(top, -1.0), torch.zeros_like(top)
-        for _ in range(60):
-            mid = (lo + hi) / 2
-            big = (x - mid).clamp(min=0).pow(1 / a1).sum(-1, keepdim=True) >= 1
-            lo, hi = torch.where(big, mid, lo), torch.where(big, hi, mid)
-        p = (x - lo).clamp(min=0).pow(1 / a1)
-        p = p / torch.where(empty, 1, p.sum(-1, keepdim=True))
-        return torch.where(empty, 0, p).to(scores.dtype)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(output, inputs[1])
-
-    @staticmethod
-    def backward(ctx, grad):
-        p, alpha = ctx.saved_tensors
-        g = torch.where(p > 0, torch.where(p > 0, p, 1).pow(2 - alpha.to(p.dtype)), 0)
-        total = g.sum(-1, keepdim=True)
-        d = g * (grad - (g * grad).sum(-1, keepdim=True) / torch.where(total > 0, total, 1))
-        return d, None
-
-
-def _entmax(scores: Tensor, alpha: float, dim: int) -> Tensor:
-    if scores.numel() == 0:
-        return scores.clone()
-    return _Entmax.apply(scores.movedim(dim, -1), torch.tensor(alpha, device=scores.device)).movedim(-1, dim)
+__all__ = ["entmax", "entmax15", "entmax_alpha", "softmax", "sparsemax"]
 
 
 @register_normalizer("softmax", alpha=1.0)
 def softmax(scores: Tensor, dim: int = -1) -> Tensor:
-    """Softmax along ``dim``; a row of -inf gives zeros."""
-    return torch._safe_softmax(scores, dim)
+    """exp(z) / sum exp(z) along ``dim``: ``torch.softmax``, except that a row of -inf gives zeros.
+
+    Args:
+        scores: ``[..., n, ...]``, floating point.
+        dim: the dimension that holds the n scores of a row.
+    """
+    masked = (scores == -torch.inf).all(dim, keepdim=True)
+    return torch.softmax(scores.masked_fill(masked, 0), dim).masked_fill(masked, 0)
 
 
 @register_normalizer("sparsemax", alpha=2.0)
 def sparsemax(scores: Tensor, dim: int = -1) -> Tensor:
-    """Sparsemax along ``dim``."""
-    return _entmax(scores, 2.0, dim)
+    """[z - tau]_+ with tau such that the sum is 1: the Euclidean projection onto the simplex.
+
+    Martins & Astudillo 2016, arXiv 1602.02068, equation 3.
+
+    Args:
+        scores: ``[..., n, ...]``, floating point.
+        dim: the dimension that holds the n scores of a row.
+
+    Raises:
+        ValueError: ``scores`` is not floating point.
+    """
+    return _along(dim, scores, lambda rows: Entmax.apply(rows, 2.0))
 
 
 @register_normalizer("entmax15", alpha=1.5)
 def entmax15(scores: Tensor, dim: int = -1) -> Tensor:
-    """Entmax-1.5 along ``dim``."""
-    return _entmax(scores, 1.5, dim)
+    """[z/2 - tau]_+^2 with tau such that the sum is 1.
+
+    Peters et al. 2019, arXiv 1905.05702, section 4. The paper that this project implements prints
+    [(z - tau)/2]_+ without the square, which would be sparsemax of z/2; the method that it names and cites is
+    this one.
+
+    Args:
+        scores: ``[..., n, ...]``, floating point.
+        dim: the dimension that holds the n scores of a row.
+
+    Raises:
+        ValueError: ``scores`` is not floating point.
+    """
+    return _along(dim, scores, lambda rows: Entmax.apply(rows, 1.5))
 
 
 @register_normalizer("entmax", alpha="alpha")
 def entmax(scores: Tensor, alpha: float = 1.5, dim: int = -1) -> Tensor:
-    """Entmax with a fixed alpha > 1 along ``dim``."""
-    if not alpha > 1:
-        raise ValueError(f"entmax needs alpha > 1, got {alpha}; alpha = 1 is softmax")
-    return _entmax(scores, alpha, dim)
+    """[(alpha - 1) z - tau]_+^(1 / (alpha - 1)) with tau such that the sum is 1, for a fixed alpha > 1.
+
+    Peters et al. 2019, arXiv 1905.05702, equation 10. Larger alphas are sparser.
+
+    Args:
+        scores: ``[..., n, ...]``, floating point.
+        alpha: > 1 and finite; 1.5 is :func:`entmax15`, 2 is :func:`sparsemax`, and 1 would be softmax.
+        dim: the dimension that holds the n scores of a row.
+
+    Raises:
+        ValueError: alpha is not in (1, inf), or ``scores`` is not floating point.
+    """
+    if not (1 < alpha < math.inf):
+        raise ValueError(f"entmax needs a finite alpha > 1, got {alpha!r}; alpha = 1 is softmax")
+    return _along(dim, scores, lambda rows: Entmax.apply(rows, float(alpha)))
 
 
 def entmax_alpha(scores: Tensor, alpha: Tensor, dim: int = -1) -> Tensor:
-    """Entmax with a tensor of alphas that broadcasts to ``scores`` (gradient to alpha: next version)."""
-    return _Entmax.apply(scores.movedim(dim, -1), alpha).movedim(-1, dim)
+    """:func:`entmax` with a tensor of alphas, and a gradient to it.
+
+    The gradient is exact, by implicit differentiation: Correia et al. 2019, arXiv 1909.00015, equation 9.
+
+    Args:
+        scores: ``[..., n, ...]``, floating point.
+        alpha: values in (1, 2], not checked; broadcasts to ``scores`` with size 1 at ``dim``.
+        dim: the dimension that holds the n scores of a row.
+
+    Raises:
+        ValueError: the shape of ``alpha`` does not fit, or ``scores`` is not floating point.
+    """
+    alpha = alpha.reshape((1,) * (scores.dim() - alpha.dim()) + tuple(alpha.shape)).movedim(dim, -1)
+    if alpha.dim() != scores.dim() or alpha.shape[-1] != 1:
+        raise ValueError(
+            f"alpha of shape {tuple(alpha.movedim(-1, dim).shape)} does not give one value per row of scores "
+            f"{tuple(scores.shape)} along dim {dim}; it needs size 1 there"
+        )
+    return _along(dim, scores, lambda rows: EntmaxPerRow.apply(rows, alpha.to(rows.dtype)))
 
 
-@register_normalizer("entmax_alpha")
-class EntmaxAlpha(nn.Module):
-    """Entmax with one learnable alpha per head."""
-
-    def __init__(self, num_heads: int, learnable: bool = True, init: float = 1.5) -> None:
-        super().__init__()
-        self.logit = nn.Parameter(torch.full((num_heads,), init), requires_grad=learnable)
-
-    @property
-    def alpha(self) -> Tensor:
-        return self.logit
-
-    def forward(self, scores: Tensor, dim: int = -1) -> Tensor:
-        return entmax_alpha(scores, self.alpha.view(-1, 1, 1), dim)
+def _along(dim: int, scores: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
+    """Apply ``solve`` to rows in the last dimension, in float32 or better."""
+    if not scores.is_floating_point():
+        raise ValueError(f"scores are floating point, not {scores.dtype}; convert them with .float()")
+    if scores.dim() == 0:
+        return solve(scores.unsqueeze(0)).squeeze(0)
+    rows = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+    return solve(rows.movedim(dim, -1)).movedim(-1, dim).to(scores.dtype)

@@ -1,0 +1,110 @@
+/* Entmax along a column of vectors: lane i of x[0..n) is row i of scores, so LANES rows are solved at once and no step
+   needs a horizontal sum. x holds (alpha - 1) * scores; with p = 1 / (alpha - 1) and x shifted by its maximum, the
+   weights are max(x - tau, 0)^p and tau is the root of ||max(x - tau, 0)||_p = 1. That norm is convex and decreasing
+   in tau, so Newton from tau = -1 climbs to the root without overshooting (functional/solver.py has the proof). */
+#ifndef ATTN_PLUGINS_SOLVE_H
+#define ATTN_PLUGINS_SOLVE_H
+
+#include "vector.h"
+
+enum family { ENTMAX15, SPARSEMAX, ENTMAX };
+#define MAX_STEPS 64  /* never reached: each step divides (norm - 1) * slope by 4 or more */
+#define CONVERGED 1e-6f /* the step after one this small is below float32's resolution */
+#define CHUNK 64        /* rows summed before they join the total: keeps rounding errors small for long rows */
+
+static enum family family_of(float alpha) { return alpha == 1.5f ? ENTMAX15 : alpha == 2.f ? SPARSEMAX : ENTMAX; }
+
+/* s = d^(p-1), the derivative of the weights up to a constant; the weight itself is s * d. */
+INLINE vec slope(enum family f, vec d, float power) {
+    if (f == ENTMAX15) return d;
+    if (f == SPARSEMAX) return blend(d > 0, splat(1), d);
+    /* Where d <= 1e-37 the logarithm has no normal number to work on; the weight there is 0 to any precision. */
+    vec s = vexp2((power - 1) * vlog2(blend(d > 1e-37f, d, splat(1))));
+    return blend(d > 1e-37f, s, d * 0);
+}
+
+/* One Newton step from tau; adds shift to x first, in place where `write` is set. */
+INLINE vec newton(enum family f, float *x, long n, long ld, vec shift, int write, vec tau, float power) {
+    vec sum_s = {0}, sum_p = {0};
+    for (long c = 0; c < n; c += CHUNK) {
+        long end = c + CHUNK < n ? c + CHUNK : n;
+        vec part_s = {0}, part_p = {0};
+        for (long i = c; i < end; i++) {
+            vec v = load(x + i * ld);
+            if (write) { v += shift; store(x + i * ld, v); }
+            vec d = relu(v - tau), s = slope(f, d, power);
+            part_s += s;
+            part_p += s * d;
+        }
+        sum_s += part_s;
+        sum_p += part_p;
+    }
+    vec norm = sum_p;
+    if (f == ENTMAX15) norm = vsqrt(sum_p);
+    if (f == ENTMAX) for (int i = 0; i < LANES; i++) norm[i] = powf(sum_p[i], 1 / power);
+    vec step = (norm - 1) * sum_p / (norm * sum_s);
+    return (vec)((ivec)step & ~(sum_p == 0)); /* every key masked: nothing to solve */
+}
+
+INLINE vec column_max(const float *x, long n, long ld) {
+    vec top = splat(-INFINITY);
+    for (long i = 0; i < n; i++) {
+        vec v = load(x + i * ld);
+        top = blend(v > top, v, top);
+    }
+    return blend(top == -INFINITY, splat(0), top);
+}
+
+/* Scores to weights in place. top and tau are what the backward pass needs to find the weights again. */
+INLINE void solve(enum family f, float *x, long n, long ld, float power, vec *top, vec *tau) {
+    *top = column_max(x, n, ld);
+    vec t = splat(-1), step = newton(f, x, n, ld, -*top, 1, t, power);
+    t += step;
+    for (int i = 0; i < MAX_STEPS && any(step > CONVERGED); i++) {
+        step = newton(f, x, n, ld, t, 0, t, power);
+        t += step;
+    }
+    for (long i = 0; i < n; i++) {
+        vec d = relu(load(x + i * ld) - t);
+        store(x + i * ld, slope(f, d, power) * d);
+    }
+    *tau = t;
+}
+
+/* delta = sum(s g) / sum(s) for s = d^(p-1) and the weights' gradient g. Where s = 0, g does not matter, even if
+   it is NaN; a fully masked row has delta 0. */
+INLINE vec weighted_mean(const float *s, const float *g, long n, long ld) {
+    vec total = {0}, dot = {0};
+    for (long i = 0; i < n; i++) {
+        vec si = load(s + i * ld);
+        total += si;
+        dot += si * (vec)((ivec)load(g + i * ld) & (si != 0));
+    }
+    return (vec)((ivec)(dot / total) & (total != 0));
+}
+
+/* The weights' gradient g becomes the scores' gradient s * (g - delta), in place. */
+INLINE void pull_back(const float *s, float *g, long n, long ld, vec delta) {
+    for (long i = 0; i < n; i++) {
+        vec si = load(s + i * ld);
+        store(g + i * ld, (vec)((ivec)(si * (load(g + i * ld) - delta)) & (si != 0)));
+    }
+}
+
+/* The gradient of alpha from weights p, their gradient g and their weighted mean delta, by implicit differentiation
+   (Correia et al. 2019, equation 9): with h = -p log p,
+   (sum(g p) - delta) / (alpha - 1)^2 + (sum(g h) - delta sum(h)) / (alpha - 1). Per lane. */
+INLINE vec pull_back_alpha(const float *p, const float *g, long n, long ld, float alpha, vec delta) {
+    vec gp = {0}, gh = {0}, h = {0};
+    for (long i = 0; i < n; i++) {
+        vec pi = load(p + i * ld), gi = (vec)((ivec)load(g + i * ld) & (pi != 0));
+        vec hi = pi * vlog2(blend(pi > 1e-37f, pi, splat(1))) * -0.69314718f;
+        gp += gi * pi;
+        gh += gi * hi;
+        h += hi;
+    }
+    float a = 1 / (alpha - 1);
+    return (gp - delta) * (a * a) + (gh - delta * h) * a;
+}
+
+#endif
