@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from .. import native
+from .solver import takes_alpha
 
 __all__ = ["backward", "forward", "usable"]
 
 
 def usable(tensor: Tensor, alpha: float) -> bool:
-    """Whether the kernels take rows of ``tensor``: float32 on a CPU, alpha in (1, 2], and a compiler to build them."""
-    fits = tensor.device.type == "cpu" and tensor.dtype == torch.float32 and 1 < alpha <= 2
+    """Whether the kernels take rows of ``tensor``: float32 on a CPU, and there was a compiler to build them."""
+    fits = tensor.device.type == "cpu" and tensor.dtype == torch.float32 and takes_alpha(alpha)
     return fits and native.unavailable() is None
 
 

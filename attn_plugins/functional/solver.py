@@ -20,7 +20,15 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["alpha_gradient", "pull_back", "slope", "solve", "weighted_mean"]
+__all__ = ["FLOAT32_ALPHAS", "alpha_gradient", "pull_back", "slope", "solve", "takes_alpha", "weighted_mean"]
+
+FLOAT32_ALPHAS = (1.05, 2.0)
+"""Where float32 has the digits: below, the power 1 / (alpha - 1) magnifies rounding, and so does a power below 1."""
+
+
+def takes_alpha(alpha: float) -> bool:
+    """Whether a float32 kernel may solve for ``alpha``; other alphas are solved in float64."""
+    return FLOAT32_ALPHAS[0] <= alpha <= FLOAT32_ALPHAS[1]
 
 
 def solve(scores: Tensor, alpha: float | Tensor) -> Tensor:
@@ -33,13 +41,15 @@ def solve(scores: Tensor, alpha: float | Tensor) -> Tensor:
     Returns:
         ``[..., n]``; a row with NaN or +inf is NaN throughout, as in ``torch.softmax``.
     """
+    if isinstance(alpha, float) and not takes_alpha(alpha) and scores.dtype != torch.float64:
+        return solve(scores.double(), alpha).to(scores.dtype)
     top = scores.amax(-1, keepdim=True)
     x = (scores - top.masked_fill(top == -torch.inf, 0)) * (alpha - 1)
     if isinstance(alpha, float) and alpha > 2:
-        weights = _power(_excess(x.double(), _bracketed_threshold(x.double(), alpha)), 1 / (alpha - 1))
+        weights = _power(_excess(x, _bracketed_threshold(x, alpha)), 1 / (alpha - 1))
         # Weights near 0 magnify the rounding of the threshold: (1e-16)^p is 1e-8 for alpha = 3.
         total = weights.sum(-1, keepdim=True)
-        return (weights / total.masked_fill(total == 0, 1)).to(scores.dtype)
+        return weights / total.masked_fill(total == 0, 1)
     threshold = torch.full_like(top, -1)
     for _ in range(_step_bound(x, alpha)):
         step, _norm = _newton_step(_excess(x, threshold), alpha)
@@ -118,7 +128,7 @@ def _step_bound(x: Tensor, alpha: float | Tensor) -> int:
 
 
 def _bracketed_threshold(x: Tensor, alpha: float) -> Tensor:
-    """Root of g for alpha > 2; ``x``: ``[..., n]`` in float64."""
+    """Root of g for alpha > 2."""
     low = torch.full_like(x[..., :1], -1)
     high = torch.full_like(low, -(x.shape[-1] ** (1 - alpha)))  # the largest weight is 1/n or more
     threshold = low

@@ -22,7 +22,7 @@ import time
 import warnings
 from pathlib import Path
 
-import torch  # loads the OpenMP runtime that the kernels share
+import torch  # noqa: F401 - loads the OpenMP runtime that the kernels share
 
 __all__ = ["load", "unavailable"]
 
@@ -167,7 +167,7 @@ def _compile(compiler: list[str], path: Path) -> None:
         with built.open("ab") as file:  # what follows an ELF file's sections is ignored when it is loaded
             file.write(hashlib.sha256(built.read_bytes()).digest())
         built.chmod(0o700)
-        os.replace(built, path)
+        built.replace(path)
 
 
 def _run(command: list[str]) -> str:
