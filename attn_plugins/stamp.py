@@ -14,7 +14,7 @@ from torch import nn
 
 from .spec import Spec
 
-__all__ = ["METADATA_KEY", "refuse_others", "spec_of", "stamp"]
+__all__ = ["METADATA_KEY", "refuse_others", "spec_of", "stamp", "unstamp"]
 
 METADATA_KEY = "attn_plugins"
 """What a spec is filed under: in a state dict's ``_metadata``, in our files, in DINO's args and configs."""
@@ -37,6 +37,13 @@ def stamp(model: nn.Module, spec: Spec, layers: Sequence[str | None]) -> None:
     setattr(model, STAMP, record)
     if _write not in model._state_dict_hooks.values():
         model.register_state_dict_post_hook(_write)
+
+
+def unstamp(module: nn.Module) -> None:
+    """Take the hook of :func:`stamp` away; the record goes with the other attributes of the patch."""
+    for handle, hook in list(module._state_dict_hooks.items()):
+        if hook is _write:
+            del module._state_dict_hooks[handle]
 
 
 def spec_of(model: nn.Module) -> str | None:

@@ -5,7 +5,11 @@ call is answered by :func:`attn_plugins.attention` (:mod:`.sdpa`). Explicit adap
 computes attention in another way.
 """
 
-from . import dinov1, dinov2, sdpa
-from .base import Adapter, adapter_for, register_adapter
+from . import dinov1, dinov2, mha, sdpa, softmax, transformers
+from .base import Adapter, Container, adapter_for, register_adapter
 
-__all__ = ["Adapter", "adapter_for", "dinov1", "dinov2", "register_adapter", "sdpa"]
+__all__ = ["Adapter", "Container", "adapter_for", "register_adapter"]
+
+# The most general first: where several know a class, the last one is used.
+for module in (softmax, sdpa, mha, transformers, dinov2, dinov1):
+    register_adapter(module.ADAPTER)

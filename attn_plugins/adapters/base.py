@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,19 +10,14 @@ from torch import nn
 
 from ..registry import ADAPTERS
 
-__all__ = [
-    "Adapter",
-    "adapter_for",
-    "code_names",
-    "never",
-    "patched_class",
-    "register_adapter",
-    "unpatched_class",
-]
+__all__ = ["Adapter", "Container", "adapter_for", "patched_class", "register_adapter", "unpatched_class"]
 
+Overrides = Callable[[type], dict[str, Any]]
 
-def never(cls: type) -> bool:
-    return False
+PREFIX = "attn_plugins_"
+"""Of every attribute and submodule that a patch adds to a module."""
+NORMALIZER = PREFIX + "normalizer"
+CONTAINED = PREFIX + "contained"
 
 
 def _no_check(module: nn.Module) -> None:
@@ -41,6 +34,19 @@ def heads_attribute(module: nn.Module) -> int | None:
 
 
 @dataclass(frozen=True)
+class Container:
+    """A module around the attention that has a say in how it runs (a block that is asked for the map).
+
+    Attributes:
+        matches: tells from a class whether this is it.
+        overrides: methods of its patched subclass, made from the original class.
+    """
+
+    matches: Callable[[type], bool]
+    overrides: Overrides
+
+
+@dataclass(frozen=True)
 class Adapter:
     """How one kind of attention module is patched.
 
@@ -51,18 +57,16 @@ class Adapter:
             normalizer in ``self.attn_plugins_normalizer`` and call :func:`attn_plugins.attention`.
         check: raises ``UnsupportedModelError`` for a module that has an option the adapter cannot honour.
         num_heads: number of heads of a module, or None; asked for only by learnable normalizers.
-        parent: what to patch around it, where the module that holds the attention has a say (a block that is
-            asked for the map); used if ``parent_matches`` knows that module's class. The attention then has
-            ``self.attn_plugins_in_block = True``.
+        around: modules above the attention that are patched with it. Where one of them is found, the
+            attention has ``self.attn_plugins_contained = True``.
     """
 
     name: str
     matches: Callable[[type], bool]
-    overrides: Callable[[type], dict[str, Any]]
+    overrides: Overrides
     check: Callable[[nn.Module], None] = _no_check
     num_heads: Callable[[nn.Module], int | None] = heads_attribute
-    parent: Adapter | None = None
-    parent_matches: Callable[[type], bool] = never
+    around: tuple[Container, ...] = ()
 
 
 def register_adapter(adapter: Adapter) -> Adapter:
@@ -71,35 +75,36 @@ def register_adapter(adapter: Adapter) -> Adapter:
     Raises:
         ValueError: the name is taken.
     """
-    ADAPTERS.register(adapter.name, adapter)
-    adapter_for.cache_clear()
-    return adapter
+    return ADAPTERS.register(adapter.name, adapter)
 
 
-@functools.cache
 def adapter_for(cls: type) -> Adapter | None:
     """The adapter for modules of class ``cls``, or None."""
     return next((adapter for adapter in reversed(ADAPTERS.values()) if adapter.matches(cls)), None)
 
 
-def code_names(function: Any) -> set[str]:
-    """Names that a Python function's own code refers to; empty for anything else."""
-    function = getattr(function, "__wrapped__", function)
-    return set(function.__code__.co_names) if isinstance(function, types.FunctionType) else set()
+def patched_class(base: type, adapter: Adapter, container: Container | None = None) -> type:
+    """Subclass of ``base`` with the overrides of ``adapter``, or of one of its containers.
 
-
-@functools.cache
-def patched_class(base: type, adapter: Adapter) -> type:
-    """Subclass of ``base`` with the adapter's overrides; isinstance, state_dict and attributes stay as they were."""
+    isinstance, state_dict, attributes and the class's name stay as they were: FSDP wrapping policies and
+    transformers go by the name.
+    """
+    made_by = (adapter.name, None if container is None else adapter.around.index(container))
+    # Found among the subclasses and not in a cache, which would keep classes alive for ever.
+    for made in type.__subclasses__(base):
+        if vars(made).get("_attn_plugins_made_by") == made_by:
+            return made
     namespace = {
         "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
         "__reduce_ex__": _reduce_ex,
         "_attn_plugins_base": base,
-        "_attn_plugins_adapter": adapter,
-        **adapter.overrides(base),
+        "_attn_plugins_made_by": made_by,
+        **(adapter if container is None else container).overrides(base),
     }
-    return type(f"Patched{base.__name__}", (base,), namespace)
+    metaclass: Any = type(base)
+    return metaclass(base.__name__, (base,), namespace)
 
 
 def unpatched_class(cls: type) -> type:
@@ -109,10 +114,11 @@ def unpatched_class(cls: type) -> type:
 
 def _reduce_ex(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
     # The subclass is made at run time, so pickle and deepcopy go by what it is made from.
-    cls = type(self)
-    return _rebuild, (cls._attn_plugins_base, cls._attn_plugins_adapter.name), self.__getstate__()
+    cls: Any = type(self)
+    return _rebuild, (cls._attn_plugins_base, *cls._attn_plugins_made_by), self.__getstate__()
 
 
-def _rebuild(base: type, adapter_name: str) -> nn.Module:
-    cls = patched_class(base, ADAPTERS.get(adapter_name))
+def _rebuild(base: type, adapter_name: str, container: int | None) -> nn.Module:
+    adapter = ADAPTERS.get(adapter_name)
+    cls = patched_class(base, adapter, None if container is None else adapter.around[container])
     return cls.__new__(cls)

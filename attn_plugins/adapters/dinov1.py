@@ -16,8 +16,9 @@ from typing import Any
 from torch import Tensor
 
 from ..attention import attention
-from .base import Adapter, code_names, never, register_adapter
-from .qkv import PLAIN, dropout_p, finish, returns_pair, split_heads
+from .base import Adapter, Container
+from .code import code_names, returns_pair
+from .qkv import PLAIN, dropout_p, finish, split_heads
 
 __all__ = ["ADAPTER"]
 
@@ -31,7 +32,7 @@ def _attention_overrides(base: type) -> dict[str, Any]:
     def forward(self: Any, x: Tensor, return_attention: bool | None = None) -> tuple[Tensor, Tensor | None]:
         """``x: [B, N, C]`` to ``(y: [B, N, C], weights: [B, H, N, N] or None)``."""
         if return_attention is None:
-            return_attention = bool(self._forward_hooks) or not getattr(self, "attn_plugins_in_block", False)
+            return_attention = bool(self._forward_hooks) or not getattr(self, "attn_plugins_contained", False)
         q, k, v = split_heads(self, x)
         arguments = {"dropout_p": dropout_p(self), "scale": self.scale, "normalizer": self.attn_plugins_normalizer}
         if return_attention:
@@ -57,5 +58,4 @@ def _is_block(cls: type) -> bool:
     return code_names(getattr(cls, "forward", None)) == {"attn", "norm1", "drop_path", "mlp", "norm2"}
 
 
-BLOCK = register_adapter(Adapter("dinov1_block", never, _block_overrides))
-ADAPTER = register_adapter(Adapter("dinov1", _matches, _attention_overrides, parent=BLOCK, parent_matches=_is_block))
+ADAPTER = Adapter("dinov1", _matches, _attention_overrides, around=(Container(_is_block, _block_overrides),))

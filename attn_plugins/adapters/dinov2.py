@@ -18,8 +18,9 @@ from typing import Any
 
 from torch import Tensor
 
-from .base import Adapter, code_names, register_adapter
-from .qkv import PLAIN, attend, returns_pair
+from .base import Adapter
+from .code import code_names, returns_pair
+from .qkv import PLAIN, attend
 
 __all__ = ["ADAPTER"]
 
@@ -38,4 +39,4 @@ def _overrides(base: type) -> dict[str, Any]:
     return {"forward": forward}
 
 
-ADAPTER = register_adapter(Adapter("dinov2", _matches, _overrides))
+ADAPTER = Adapter("dinov2", _matches, _overrides)

@@ -1,7 +1,9 @@
-"""Answer a module's call of ``F.scaled_dot_product_attention`` by :func:`attn_plugins.attention`."""
+"""Answer the attention calls that a module's own code makes by :func:`attn_plugins.attention`."""
 
 from __future__ import annotations
 
+import functools
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +19,18 @@ __all__ = ["Intercept", "intercepted"]
 _SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
 
 
+def _undispatched(function: Any) -> Any:
+    """A torch function without its first step, which hands the whole call to the mode and then runs without it."""
+    scope = {**function.__globals__, "has_torch_function": lambda tensors: False}
+    del scope["__name__"]  # torch.compile would look names up in the module of that name instead of here
+    copy = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+_multi_head_attention_forward = _undispatched(F.multi_head_attention_forward)
+
+
 class Intercept(TorchFunctionMode):
     """Inside this context, attention uses ``normalizer``.
 
@@ -25,8 +39,7 @@ class Intercept(TorchFunctionMode):
 
     Args:
         normalizer: ``(scores, dim=-1) -> weights``.
-        softmax: also answer ``softmax`` over the last dimension, for code that has a path with materialised
-            weights beside the fused one.
+        softmax: also answer ``softmax`` over the last dimension, for code that materialises the weights.
     """
 
     def __init__(self, normalizer: Callable[..., Tensor], softmax: bool = False) -> None:
@@ -38,28 +51,37 @@ class Intercept(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             return attention(*args, **kwargs, normalizer=self.normalizer)
-        if self.softmax and func in _SOFTMAX:
+        if func is F.multi_head_attention_forward:
+            with Intercept(self.normalizer, softmax=True):
+                return _multi_head_attention_forward(*args, **kwargs)
+        if self.softmax and func in _SOFTMAX and _over_last_dimension(*args, **kwargs):
             return _softmax(self.normalizer, *args, **kwargs)
         return func(*args, **kwargs)
 
 
+def _over_last_dimension(input: Tensor, dim: int | None = None, *rest: Any, **kwargs: Any) -> bool:
+    return dim is not None and dim % input.dim() == input.dim() - 1
+
+
 def _softmax(
     normalizer: Callable[..., Tensor],
-    scores: Tensor,
-    dim: int = -1,
-    _stacklevel: int = 3,
+    input: Tensor,
+    dim: int,
+    *rest: Any,
     dtype: torch.dtype | None = None,
+    _stacklevel: int = 3,
 ) -> Tensor:
-    return normalizer(scores if dtype is None else scores.to(dtype), dim=dim)
+    # F.softmax and torch.softmax agree on the first two positions only.
+    dtype = next((value for value in rest if isinstance(value, torch.dtype)), dtype)
+    return normalizer(input if dtype is None else input.to(dtype), dim=dim)
 
 
 def intercepted(method: Callable[..., Any], softmax: bool = False) -> Callable[..., Any]:
     """``method`` of an attention module, run inside :class:`Intercept` with that module's normalizer."""
 
+    @functools.wraps(method)  # inspect.signature shows upstream's
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         with Intercept(self.attn_plugins_normalizer, softmax):
             return method(self, *args, **kwargs)
 
-    run.__name__, run.__doc__ = method.__name__, method.__doc__
-    run.__wrapped__ = method  # type: ignore[attr-defined]  # inspect.signature shows upstream's
     return run

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dis
-import itertools
 from typing import Any
 
 import torch
@@ -11,20 +9,13 @@ from torch import Tensor, nn
 
 from ..attention import attention
 
-__all__ = ["PLAIN", "attend", "dropout_p", "finish", "returns_pair", "split_heads"]
+__all__ = ["PLAIN", "attend", "dropout_p", "finish", "split_heads"]
 
 PLAIN = {
-    "shape", "qkv", "reshape", "num_heads", "permute", "transpose", "scale", "softmax", "attn_drop", "proj", "proj_drop",
-}  # fmt: skip
+    *("shape", "qkv", "reshape", "num_heads", "permute", "transpose", "scale", "softmax"),
+    *("attn_drop", "proj", "proj_drop"),
+}
 """Every name that such a forward uses: one that does more (a bias, a norm of q) is not this attention."""
-
-
-def returns_pair(function: Any) -> bool:
-    """Whether a Python function ends in ``return a, b``."""
-    code = list(dis.get_instructions(function))
-    return any(
-        a.opname == "BUILD_TUPLE" and a.arg == 2 and b.opname == "RETURN_VALUE" for a, b in itertools.pairwise(code)
-    )
 
 
 def split_heads(module: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

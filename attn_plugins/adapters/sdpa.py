@@ -1,45 +1,36 @@
-"""Any module with a method that calls ``F.scaled_dot_product_attention``.
+"""Any module with a method that calls ``F.scaled_dot_product_attention`` or ``F.multi_head_attention_forward``.
 
 This covers official DINOv3 ``SelfAttention`` (``compute_attention``, so ``forward`` and ``forward_list``),
-DINOv2 ``Attention``, timm's fused paths and most hand-written ViTs, with whatever they do to q and k before
-(RoPE, q/k norm) and to the output after (gates, norms).
+DINOv2 ``Attention``, timm's classes with a fused path (with ``fused_attn`` on or off) and most hand-written
+ViTs, with whatever they do to q and k before (RoPE, q/k norm) and to the output after (gates, norms).
+
+Modifications: none to the code that runs; only those calls are answered differently.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
-from .base import Adapter, code_names, register_adapter
+from .base import Adapter
+from .code import methods
 from .intercept import intercepted
 
 __all__ = ["ADAPTER"]
 
-CALL = "scaled_dot_product_attention"
-
-
-def _methods(cls: type) -> dict[str, Any]:
-    """Methods of ``cls`` and its bases, up to nn.Module, whose code names the call."""
-    found: dict[str, Any] = {}
-    seen: set[str] = set()
-    for owner in cls.__mro__:
-        if owner is nn.Module:
-            break
-        for name, value in vars(owner).items():
-            if name not in seen and CALL in code_names(value):
-                found[name] = value
-            seen.add(name)
-    return found
-
-
-def _overrides(base: type) -> dict[str, Any]:
-    overrides: dict[str, Any] = {name: intercepted(method, softmax=True) for name, method in _methods(base).items()}
-    return overrides
+CALLS = {"scaled_dot_product_attention", "multi_head_attention_forward"}
 
 
 def _matches(cls: type) -> bool:
-    return bool(_methods(cls)) and not cls.__module__.startswith("torch.nn.modules")
+    return any(names & CALLS for _, names in methods(cls))
 
 
-ADAPTER = register_adapter(Adapter("sdpa", _matches, _overrides))
+def _overrides(base: type) -> dict[str, Any]:
+    # A softmax in the same method is the path with materialised weights (timm's fused_attn=False).
+    return {
+        name: intercepted(getattr(base, name), softmax="softmax" in names)
+        for name, names in methods(base)
+        if names & CALLS
+    }
+
+
+ADAPTER = Adapter("sdpa", _matches, _overrides)

@@ -1,0 +1,132 @@
+"""transformers: every attention that goes through ``AttentionInterface`` (ViT, DINOv2, DINOv3, SigLIP, CLIP, ...).
+
+Modifications:
+- a patched layer finds ``"attn_plugins"`` where it asks its config which implementation to use, whatever the
+  model's ``attn_implementation`` is (eager, sdpa, flash); layers that are not patched go on as they were;
+- ``output_attentions=True`` gives the map that was used with every implementation (upstream: with eager only).
+
+Follows transformers 5.23 (``integrations/sdpa_attention.py`` for the arguments and their meaning).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..attention import attention
+from ..errors import UnsupportedModelError
+from .base import Adapter
+from .code import code_names
+
+__all__ = ["ADAPTER"]
+
+INTERFACE = "ALL_ATTENTION_FUNCTIONS"
+IMPLEMENTATION = "attn_plugins"
+
+
+class _Config:
+    """A layer's config that names our implementation; everything else is read from, and written to, the model's."""
+
+    def __init__(self, config: Any) -> None:
+        self.attn_plugins_config = config
+        self._attn_implementation = IMPLEMENTATION
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.attn_plugins_config, name)
+
+
+def _get_config(module: Any) -> _Config:
+    return _Config(module.__dict__["config"])
+
+
+def _set_config(module: Any, config: Any) -> None:
+    module.__dict__["config"] = config
+
+
+def attention_forward(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """What transformers calls, with its argument names.
+
+    Args:
+        module: the attention layer.
+        query: ``[B, H, N, D]``.
+        key: ``[B, H_kv, S, D]``.
+        value: ``[B, H_kv, S, D]``.
+        attention_mask: ``[B, 1, N, S]`` bool or float, or ``[B, S]`` as flash implementations get it.
+        position_bias: added to the scores, broadcasts to ``[B, H, N, S]``.
+
+    Returns:
+        ``[B, N, H, D]`` and the weights ``[B, H, N, S]``, or None if nobody asked for them.
+
+    Raises:
+        UnsupportedModelError: an option that is not attention with a row normalizer.
+    """
+    for option in ("softcap", "s_aux", "cache"):
+        if kwargs.get(option) is not None:
+            raise UnsupportedModelError(
+                f"{type(module).__name__} passes {option}; unpatch it or leave it out of layers="
+            )
+    mask = _merge(attention_mask, position_bias)
+    causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
+    out, weights = _attend(
+        module,
+        _wants_weights(module, kwargs),
+        query=query,
+        key=key,
+        value=value,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=bool(causal) and mask is None and query.shape[2] > 1,
+        scale=scaling,
+        enable_gqa=True,
+    )
+    return out.transpose(1, 2).contiguous(), weights
+
+
+def _attend(module: Any, return_weights: bool, **arguments: Any) -> tuple[Tensor, Tensor | None]:
+    result = attention(**arguments, normalizer=module.attn_plugins_normalizer, return_weights=return_weights)
+    return result if return_weights else (result, None)
+
+
+def _wants_weights(module: Any, kwargs: dict[str, Any]) -> bool:
+    config = module.__dict__["config"]
+    return bool(kwargs.get("output_attentions") or config.output_attentions or config._attn_implementation == "eager")
+
+
+def _merge(mask: Any, bias: Tensor | None) -> Tensor | None:
+    if mask is not None and not isinstance(mask, Tensor):
+        raise UnsupportedModelError(
+            f"an attention mask of type {type(mask).__name__} cannot be read; "
+            "load the model with attn_implementation='sdpa'"
+        )
+    if mask is not None and mask.dim() == 2:
+        mask = mask[:, None, None, :].bool()
+    if bias is None or mask is None:
+        return bias if mask is None else mask
+    return bias.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else bias + mask
+
+
+def _overrides(base: type) -> dict[str, Any]:
+    from transformers.modeling_utils import AttentionInterface
+
+    AttentionInterface.register(IMPLEMENTATION, attention_forward)
+    return {"config": property(_get_config, _set_config)}
+
+
+def _matches(cls: type) -> bool:
+    return INTERFACE in code_names(getattr(cls, "forward", None))
+
+
+ADAPTER = Adapter("transformers", _matches, _overrides)
