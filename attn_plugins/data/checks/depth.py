@@ -117,13 +117,15 @@ def check_kitti(root: Path) -> list[Problem]:
     if problems:
         return problems
     truth = root / kitti.IMPROVED
-    if not list(truth.glob("*_sync")) and list(truth.glob("*/*_sync")):
-        remedy = f"move the drives up: mv {truth}/train/* {truth}/val/* {truth}/"
-        return [Problem("kitti-not-merged", truth, "still has the archive's train/ and val/ folders", remedy)]
+    unmerged = sorted({drive.parent for drive in truth.glob("*/*_sync")})
+    if unmerged:
+        remedy = f"move the drives up: mv {' '.join(f'{folder}/*' for folder in unmerged)} {truth}/"
+        found = f"still has the archive's {' and '.join(f'{folder.name}/' for folder in unmerged)}"
+        return [Problem("kitti-not-merged", truth, found, remedy)]
     form = "2011_09_26/DRIVE/image_02/data/0000000069.png DRIVE/proj_depth/groundtruth/image_02/0000000069.png 721.5377"
     for split, name in kitti.SPLITS.items():
-        lines, found = split_lines(root / name, (2, 3), form)
-        problems += found
+        lines, malformed = split_lines(root / name, (2, 3), form)
+        problems += malformed
         unmeasured = [root / line[0] for line in lines if line[1] == "None"]
         if unmeasured and split == "train":
             what = f"{len(unmeasured)} training lines have no depth (None)"

@@ -55,14 +55,14 @@ def find_folders(root: Path, needed: Sequence[str], download: str) -> list[Probl
     missing = [name for name in needed if not (root / name).exists()]
     if not missing:
         return []
+    if len(missing) < len(needed):
+        return [Problem("missing-folder", root / name, "does not exist", download) for name in missing]
     for place in _near(root):
         if all((place / name).exists() for name in needed):
             found = f"holds no {missing[0]}, but {place} does"
             return [Problem("wrong-folder", root, found, f"give {place} as the data root")]
-    if len(missing) == len(needed):
-        found = f"holds none of {', '.join(needed)}"
-        return [Problem("wrong-folder", root, found, f"give the folder that holds {needed[0]}; {download}")]
-    return [Problem("missing-folder", root / name, "does not exist", download) for name in missing]
+    found = f"holds none of {', '.join(needed)}"
+    return [Problem("wrong-folder", root, found, f"give the folder that holds {needed[0]}; {download}")]
 
 
 def _near(root: Path) -> Iterable[Path]:
