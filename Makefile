@@ -1,0 +1,35 @@
+# Each target sets up what it needs in a virtual environment of its own.
+PYTHON ?= python3.11
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+ARGS   ?=
+
+.PHONY: demo test lint bench clean
+
+# Two small ViTs (softmax, entmax-1.5, ...) from rendered scenes to a table, a picture and a report in demo_out/.
+demo: $(VENV)/.demo
+	$(BIN)/attn-plugins demo $(ARGS)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.test
+	$(BIN)/attn-plugins bench attention $(ARGS)
+
+$(VENV)/.venv:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# The stamp carries the extra's name: make installs again when the requirements change.
+$(VENV)/.%: $(VENV)/.venv pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$*]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo_out
