@@ -19,7 +19,6 @@ __all__ = ["FLOOR", "HILLS", "SKY", "WALL", "Backdrop", "build", "colour", "smoo
 
 # Ids in `Scene.stuff`; 0 is where an object is.
 FLOOR, SKY, HILLS, WALL = 1, 2, 3, 4
-STUFF_NAMES = {FLOOR: "floor", SKY: "sky", HILLS: "hills", WALL: "wall"}
 
 _TILE = 512
 

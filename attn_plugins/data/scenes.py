@@ -39,7 +39,7 @@ class Box(NamedTuple):
     ymax: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scene:
     """One picture and everything that is known about it.
 

@@ -140,12 +140,11 @@ def test_kitti_depth_decodes_back(made: Made) -> None:
             image, depth, _ = line.split()
             scene = render(made.seed, start + i, made.size, indoor=False, far=80.0)
             assert (np.asarray(Image.open(root / image)) == scene.image).all()
-            drive, file = image.split("/")[1], Path(image).name
-            raw = read_depth(root / "data_depth_velodyne" / drive / "proj_depth/velodyne_raw/image_02" / file)
-            assert_depth(raw, 256, scene, 0.02)
             if depth == "None":
                 without += 1
                 continue
+            raw = read_depth(root / "data_depth_velodyne" / depth.replace("groundtruth", "velodyne_raw"))
+            assert_depth(raw, 256, scene, 0.02)
             improved = read_depth(root / "data_depth_annotated" / depth)
             assert_depth(improved, 256, scene, 0.1)
             assert (improved > 0).sum() > (raw > 0).sum()

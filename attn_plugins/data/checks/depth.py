@@ -35,6 +35,11 @@ class _Stored:
     rotated: bool = False
 
 
+_STORED_NYUV2 = _Stored(MILLIMETRES, 2.7, 10.5)
+_STORED_KITTI = _Stored(KITTI_SCALE, 15, 110)
+_STORED_SUNRGBD = _Stored(MILLIMETRES, 2.7, 20.0, rotated=True)
+
+
 def _check_maps(pairs: list[tuple[Path, Path]], stored: _Stored) -> list[Problem]:
     """Whether sampled depth maps are 16-bit, not empty, and in the expected unit."""
     problems: dict[str, Problem] = {}
@@ -106,7 +111,7 @@ def check_nyuv2(root: Path) -> list[Problem]:
     for name, folder in nyuv2.SPLITS.values():
         lines, found = split_lines(root / name, (2, 3), form)
         pairs = [(root / folder / line[0].lstrip("/"), root / folder / line[1].lstrip("/")) for line in lines]
-        problems += found + _check_split(root / name, pairs, _Stored(MILLIMETRES, 2.7, 10.5))
+        problems += found + _check_split(root / name, pairs, _STORED_NYUV2)
     return problems
 
 
@@ -130,9 +135,15 @@ def check_kitti(root: Path) -> list[Problem]:
         if unmeasured and split == "train":
             what = f"{len(unmeasured)} training lines have no depth (None)"
             problems.append(Problem("malformed-split", root / name, what, "take these lines out of the split file"))
-        problems += listed_files("images without improved ground truth", root / name, unmeasured)
-        pairs = [(root / line[0], truth / line[1]) for line in lines if line[1] != "None"]
-        problems += _check_split(root / name, pairs, _Stored(KITTI_SCALE, 15, 110))
+        problems += listed_files("images without ground truth", root / name, unmeasured)
+        measured = [line for line in lines if line[1] != "None"]
+        pairs = [(root / line[0], truth / line[1]) for line in measured]
+        problems += _check_split(root / name, pairs, _STORED_KITTI)
+        if (root / kitti.RAW).is_dir():
+            raw = [root / kitti.RAW / line[1].replace("groundtruth", "velodyne_raw") for line in measured]
+            problems += listed_files("raw depth maps", root / name, raw)
+            there = [(root / line[0], path) for line, path in zip(measured, raw, strict=True) if path.is_file()]
+            problems += _check_maps([pair for pair in there if pair[0].is_file()], _STORED_KITTI)
     return problems
 
 
@@ -148,5 +159,5 @@ def check_sunrgbd(root: Path) -> list[Problem]:
             continue  # the transferred probe is tested only
         lines, found = split_lines(root / name, (2,), form)
         pairs = [(root / image, root / depth) for image, depth in lines]
-        problems += found + _check_split(root / name, pairs, _Stored(MILLIMETRES, 2.7, 20.0, rotated=True))
+        problems += found + _check_split(root / name, pairs, _STORED_SUNRGBD)
     return problems

@@ -88,6 +88,10 @@ def check_imagenet(root: Path) -> list[Problem]:
     problems += _check_classes(root / "train", classes)
     val_classes, val_files = _children(root / "val")
     images = [file for file in val_files if file.lower().endswith(_IMAGES)]
+    if images and val_classes:
+        found = f"holds {len(images)} images beside {len(val_classes)} class folders"
+        remedy = "sort all of them into class folders, or none"
+        return [*problems, Problem("val-mixed", root / "val" / images[0], found, remedy)]
     if images:
         return problems + _check_flat_val(root, images, classes)
     if not val_classes:

@@ -89,12 +89,12 @@ def build_root(root: str | Path, layout: str, parameters: dict[str, Any], fill: 
         fill: writes the data set into the folder it is given.
 
     Raises:
-        ValueError: a number of scenes below 1.
+        ValueError: a split without scenes, or with too many.
         FileExistsError: `root` holds something else. Nothing was changed.
     """
     for name in ("num_train", "num_val"):
-        if parameters[name] < 1:
-            raise ValueError(f"{name}={parameters[name]}: both splits need at least one scene")
+        if not 1 <= parameters[name] <= VAL_START:
+            raise ValueError(f"{name}={parameters[name]}: each split needs at least one scene, at most {VAL_START}")
     root = Path(root).absolute()
     wanted = json.loads(json.dumps({"layout": layout, "renderer": RENDERER, **parameters}))
     root.parent.mkdir(parents=True, exist_ok=True)

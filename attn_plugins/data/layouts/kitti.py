@@ -6,9 +6,9 @@
     eigen_train_files_with_gt.txt, eigen_test_files_with_gt.txt     lines "IMAGE DEPTH FOCAL"
 
 IMAGE lies below the root, DEPTH below data_depth_annotated/ (the official archive's train/ and val/ merged, as BTS
-does) and is `None` where the improved ground truth has no map for a test image: 45 of 697. The raw ground truth of
-a line is found by replacing data_depth_annotated with data_depth_velodyne and groundtruth with velodyne_raw; every
-test image has one.
+does) and is `None` where there is no map for a test image: 45 of 697. The raw ground truth of a line is found by
+replacing data_depth_annotated with data_depth_velodyne and groundtruth with velodyne_raw; KITTI's archives hold both
+for the same frames.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ SPLITS = {"train": "eigen_train_files_with_gt.txt", "val": "eigen_test_files_wit
 _DATE = "2011_09_26"
 _DRIVES = {"train": f"{_DATE}_drive_0001_sync", "val": f"{_DATE}_drive_0002_sync"}
 MAX_DEPTH = 80.0
-# Every 15th test image goes without improved ground truth, about as many as 45 of 697.
-_WITHOUT_IMPROVED = 15
+# Every 15th test image goes without ground truth, about as many as 45 of 697.
+_WITHOUT_DEPTH = 15
 
 
 def write_kitti(
@@ -60,10 +60,10 @@ def write_kitti(
             raw = f"{drive}/proj_depth/velodyne_raw/image_02/{file}"
             returned = scene.stuff != SKY
             save_image(folder / image, scene.image)
-            save_depth(folder / RAW / raw, encode(scene.depth, KITTI_SCALE, returned & raw_lines))
-            if split == "val" and number % _WITHOUT_IMPROVED == _WITHOUT_IMPROVED - 1:
+            if split == "val" and number % _WITHOUT_DEPTH == _WITHOUT_DEPTH - 1:
                 improved = "None"
             else:
+                save_depth(folder / RAW / raw, encode(scene.depth, KITTI_SCALE, returned & raw_lines))
                 save_depth(folder / IMPROVED / improved, encode(scene.depth, KITTI_SCALE, returned & improved_lines))
             lines[split].append(f"{image} {improved} {scene.focal:.4f}")
         for split, name in SPLITS.items():
