@@ -33,7 +33,13 @@ def patch_networks(spec: str, *networks: nn.Module) -> None:
     read_own_checkpoints()
     wanted = str(parse(spec))
     for network in networks:
-        if wanted != "softmax":
+        present = spec_of(network)
+        if present not in (None, wanted):
+            raise ValueError(
+                f"asked for {wanted!r} by the trainer's own option, but {type(network).__name__} has {present!r} "
+                "already (from the launcher?): give the spec in one place"
+            )
+        if wanted != "softmax" and present is None:
             patch(network, wanted)
         refuse_others(network)
 

@@ -65,7 +65,7 @@ def patch_as_built(built: Callable[[nn.Module], None]) -> Iterator[None]:
         cls.__init__ = construct  # type: ignore[misc]
 
     def on_new_class(cls: type, **kwargs: Any) -> None:
-        super(nn.Module, cls).__init_subclass__(**kwargs)
+        super(nn.Module, cls).__init_subclass__(**kwargs)  # type: ignore[misc]
         wrap(cls)
 
     for cls in _subclasses(nn.Module):
@@ -76,14 +76,14 @@ def patch_as_built(built: Callable[[nn.Module], None]) -> Iterator[None]:
     finally:
         del nn.Module.__init_subclass__
         for cls, original in reversed(wrapped):
-            cls.__init__ = original  # type: ignore[misc]
+            cls.__init__ = original
 
 
 def _subclasses(cls: type) -> list[type]:
     found: set[type] = set()
     waiting = [cls]
     while waiting:
-        new = set(waiting.pop().__subclasses__()) - found
+        new: set[type] = set(waiting.pop().__subclasses__()) - found
         found |= new
         waiting += new
     return list(found)
