@@ -100,8 +100,9 @@ def entmax_alpha(scores: Tensor, alpha: Tensor, dim: int = -1) -> Tensor:
     Raises:
         ValueError: the shape of ``alpha`` does not fit, or ``scores`` is not floating point.
     """
-    alpha = alpha.reshape((1,) * (scores.dim() - alpha.dim()) + tuple(alpha.shape)).movedim(dim, -1)
-    if alpha.dim() != scores.dim() or alpha.shape[-1] != 1:
+    rank = max(scores.dim(), 1)
+    alpha = alpha.reshape((1,) * (rank - alpha.dim()) + tuple(alpha.shape)).movedim(dim, -1)
+    if alpha.dim() != rank or alpha.shape[-1] != 1:
         raise ValueError(
             f"alpha of shape {tuple(alpha.movedim(-1, dim).shape)} does not give one value per row of scores "
             f"{tuple(scores.shape)} along dim {dim}; it needs size 1 there"

@@ -62,17 +62,16 @@ static long blocks_of(const problem *p) {
     return (vecs + TILE_VECS - 1) / TILE_VECS;
 }
 
-/* x[keys][lanes] = (alpha - 1) * (scale * q k^T + mask); qt is scratch for the transposed queries. */
+/* x[keys][lanes] = scale * q k^T + mask; qt is scratch for the transposed queries. */
 static void scores(const problem *p, const tensor *q, const tensor *mask, const float *k, long ldk, long b, long h,
                    block t, float *qt, float *x) {
     long ld = t.vecs * LANES;
-    float gain = p->alpha[h] - 1;
-    pack_transposed(qt, row(q, b, h, t.first), q->n, t.count, p->dim, ld, p->scale * gain);
+    pack_transposed(qt, row(q, b, h, t.first), q->n, t.count, p->dim, ld, p->scale);
     matmul(p->keys, t.vecs, p->dim, (operand){k, ldk, 1}, qt, ld, x, ld, 0);
     if (mask->at)
         for (long i = 0; i < t.count; i++) {
             const float *m = row(mask, b, h, t.first + i);
-            for (long j = 0; j < p->keys; j++) x[j * ld + i] += gain * m[j * mask->s];
+            for (long j = 0; j < p->keys; j++) x[j * ld + i] += m[j * mask->s];
         }
     if (p->causal)
         for (long i = 0; i < t.count; i++)
@@ -96,7 +95,7 @@ static void solve_columns(float alpha, float *x, long keys, long vecs, float *to
 /* Scores x become weights, and s their slope d^(p-1). */
 INLINE void restore(enum family f, float *x, float *s, long n, long ld, float power, vec top, vec tau) {
     for (long i = 0; i < n; i++) {
-        vec d = relu(load(x + i * ld) - top - tau), si = slope(f, d, power);
+        vec d = relu(shifted(f, load(x + i * ld), top, power) - tau), si = slope(f, d, power);
         store(s + i * ld, si);
         store(x + i * ld, si * d);
     }

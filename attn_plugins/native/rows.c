@@ -5,10 +5,10 @@
 #include "solve.h"
 
 /* tile[n][LANES] = LANES rows of src from `first`, the last one repeated where there are fewer */
-static void gather(float *tile, const float *src, long first, long rows, long n, float gain) {
+static void gather(float *tile, const float *src, long first, long rows, long n) {
     for (long i = 0; i < LANES; i++) {
         const float *from = src + (first + i < rows ? first + i : rows - 1) * n;
-        for (long j = 0; j < n; j++) tile[j * LANES + i] = gain * from[j];
+        for (long j = 0; j < n; j++) tile[j * LANES + i] = from[j];
     }
 }
 
@@ -27,7 +27,7 @@ int rows_forward(const float *scores, float *weights, int64_t rows, int64_t n, f
 #pragma omp for schedule(static)
         for (long first = 0; first < rows; first += LANES) {
             vec top, tau;
-            gather(x, scores, first, rows, n, alpha - 1);
+            gather(x, scores, first, rows, n);
             switch (family_of(alpha)) {
                 case ENTMAX15: solve(ENTMAX15, x, n, LANES, 2, &top, &tau); break;
                 case SPARSEMAX: solve(SPARSEMAX, x, n, LANES, 1, &top, &tau); break;
@@ -50,8 +50,8 @@ int rows_backward(const float *weights, const float *grad, float *out, int64_t r
         float *s = memory + 2 * omp_get_thread_num() * n * LANES, *g = s + n * LANES;
 #pragma omp for schedule(static)
         for (long first = 0; first < rows; first += LANES) {
-            gather(s, weights, first, rows, n, 1);
-            gather(g, grad, first, rows, n, 1);
+            gather(s, weights, first, rows, n);
+            gather(g, grad, first, rows, n);
             for (long i = 0; i < n; i++) { /* d^(p-1) = weights^(2 - alpha) */
                 vec p = load(s + i * LANES);
                 switch (family_of(alpha)) {

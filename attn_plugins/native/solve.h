@@ -1,7 +1,7 @@
 /* Entmax along a column of vectors: lane i of x[0..n) is row i of scores, so LANES rows are solved at once and no step
-   needs a horizontal sum. x holds (alpha - 1) * scores; with p = 1 / (alpha - 1) and x shifted by its maximum, the
-   weights are max(x - tau, 0)^p and tau is the root of ||max(x - tau, 0)||_p = 1. That norm is convex and decreasing
-   in tau, so Newton from tau = -1 climbs to the root without overshooting (functional/solver.py has the proof). */
+   needs a horizontal sum. With y = (alpha - 1)(x - max x) and p = 1 / (alpha - 1), the weights are max(y - tau, 0)^p,
+   where ||max(y - tau, 0)||_p = 1. That norm is convex and decreasing in tau, so Newton from tau = -1 climbs to the
+   root without overshooting (functional/solver.py has the proof). */
 #ifndef ATTN_PLUGINS_SOLVE_H
 #define ATTN_PLUGINS_SOLVE_H
 
@@ -23,16 +23,21 @@ INLINE vec slope(enum family f, vec d, float power) {
     return blend(d > 1e-37f, s, d * 0);
 }
 
-/* One Newton step from tau; adds shift to x first, in place where `write` is set. */
-INLINE vec newton(enum family f, float *x, long n, long ld, vec shift, int write, vec tau, float power) {
+/* (alpha - 1)(x - max x). The factor comes last: before, it would round scores that may be large. */
+INLINE vec shifted(enum family f, vec x, vec top, float power) {
+    return f == SPARSEMAX ? x - top : f == ENTMAX15 ? (x - top) * .5f : (x - top) / power;
+}
+
+/* One Newton step from tau. With `top`, x holds scores, and y is stored in their place. */
+INLINE vec newton(enum family f, float *x, long n, long ld, const vec *top, vec tau, float power) {
     vec sum_s = {0}, sum_p = {0};
     for (long c = 0; c < n; c += CHUNK) {
         long end = c + CHUNK < n ? c + CHUNK : n;
         vec part_s = {0}, part_p = {0};
         for (long i = c; i < end; i++) {
-            vec v = load(x + i * ld);
-            if (write) { v += shift; store(x + i * ld, v); }
-            vec d = relu(v - tau), s = slope(f, d, power);
+            vec y = load(x + i * ld);
+            if (top) store(x + i * ld, y = shifted(f, y, *top, power));
+            vec d = relu(y - tau), s = slope(f, d, power);
             part_s += s;
             part_p += s * d;
         }
@@ -58,10 +63,10 @@ INLINE vec column_max(const float *x, long n, long ld) {
 /* Scores to weights in place. top and tau are what the backward pass needs to find the weights again. */
 INLINE void solve(enum family f, float *x, long n, long ld, float power, vec *top, vec *tau) {
     *top = column_max(x, n, ld);
-    vec t = splat(-1), step = newton(f, x, n, ld, -*top, 1, t, power);
+    vec t = splat(-1), step = newton(f, x, n, ld, top, t, power);
     t += step;
     for (int i = 0; i < MAX_STEPS && any(step > CONVERGED); i++) {
-        step = newton(f, x, n, ld, t, 0, t, power);
+        step = newton(f, x, n, ld, NULL, t, power);
         t += step;
     }
     for (long i = 0; i < n; i++) {
