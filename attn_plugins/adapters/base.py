@@ -91,7 +91,8 @@ def patched_class(base: type, adapter: Adapter, container: Container | None = No
     """
     made_by = (adapter.name, None if container is None else adapter.around.index(container))
     # Found among the subclasses and not in a cache, which would keep classes alive for ever.
-    for made in type.__subclasses__(base):
+    subclasses: list[type] = type.__subclasses__(base)
+    for made in subclasses:
         if vars(made).get("_attn_plugins_made_by") == made_by:
             return made
     namespace = {
@@ -120,5 +121,5 @@ def _reduce_ex(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
 
 def _rebuild(base: type, adapter_name: str, container: int | None) -> nn.Module:
     adapter = ADAPTERS.get(adapter_name)
-    cls = patched_class(base, adapter, None if container is None else adapter.around[container])
+    cls: Any = patched_class(base, adapter, None if container is None else adapter.around[container])
     return cls.__new__(cls)

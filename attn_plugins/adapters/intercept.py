@@ -40,40 +40,37 @@ class Intercept(TorchFunctionMode):
     Args:
         normalizer: ``(scores, dim=-1) -> weights``.
         softmax: also answer ``softmax`` over the last dimension, for code that materialises the weights.
+        heads: such scores come as ``[B * heads, N, S]``; None where they have a dimension for heads.
     """
 
-    def __init__(self, normalizer: Callable[..., Tensor], softmax: bool = False) -> None:
+    def __init__(self, normalizer: Callable[..., Tensor], softmax: bool = False, heads: int | None = None) -> None:
         super().__init__()
         self.normalizer = normalizer
         self.softmax = softmax
+        self.heads = heads
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             return attention(*args, **kwargs, normalizer=self.normalizer)
         if func is F.multi_head_attention_forward:
-            with Intercept(self.normalizer, softmax=True):
+            with Intercept(self.normalizer, softmax=True, heads=args[4]):
                 return _multi_head_attention_forward(*args, **kwargs)
         if self.softmax and func in _SOFTMAX and _over_last_dimension(*args, **kwargs):
-            return _softmax(self.normalizer, *args, **kwargs)
+            return self._weights(*args, **kwargs)
         return func(*args, **kwargs)
+
+    def _weights(self, input: Tensor, dim: int, *rest: Any, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+        # F.softmax and torch.softmax agree on the first two positions only.
+        dtype = next((value for value in rest if isinstance(value, torch.dtype)), dtype)
+        scores = input if dtype is None else input.to(dtype)
+        if self.heads is None:
+            return self.normalizer(scores, dim=-1)
+        return self.normalizer(scores.unflatten(0, (-1, self.heads)), dim=-1).flatten(0, 1)
 
 
 def _over_last_dimension(input: Tensor, dim: int | None = None, *rest: Any, **kwargs: Any) -> bool:
     return dim is not None and dim % input.dim() == input.dim() - 1
-
-
-def _softmax(
-    normalizer: Callable[..., Tensor],
-    input: Tensor,
-    dim: int,
-    *rest: Any,
-    dtype: torch.dtype | None = None,
-    _stacklevel: int = 3,
-) -> Tensor:
-    # F.softmax and torch.softmax agree on the first two positions only.
-    dtype = next((value for value in rest if isinstance(value, torch.dtype)), dtype)
-    return normalizer(input if dtype is None else input.to(dtype), dim=dim)
 
 
 def intercepted(method: Callable[..., Any], softmax: bool = False) -> Callable[..., Any]:

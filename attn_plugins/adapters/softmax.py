@@ -3,6 +3,8 @@
 For codebases that no other adapter knows (LeViT, TinyViT, torchvision's Swin, many research ViTs). The weights
 are materialised as upstream does; only the softmax is answered differently.
 
+Where the heads are in such scores is not known, so normalizers with a parameter per head are refused.
+
 Modifications: none to the code that runs; only ``softmax`` over the last dimension is answered differently.
 """
 
@@ -32,4 +34,4 @@ def _overrides(base: type) -> dict[str, Any]:
     return {name: intercepted(getattr(base, name), softmax=True) for name in _attention_methods(base)}
 
 
-ADAPTER = Adapter("softmax", lambda cls: bool(_attention_methods(cls)), _overrides)
+ADAPTER = Adapter("softmax", lambda cls: bool(_attention_methods(cls)), _overrides, num_heads=lambda module: None)
