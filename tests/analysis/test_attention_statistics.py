@@ -1,0 +1,114 @@
+"""Attention statistics: closed forms, brute force over timm's own maps, and one layer's maps at a time."""
+
+import copy
+import math
+import weakref
+
+import pytest
+import timm
+import torch
+from timm.layers import set_fused_attn
+
+import attn_plugins
+from attn_plugins.analysis import attention as module
+from attn_plugins.analysis.attention import cls_attention, entropy, statistics
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=64, embed_dim=32, num_heads=2, depth=3, num_classes=0, weight_init="jax"
+    )
+    for block in model.blocks:
+        block.attn.qkv.weight.data *= 12  # peaked attention, so that sparse normalizers have something to cut
+    return model.eval()
+
+
+@pytest.fixture
+def images():
+    return torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+def plain_maps(model, images):
+    """Softmax maps [L, B, H, N, N] of timm's path without fused attention, through its attn_drop."""
+    set_fused_attn(False)
+    model = copy.deepcopy(model)
+    for block in model.blocks:
+        block.attn.fused_attn = False
+    maps = []
+    for block in model.blocks:
+        block.attn.attn_drop.register_forward_hook(lambda module, args, out: maps.append(args[0]))
+    with torch.no_grad():
+        model(images)
+    return torch.stack(maps)
+
+
+def test_entropy_closed_forms():
+    n = 7
+    uniform, one_hot = torch.full((1, n), 1 / n), torch.eye(n)[:1]
+    halves = torch.tensor([[0.5, 0.5] + [0.0] * (n - 2)])
+    values = entropy(torch.cat([uniform, one_hot, halves]))
+    torch.testing.assert_close(values, torch.tensor([math.log(n), 0, math.log(2)]))
+
+
+def test_statistics_of_an_unpatched_model_are_those_of_its_own_maps(model, images):
+    maps = plain_maps(model, images)
+    found = statistics(model, images)
+    rows = entropy(maps)
+    torch.testing.assert_close(found.entropy, rows.mean(dim=(1, 3)))
+    torch.testing.assert_close(found.bound, torch.full((3,), math.log(17)))
+    quantile = rows.transpose(1, 2).flatten(2).quantile(0.15, dim=-1, interpolation="lower")
+    torch.testing.assert_close(found.entropy_p15, quantile, atol=2 * math.log(17) / 4096, rtol=0)
+    torch.testing.assert_close(found.cls_mass, maps[:, :, :, 0, 1:].sum(-1).mean(1))
+    assert (found.zero_share == 0).all() and (found.support == 17).all()
+    assert all(line.spec is None for line in attn_plugins.describe(model)), "the model is as it was"
+
+
+@pytest.mark.parametrize("spec", ["entmax15", "sparsemax", "entmax_alpha"])
+def test_sparse_normalizers_and_batches(model, images, spec):
+    attn_plugins.patch(model, spec)
+    before = model(images)
+    whole, streamed = statistics(model, images), statistics(model, iter(images.split(1)))
+    for name in ("entropy", "entropy_p15", "zero_share", "support", "cls_mass", "rows"):
+        torch.testing.assert_close(getattr(streamed, name), getattr(whole, name), msg=name)
+    torch.testing.assert_close(whole.zero_share * 17 + whole.support, torch.full((3, 2), 17.0))
+    assert whole.zero_share.max() > 0.05
+    torch.testing.assert_close(model(images), before)
+    assert {line.spec for line in attn_plugins.describe(model)} == {spec}
+
+
+def test_zero_share_and_support_of_a_map_that_is_known(model, images):
+    attn_plugins.patch(model, "sparsemax")
+    for block in model.blocks:
+        block.attn.qkv.weight.data.zero_()  # equal scores: sparsemax is uniform
+    found = statistics(model, images)
+    torch.testing.assert_close(found.entropy, torch.full((3, 2), math.log(17)))
+    torch.testing.assert_close(found.cls_mass, torch.full((3, 2), 16 / 17))
+    assert (found.support == 17).all()
+
+
+def test_one_layers_maps_at_a_time(model, images, monkeypatch):
+    alive = []
+    add = module._Layer.add
+
+    def watched(self, weights, patches):
+        assert all(reference() is None for reference in alive), "an earlier layer's maps are still held"
+        add(self, weights, patches)
+        alive.append(weakref.ref(weights))
+
+    monkeypatch.setattr(module._Layer, "add", watched)
+    statistics(model, [images, images])
+    assert len(alive) == 6
+
+
+def test_cls_attention_is_the_first_row(model, images):
+    maps = plain_maps(model, images)
+    torch.testing.assert_close(cls_attention(model, images, 1), maps[1, :, :, 0, 1:].unflatten(-1, (4, 4)))
+    with pytest.raises(ValueError, match="layers 0 to 2"):
+        cls_attention(model, images, 3)
+
+
+def test_no_images_are_refused(model):
+    with pytest.raises(ValueError, match="no images"):
+        statistics(model, [])
