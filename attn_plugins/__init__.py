@@ -3,7 +3,7 @@
 >>> attn_plugins.patch(model, "entmax15")
 """
 
-from . import functional
+from . import functional, mechanisms
 from .adapters import Adapter, register_adapter
 from .attention import attention
 from .errors import UnknownPluginError, UnsupportedModelError
@@ -21,6 +21,7 @@ __all__ = [
     "attention",
     "describe",
     "functional",
+    "mechanisms",
     "parse",
     "patch",
     "patched",

@@ -11,7 +11,9 @@ from torch import nn
 from .adapters.base import NORMALIZER, unpatched_class
 from .attention import choose_backend
 from .attention.call import AttentionCall
+from .mechanisms import applied_mechanisms
 from .sites import Site, survey
+from .spec import Plugin
 
 __all__ = ["Description", "LayerInfo", "describe"]
 
@@ -38,7 +40,13 @@ class LayerInfo:
 
 
 class Description(list[LayerInfo]):
-    """The lines of :func:`describe`; prints as a table."""
+    """The lines of :func:`describe`; prints as a table.
+
+    Attributes:
+        mechanisms: the token mechanisms of the model.
+    """
+
+    mechanisms: tuple[Plugin, ...] = ()
 
     def __str__(self) -> str:
         head = ("layer", "class", "adapter", "spec", "backend", "")
@@ -47,7 +55,8 @@ class Description(list[LayerInfo]):
             for x in self
         ]
         widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-        return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in [head, *rows])
+        lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in [head, *rows]]
+        return "\n".join([*lines, *(f"token mechanism: {plugin}" for plugin in self.mechanisms)])
 
 
 def describe(model: nn.Module) -> Description:
@@ -60,7 +69,7 @@ def describe(model: nn.Module) -> Description:
         UnsupportedModelError: the model has no attention that can be patched.
     """
     found = survey(model)
-    return Description(
+    description = Description(
         [
             *(_line(site, "") for site in found.layers),
             *(_line(site, "pooling head") for site in found.pooling),
@@ -70,6 +79,8 @@ def describe(model: nn.Module) -> Description:
             ),
         ]
     )
+    description.mechanisms = applied_mechanisms(model)
+    return description
 
 
 def _line(site: Site, note: str) -> LayerInfo:

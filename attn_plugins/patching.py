@@ -13,7 +13,7 @@ from torch import nn
 from .adapters.base import CONTAINED, NORMALIZER, PREFIX, patched_class, unpatched_class
 from .description import Description, LayerInfo, describe
 from .functional.normalizer import build
-from .registry import MECHANISMS
+from .mechanisms import plan_mechanisms
 from .sites import Layers, Site, Survey, find_attention, select_layers, survey
 from .spec import Plugin, Spec, parse
 from .stamp import stamp, unstamp
@@ -64,17 +64,16 @@ def patch(model: M, spec: str | Spec, layers: Layers = None) -> M:
         _check_class(site.path, site.module)
         site.adapter.check(site.module)
     normalizers = [_build_normalizer(parsed.normalizer, site) for site in chosen]
-    plans = [MECHANISMS.get(p.name)(**p.kwargs).plan(model) for p in parsed.mechanisms]
+    plan = plan_mechanisms(model, parsed.mechanisms)
     added = [n for n, site in zip(normalizers, chosen, strict=True) if n is not getattr(site.module, NORMALIZER, None)]
-    if any(isinstance(normalizer, nn.Module) for normalizer in added):
+    if plan.adds_parameters or any(isinstance(normalizer, nn.Module) for normalizer in added):
         _check_not_sharded(model, parsed)
 
     with contextlib.ExitStack() as undo:
         undo.callback(_put_back, model, _state(model))
         for site, normalizer in zip(chosen, normalizers, strict=True):
             _apply(site, normalizer)
-        for plan in plans:
-            plan()
+        plan.apply()
         stamp(_innermost(model), parsed, [_spec_now(site) for site in found.layers])
         undo.pop_all()
     logger.info("patched %d of %d attention layers with %s", len(chosen), len(found.layers), parsed)

@@ -1,0 +1,134 @@
+"""What a token mechanism is, and how the mechanisms of a spec are planned, applied and taken off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..adapters.base import PREFIX
+from ..registry import MECHANISMS
+from ..spec import Plugin
+from .anatomy import ViT, find_vits
+from .layers import LAYOUT, add_layer, lift
+
+__all__ = ["Mechanism", "Owned", "Plan", "applied_mechanisms", "lift_mechanisms", "plan_mechanisms"]
+
+APPLIED = PREFIX + "mechanisms"
+
+
+class Mechanism:
+    """Base class of token mechanisms; a spec's parameters are the arguments of its constructor.
+
+    Attributes:
+        extra_tokens: tokens that it adds after [CLS].
+        order: of those that change the same module, the one with the lower order is nearer to the original;
+            what replaces a computation comes before what acts on its output.
+        adds_parameters: whether it does.
+    """
+
+    extra_tokens: int = 0
+    order: int = 1
+    adds_parameters: bool = True
+
+    def check(self, vit: ViT) -> None:
+        """Raise ``UnsupportedModelError`` for a ViT that this mechanism cannot change; change nothing."""
+
+    def apply(self, vit: ViT) -> None:
+        """Change ``vit``: add class layers (:func:`.layers.add_layer`), and parameters where there are none yet.
+
+        What it stores on modules is named ``attn_plugins_<name of the mechanism>``, and further things
+        ``attn_plugins_<name>__<what>``.
+        """
+        raise TypeError(f"{type(self).__name__} does not say how it is applied")
+
+
+class Owned(nn.Module):
+    """A module of new parameters, which knows how they start."""
+
+    def reset_parameters(self) -> None:
+        raise TypeError(f"{type(self).__name__} does not say how its parameters start")
+
+    def like(self, reference: Tensor) -> Owned:
+        """Move to the device, dtype and trainability of ``reference`` and set the parameters to their start."""
+        self.to(device=reference.device, dtype=reference.dtype).requires_grad_(reference.requires_grad)
+        self.reset_parameters()
+        return self
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Mechanisms that were checked and are not applied yet.
+
+    Attributes:
+        apply: replaces the mechanisms of the model by the planned ones.
+        adds_parameters: whether that adds parameters to the model.
+    """
+
+    apply: Callable[[], None]
+    adds_parameters: bool
+
+
+def plan_mechanisms(model: nn.Module, plugins: Sequence[Plugin]) -> Plan:
+    """Check that the mechanisms can be applied, and change nothing yet.
+
+    A mechanism that is there already, with the same parameters, keeps what it has learned.
+
+    Raises:
+        UnsupportedModelError: a mechanism cannot be applied to this model.
+        ValueError: a parameter is out of range.
+    """
+    mechanisms: list[Mechanism] = [MECHANISMS.get(plugin.name)(**plugin.kwargs) for plugin in plugins]
+    before = applied_mechanisms(model)
+    new = [mechanism for mechanism, plugin in zip(mechanisms, plugins, strict=True) if plugin not in before]
+    vits = find_vits(model) if mechanisms else []
+    for vit in vits:
+        vit.extra = sum(mechanism.extra_tokens for mechanism in mechanisms)
+        for mechanism in mechanisms:
+            mechanism.check(vit)
+
+    def apply() -> None:
+        for gone in {plugin.name for plugin in before if plugin not in plugins}:
+            _forget(model, PREFIX + gone)
+        lift_mechanisms(model)
+        for vit in vits:
+            for mechanism in sorted(mechanisms, key=lambda mechanism: mechanism.order):
+                mechanism.apply(vit)
+            if hasattr(vit.root, "init_weights"):
+                add_layer(vit.root, _starts)
+            setattr(vit.root, APPLIED, tuple(plugins))
+
+    return Plan(apply, any(mechanism.adds_parameters for mechanism in new))
+
+
+def applied_mechanisms(model: nn.Module) -> tuple[Plugin, ...]:
+    """The mechanisms that ``model``, or a model inside it, has now."""
+    return next((getattr(module, APPLIED) for module in model.modules() if hasattr(module, APPLIED)), ())
+
+
+def lift_mechanisms(model: nn.Module) -> None:
+    """Give every module the class that it had under the mechanisms; their parameters stay where they are."""
+    for module in model.modules():
+        lift(module)
+        for name in (APPLIED, LAYOUT):
+            vars(module).pop(name, None)
+
+
+def _forget(model: nn.Module, name: str) -> None:
+    for module in list(model.modules()):
+        for key in [key for key in (*vars(module), *module._modules) if key == name or key.startswith(name + "__")]:
+            delattr(module, key)
+
+
+def _starts(base: Any) -> dict[str, Any]:
+    def init_weights(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Upstream's, then ours: DINOv3 builds models without memory and starts the parameters here."""
+        result = base.init_weights(self, *args, **kwargs)
+        for module in self.modules():
+            if isinstance(module, Owned):
+                module.reset_parameters()
+        return result
+
+    return {"init_weights": init_weights}

@@ -1,0 +1,182 @@
+"""Register tokens: learnable tokens after [CLS] that no output holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UnsupportedModelError
+from ..registry import register_mechanism
+from .anatomy import ViT
+from .base import Mechanism, Owned
+from .layers import Overrides, add_layer
+
+__all__ = ["Registers"]
+
+
+@register_mechanism("registers")
+class Registers(Mechanism):
+    """Learnable tokens after [CLS], without position embedding; outputs are those of the model without them.
+
+    Darcet et al., "Vision Transformers Need Registers", ICLR 2024. DINOv2, DINOv3 and timm have them too, and are
+    told of these as of their own: ``x_norm_patchtokens``, ``get_intermediate_layers``, ``num_prefix_tokens`` and
+    ``forward_intermediates`` are right; timm's ``forward_features`` returns all tokens, as ever. DINOv1 and
+    transformers models return what they would without registers: all their outputs leave them out (rows of
+    attention maps then no longer sum to one). Adds num * C parameters, which start at N(0, 1e-6) as in DINOv2
+    and timm; adding them changes the model's output.
+
+    Args:
+        num: how many.
+    """
+
+    def __init__(self, num: int = 4) -> None:
+        if not isinstance(num, int) or num < 1:
+            raise ValueError(f"registers: num={num!r}; use a whole number of at least 1")
+        self.extra_tokens = num
+
+    def check(self, vit: ViT) -> None:
+        name, codebase = type(vit.root).__qualname__, vit.codebase
+        if vit.registers:
+            raise UnsupportedModelError(
+                f"registers: {name} has {vit.registers} register tokens of its own; for another number build it with "
+                f"{codebase.option}={self.extra_tokens} instead"
+            )
+        if hasattr(vit.root, "out_features") or (codebase.name == "timm" and hasattr(vit.root, "rope")):
+            raise UnsupportedModelError(
+                f"registers: {name} counts its tokens in places that cannot be told of registers; "
+                f"use the plain model{f', or build it with {codebase.option}=N' if codebase.option else ''}"
+            )
+
+    def apply(self, vit: ViT) -> None:
+        root = vit.root
+        if not hasattr(root, "attn_plugins_registers"):
+            root.attn_plugins_registers = _Tokens(self.extra_tokens, vit.cls_token.shape[-1]).like(vit.cls_token)
+        add_layer(root, _LAYERS[vit.codebase.name])
+        if vit.codebase.name == "transformers":
+            # In a list it is no submodule: the parameter belongs to the root alone.
+            root.embeddings.attn_plugins_registers__shared = [root.attn_plugins_registers]
+            add_layer(root.embeddings, _embeds)
+
+
+class _Tokens(Owned):
+    """Trainers go by names: ``register_tokens`` gets the first layer's learning rate, ``.bias`` no weight decay."""
+
+    def __init__(self, num: int, channels: int) -> None:
+        super().__init__()
+        self.register_tokens = nn.ParameterDict({"bias": nn.Parameter(torch.empty(1, num, channels))})
+        self.counted = True
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.tokens, std=1e-6)
+
+    @property
+    def tokens(self) -> Tensor:
+        """``[1, num, C]``"""
+        return self.register_tokens["bias"]
+
+    def insert(self, x: Tensor) -> Tensor:
+        """``x: [B, 1 + N, C]`` to ``[B, 1 + num + N, C]``."""
+        return torch.cat([x[:, :1], self.tokens.to(x.dtype).expand(len(x), -1, -1), x[:, 1:]], dim=1)
+
+    def drop(self, x: Tensor, dim: int = 1) -> Tensor:
+        """The inverse of :meth:`insert`, along ``dim``."""
+        num = self.tokens.shape[1]
+        return torch.cat([x.narrow(dim, 0, 1), x.narrow(dim, 1 + num, x.shape[dim] - 1 - num)], dim=dim)
+
+
+def _native(tokens: str, number: str) -> Overrides:
+    """Properties where the codebase looks for its own registers."""
+    return lambda base: {
+        tokens: property(lambda self: self.attn_plugins_registers.tokens),
+        number: property(lambda self: self.attn_plugins_registers.tokens.shape[1]),
+    }
+
+
+def _dinov2(base: Any) -> dict[str, Any]:
+    return _native("register_tokens", "num_register_tokens")(base)
+
+
+def _dinov3(base: Any) -> dict[str, Any]:
+    return _native("storage_tokens", "n_storage_tokens")(base)
+
+
+def _dinov1(base: Any) -> dict[str, Any]:
+    def prepare_tokens(self: Any, x: Tensor) -> Tensor:
+        return self.attn_plugins_registers.insert(base.prepare_tokens(self, x))
+
+    def get_intermediate_layers(self: Any, x: Tensor, n: int = 1) -> list[Tensor]:
+        return [self.attn_plugins_registers.drop(y) for y in base.get_intermediate_layers(self, x, n)]
+
+    def get_last_selfattention(self: Any, x: Tensor) -> Tensor:
+        """The map between [CLS] and patches, ``[B, H, 1 + N, 1 + N]``."""
+        drop = self.attn_plugins_registers.drop
+        return drop(drop(base.get_last_selfattention(self, x), -1), -2)
+
+    return {
+        "prepare_tokens": prepare_tokens,
+        "get_intermediate_layers": get_intermediate_layers,
+        "get_last_selfattention": get_last_selfattention,
+    }
+
+
+def _timm(base: Any) -> dict[str, Any]:
+    def counted(self: Any, name: str) -> int:
+        registers = self.attn_plugins_registers
+        return vars(self)[name] + (registers.tokens.shape[1] if registers.counted else 0)
+
+    def without_registers(method: Any) -> Any:
+        # timm sizes the position embedding, which registers have none of, by num_prefix_tokens.
+        def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+            self.attn_plugins_registers.counted = False
+            try:
+                return method(self, *args, **kwargs)
+            finally:
+                self.attn_plugins_registers.counted = True
+
+        return run
+
+    embed = without_registers(base._pos_embed)
+
+    def _pos_embed(self: Any, x: Tensor) -> Tensor:
+        return self.attn_plugins_registers.insert(embed(self, x))
+
+    return {
+        "num_prefix_tokens": property(lambda self: counted(self, "num_prefix_tokens")),
+        "num_reg_tokens": property(lambda self: counted(self, "num_reg_tokens")),
+        "set_input_size": without_registers(base.set_input_size),
+        "_pos_embed": _pos_embed,
+    }
+
+
+def _embeds(base: Any) -> dict[str, Any]:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
+        (registers,) = self.attn_plugins_registers__shared
+        return registers.insert(base.forward(self, *args, **kwargs))
+
+    return {"forward": forward}
+
+
+def _transformers(base: Any) -> dict[str, Any]:
+    def forward(self: Any, *args: Any, return_dict: bool | None = None, **kwargs: Any) -> Any:
+        out = base.forward(self, *args, return_dict=True, **kwargs)
+        drop = self.attn_plugins_registers.drop
+        out.last_hidden_state = drop(out.last_hidden_state)
+        if out.hidden_states is not None:
+            out.hidden_states = tuple(None if x is None else drop(x) for x in out.hidden_states)
+        if out.attentions is not None:
+            out.attentions = tuple(drop(drop(x, -1), -2) for x in out.attentions)
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return out if as_dict else out.to_tuple()
+
+    return {"forward": forward}
+
+
+_LAYERS: dict[str, Overrides] = {
+    "dinov1": _dinov1,
+    "dinov2": _dinov2,
+    "dinov3": _dinov3,
+    "timm": _timm,
+    "transformers": _transformers,
+}

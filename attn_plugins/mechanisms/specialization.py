@@ -1,0 +1,110 @@
+"""Token specialization: parameters of their own for [CLS] (with registers) and for patches."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UnsupportedModelError
+from ..registry import register_mechanism
+from .anatomy import ViT
+from .base import Mechanism
+from .layers import LAYOUT, add_layer
+from .layout import Layout, share_layout
+
+__all__ = ["Specialization"]
+
+COPY = "attn_plugins_specialization"
+
+
+@register_mechanism("specialization")
+class Specialization(Mechanism):
+    """[CLS] and registers get norms, LayerScale and (first third of the blocks) q, k, v projections of their own.
+
+    Marouani et al., ICLR 2026 (arXiv 2602.08626): every block's two norms and LayerScale, the final norm, and the
+    qkv projection of the first third of the blocks; tokens still attend jointly. The parameters of [CLS] start as
+    copies, so the model computes what it did. Adds 3 d^2 a specialised projection: 8.3 % for ViT-S, B and L. Each
+    kind of token goes through its own matrix only, so the FLOPs are those of the plain model.
+    """
+
+    order = 0
+
+    def check(self, vit: ViT) -> None:
+        name = type(vit.root).__qualname__
+        if getattr(vit.root, "untie_global_and_local_cls_norm", False) and not vit.root.untie_cls_and_patch_norms:
+            raise UnsupportedModelError(
+                f"specialization: {name} has untie_global_and_local_cls_norm=True and calls its final norm on [CLS] "
+                "and patches apart; build it with untie_cls_and_patch_norms=True too, or without either"
+            )
+        for block in vit.blocks:
+            for part in (vit.norm1, vit.norm2, vit.qkv):
+                part(block)
+            if isinstance(getattr(block, "gamma_1", None), nn.Parameter):
+                raise UnsupportedModelError(
+                    f"specialization: {type(block).__qualname__} of {name} keeps LayerScale as a bare parameter (gamma_1); use "
+                    " the official or the transformers model of the same weights"
+                )
+
+    def apply(self, vit: ViT) -> None:
+        for index, block in enumerate(vit.blocks):
+            parts = [vit.norm1(block), vit.norm2(block), *vit.layer_scales(block)]
+            if index < max(1, len(vit.blocks) // 3):
+                parts += vit.qkv(block)
+            share_layout(vit, block, *parts)
+            for module in parts:
+                _specialize(module)
+            if vit.layer_scales(block) and hasattr(block, "forward_nested"):
+                add_layer(block, _scales_inside)
+        # DINOv3 may have a final norm for [CLS] of its own.
+        if list(vit.norm.parameters()) and not getattr(vit.root, "untie_cls_and_patch_norms", False):
+            setattr(vit.norm, LAYOUT, Layout(vit.prefix))
+            _specialize(vit.norm)
+
+
+def _specialize(module: nn.Module) -> None:
+    if not hasattr(module, COPY):
+        twin = copy.deepcopy(module)
+        vars(twin).pop(LAYOUT)
+        setattr(module, COPY, twin)
+    add_layer(module, _by_kind)
+
+
+def _by_kind(base: Any) -> dict[str, Any]:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        layout: Layout = getattr(self, LAYOUT)
+
+        def apart(tokens: Tensor) -> Tensor:
+            prefix, patches = tokens.split([layout.prefix, tokens.shape[1] - layout.prefix], dim=1)
+            return torch.cat([getattr(self, COPY)(prefix), base.forward(self, patches)], dim=1)
+
+        return layout.apply(x, apart)
+
+    return {"forward": forward}
+
+
+def _scales_inside(base: Any) -> dict[str, Any]:
+    """DINOv2's block hands the bare LayerScale vector to the addition; here the branches scale their own tokens.
+
+    Mirrors ``NestedTensorBlock.forward_nested`` of facebookresearch/dinov2 at b8931f7.
+    """
+
+    def forward_nested(self: Any, x_list: list[Tensor]) -> list[Tensor]:
+        if not self.training or self.sample_drop_ratio == 0:
+            return base.forward_nested(self, x_list)
+
+        def attend(x: Tensor, attn_bias: Any = None) -> Tensor:
+            return self.ls1(self.attn(self.norm1(x), attn_bias=attn_bias))
+
+        def feed_forward(x: Tensor, attn_bias: Any = None) -> Tensor:
+            return self.ls2(self.mlp(self.norm2(x)))
+
+        add = sys.modules[base.__module__].drop_add_residual_stochastic_depth_list
+        for branch in (attend, feed_forward):
+            x_list = add(x_list, residual_func=branch, sample_drop_ratio=self.sample_drop_ratio)
+        return x_list
+
+    return {"forward_nested": forward_nested}

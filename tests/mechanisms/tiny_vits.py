@@ -1,0 +1,167 @@
+"""Tiny ViTs of every codebase, with weights as if trained, and their outputs: patch tokens and [CLS]."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+SIZE, PATCH, WIDTH, DEPTH, HEADS = 32, 8, 48, 3, 3
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one codebase builds a tiny ViT, and how its [CLS] ``[B, C]`` and patches ``[B, N, C]`` are read."""
+
+    build: Callable[..., nn.Module]
+    read: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]
+
+
+def _official(root: str, module: str) -> Any:
+    path = os.environ.get(root)
+    if path is None:
+        pytest.skip(f"{root} does not name a checkout of the official code")
+    if path not in sys.path:
+        sys.path.insert(0, path)
+    found = importlib.import_module(module)
+    assert Path(found.__file__).is_relative_to(path)
+    return found
+
+
+def dinov1(**options: Any) -> nn.Module:
+    module = _official("DINO_ROOT", "vision_transformer")
+    options = {"img_size": [SIZE], "patch_size": PATCH, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS} | options
+    return module.VisionTransformer(qkv_bias=True, **options)
+
+
+def _dinov2(module: Any, blocks: Any, attention: Any, options: dict[str, Any]) -> nn.Module:
+    def block(*args: Any, **kwargs: Any) -> nn.Module:
+        return blocks.NestedTensorBlock(*args, attn_class=attention.MemEffAttention, **kwargs)
+
+    sizes = {"img_size": SIZE, "patch_size": PATCH, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS}
+    return module.DinoVisionTransformer(**sizes | {"init_values": 1.0, "block_chunks": 0, "block_fn": block} | options)
+
+
+def dinov2(**options: Any) -> nn.Module:
+    names = ("models.vision_transformer", "layers.block", "layers.attention")
+    return _dinov2(*(_official("DINOV2_ROOT", f"dinov2.{name}") for name in names), options)
+
+
+def lightly_dinov2(**options: Any) -> nn.Module:
+    names = ("models.vision_transformer", "layers.block", "layers.attention")
+    return _dinov2(
+        *(importlib.import_module(f"lightly_train._models.dinov2_vit.dinov2_vit_src.{name}") for name in names), options
+    )
+
+
+def _dinov3(module: Any, options: dict[str, Any]) -> nn.Module:
+    sizes = {"img_size": SIZE, "patch_size": PATCH, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS}
+    model = module.DinoVisionTransformer(**sizes | {"layerscale_init": 1.0, "pos_embed_rope_dtype": "fp32"} | options)
+    model.init_weights()
+    return model
+
+
+def dinov3(**options: Any) -> nn.Module:
+    return _dinov3(_official("DINOV3_ROOT", "dinov3.models.vision_transformer"), options)
+
+
+def lightly_dinov3(**options: Any) -> nn.Module:
+    name = "lightly_train._models.dinov3.dinov3_src.models.vision_transformer"
+    return _dinov3(importlib.import_module(name), options)
+
+
+def timm(**options: Any) -> nn.Module:
+    from timm.models.vision_transformer import VisionTransformer
+
+    sizes = {"img_size": SIZE, "patch_size": PATCH, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS}
+    return VisionTransformer(**sizes | {"init_values": 1.0, "num_classes": 0} | options)
+
+
+def transformers(name: str, **options: Any) -> nn.Module:
+    import transformers
+
+    config = getattr(transformers, f"{name}Config")(
+        image_size=SIZE,
+        patch_size=PATCH,
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=DEPTH,
+        num_attention_heads=HEADS,
+        **options,
+    )
+    return getattr(transformers, f"{name}Model")(config)
+
+
+def hf_vit(**options: Any) -> nn.Module:
+    return transformers("ViT", **options)
+
+
+def hf_dinov2(**options: Any) -> nn.Module:
+    return transformers("Dinov2", **options)
+
+
+def hf_dinov3(**options: Any) -> nn.Module:
+    return transformers("DINOv3ViT", **{"num_register_tokens": 0} | options)
+
+
+def _read_dinov1(model: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    (tokens,) = model.get_intermediate_layers(x, 1)
+    torch.testing.assert_close(model(x), tokens[:, 0])
+    return tokens[:, 0], tokens[:, 1:]
+
+
+def _read_dino(model: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    out = model.forward_features(x)
+    ((patches, cls),) = model.get_intermediate_layers(x, n=1, return_class_token=True)
+    torch.testing.assert_close(cls, out["x_norm_clstoken"])
+    torch.testing.assert_close(patches, out["x_norm_patchtokens"])
+    return cls, patches
+
+
+def _read_timm(model: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    tokens = model.forward_features(x)
+    ((patches, prefix),) = model.forward_intermediates(
+        x, 1, norm=True, output_fmt="NLC", return_prefix_tokens=True, intermediates_only=True
+    )
+    torch.testing.assert_close(tokens, torch.cat([prefix, patches], 1))
+    torch.testing.assert_close(model(x), tokens[:, 0])
+    return tokens[:, 0], tokens[:, model.num_prefix_tokens :]
+
+
+def _read_transformers(model: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    tokens = model(x).last_hidden_state
+    return tokens[:, 0], tokens[:, 1:]
+
+
+FAMILIES = {
+    "dinov1": Family(dinov1, _read_dinov1),
+    "dinov2": Family(dinov2, _read_dino),
+    "dinov3": Family(dinov3, _read_dino),
+    "lightly-dinov2": Family(lightly_dinov2, _read_dino),
+    "lightly-dinov3": Family(lightly_dinov3, _read_dino),
+    "timm": Family(timm, _read_timm),
+    "hf-vit": Family(hf_vit, _read_transformers),
+    "hf-dinov2": Family(hf_dinov2, _read_transformers),
+    "hf-dinov3": Family(hf_dinov3, _read_transformers),
+}
+
+
+def trained(model: nn.Module, seed: int = 0) -> nn.Module:
+    """The model with every parameter drawn anew: nothing is zero, one or uniform as at initialisation."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        scale = 1.5 * parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.3
+        parameter.data = torch.randn(parameter.shape, generator=generator) * scale + (parameter.dim() == 1)
+    return model.eval()
+
+
+def images(count: int = 2, size: int = SIZE) -> Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(9))
