@@ -5,3 +5,4 @@ _base_ = [
     "_base_/schedules/segmentation_40k.py",
 ]
 model = dict(decode_head=dict(num_classes=21))
+probe = "voc2012"  # the column of the table

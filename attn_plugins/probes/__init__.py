@@ -1,21 +1,44 @@
 """Linear probes on frozen ViTs, registered in mmseg; configs get them by `custom_imports`."""
 
 from .backbone import FrozenViT
-from .heads import BNLinearHead
-from .hooks import BackboneIdentityHook
+from .classification import ClassifierGrid, GridTop1
+from .depth_data import BorderCrop, ColorAugment, DepthSplit, KBCrop, LoadDepth, RandomDepthRotate
+from .depth_metric import DepthErrors
+from .heads import BNLinearHead, DepthBinsHead
+from .hooks import BackboneIdentityHook, ProbeResultHook
+from .imagenet_data import ImageNetFolder, PackImageLabel, RandomResizedCrop, ResizeCenterCrop
 from .loop import ProbeTrainLoop
+from .losses import LogGradientLoss, SigLoss
 from .paths import config_file, configs_dir
 from .sampling import ProbeSampler, SeedDraw
-from .segmentors import LinearProbe
+from .segmentors import DepthProbe, LinearProbe
 
 __all__ = [
     "BNLinearHead",
     "BackboneIdentityHook",
+    "BorderCrop",
+    "ClassifierGrid",
+    "ColorAugment",
+    "DepthBinsHead",
+    "DepthErrors",
+    "DepthProbe",
+    "DepthSplit",
     "FrozenViT",
+    "GridTop1",
+    "ImageNetFolder",
+    "KBCrop",
     "LinearProbe",
+    "LoadDepth",
+    "LogGradientLoss",
+    "PackImageLabel",
+    "ProbeResultHook",
     "ProbeSampler",
     "ProbeTrainLoop",
+    "RandomDepthRotate",
+    "RandomResizedCrop",
+    "ResizeCenterCrop",
     "SeedDraw",
+    "SigLoss",
     "config_file",
     "configs_dir",
 ]

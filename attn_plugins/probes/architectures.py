@@ -70,6 +70,8 @@ def load_backbone(
         state, info = load_backbone_state(checkpoint, spec=None if plugins == "auto" else plugins)
     if info is not None and info.arch is not None and arch in ("auto", info.arch):
         arch, options = info.arch, {**info.arch_options, **options}
+    if arch == "auto" and info is not None:
+        options = {**info.arch_options, **options}
     arch = _resolve(arch, info, str(checkpoint))
     spec = (info.spec if info else None) or "softmax" if plugins == "auto" else plugins
     model, convert = _build(arch, info, repo, options)
@@ -90,7 +92,11 @@ def _resolve(arch: str, info: CheckpointInfo | None, path: str) -> str:
     if arch != "auto":
         return arch
     if info is None:
-        raise ValueError("arch='auto' takes the architecture from a checkpoint, and none was given: set checkpoint= or arch=")
+        raise ValueError(
+            "arch='auto' takes the architecture from a checkpoint, none was given: set checkpoint= or arch="
+        )
+    if info.arch is not None:
+        return info.arch
     if info.shape.num_heads is None:
         raise ValueError(
             f"{path} holds a {info.architecture}, which has no common name: say arch='timm/NAME' "
@@ -118,7 +124,7 @@ def _build(
         return timm.create_model(name, pretrained=False, num_classes=0, **size | options), dict
     if family not in checkouts.ROOTS:
         raise ValueError(
-            f"unknown architecture {arch!r}: use timm/NAME, transformers/FOLDER, dinov1/NAME, dinov2/NAME or dinov3/NAME"
+            f"unknown architecture {arch!r}: use timm/NAME, transformers/FOLDER, dinov1/NAME, dinov2/NAME, dinov3/NAME"
         )
     root = checkouts.root_of(family, repo)
     if root is not None:
@@ -135,14 +141,16 @@ def _same_in_timm(
 
     names = {"dinov1": _TIMM, "dinov2": _TIMM_DINOV2, "dinov3": _TIMM_DINOV3}[family]
     if name not in names:
-        raise ValueError(f"timm has no {family} {name!r}, only {', '.join(names)}; set repo= or {checkouts.ROOTS[family]}")
+        raise ValueError(
+            f"timm has no {family} {name!r}, only {', '.join(names)}; set repo= or {checkouts.ROOTS[family]}"
+        )
     registers = info.registers if info else 0
     timm_name = names[name].format("reg4_" if registers else "")
     if family == "dinov3":
-        model = timm.create_model(timm_name, num_classes=0, **options)
-        return model, partial(eva.checkpoint_filter_fn, model=model)
+        rotary = timm.create_model(timm_name, num_classes=0, **options)
+        return rotary, partial(eva.checkpoint_filter_fn, model=rotary)
     counted = {"reg_tokens": registers} if registers else {}
-    model = timm.create_model(timm_name, num_classes=0, **_size(info) | counted | options)
+    model: Any = timm.create_model(timm_name, num_classes=0, **_size(info) | counted | options)
     model.official_positions = OfficialPositions(model, 0.0 if registers else 0.1, antialias=bool(registers))
     if family == "dinov1":
         return model, dict
@@ -182,5 +190,5 @@ def _load(model: nn.Module, state: dict[str, Tensor], what: str, arch: str) -> N
 
 
 def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -72,7 +72,7 @@ def build(codebase: str, name: str, root: Path, shape: Shape | None, options: di
         if "img_size" in settings:
             settings["img_size"] = [settings["img_size"]]
         return factory(**settings | options)
-    # The released models with registers resample positions with antialiasing and without the 0.1 offset (hub/backbones.py).
+    # Released models with registers resample positions with antialiasing and no 0.1 offset (hub/backbones.py).
     registers = shape.registers if shape else 0
     settings |= {
         "init_values": 1.0,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from ..errors import UnsupportedModelError
 
 __all__ = ["ViTFeatures", "center_pad", "evenly_spaced"]
 
-# Where the codebases keep their blocks and their final norm: DINOv1/2/3, timm, lightly-train | transformers | torchvision.
+# Blocks and final norm: of DINOv1/2/3, timm and lightly-train first, then of transformers and torchvision.
 _BLOCKS = (
     "blocks",
     "encoder.layer",
@@ -23,6 +24,7 @@ _BLOCKS = (
     "vision_model.encoder.layers",
 )
 _NORMS = ("norm", "layernorm", "vision_model.post_layernorm", "post_layernorm", "encoder.ln")
+_WIDTHS = ("embed_dim", "config.hidden_size", "hidden_dim")
 _PATCH_SIZES = (
     "patch_embed.patch_size",
     "patch_size",
@@ -40,9 +42,7 @@ def evenly_spaced(depth: int) -> tuple[int, ...]:
         ValueError: fewer than four blocks.
     """
     if depth < 4:
-        raise ValueError(
-            f"four layers were asked for, the backbone has {depth}; name out_indices, e.g. [{depth - 1}]"
-        )
+        raise ValueError(f"four layers were asked for, the backbone has {depth}; name out_indices, e.g. [{depth - 1}]")
     return _FOUR_LAYERS.get(depth, tuple(round(depth * part / 4) - 1 for part in (1, 2, 3, 4)))
 
 
@@ -75,10 +75,10 @@ class ViTFeatures:
         patch_size: pixels.
 
     Raises:
-        UnsupportedModelError: no list of blocks, patch size or final norm was found.
+        UnsupportedModelError: no list of blocks, patch size, width or final norm was found.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         self.model = model
         path, found = _first(model, _BLOCKS)
         if not isinstance(found, nn.ModuleList | nn.Sequential):
@@ -90,15 +90,13 @@ class ViTFeatures:
         # DINOv2 trains with its blocks in chunks, each padded in front with identities.
         nested = any(isinstance(item, nn.ModuleList) for item in found)
         self.blocks: list[nn.Module] = (
-            [block for chunk in found for block in chunk if not isinstance(block, nn.Identity)]  # type: ignore[attr-defined]
+            [block for chunk in found for block in chunk.children() if not isinstance(block, nn.Identity)]
             if nested
             else list(found)
         )
         _, norm = _first(model, _NORMS)
         if not isinstance(norm, nn.Module):
-            raise UnsupportedModelError(
-                f"{type(model).__name__} has no final norm under any of {', '.join(_NORMS)}"
-            )
+            raise UnsupportedModelError(f"{type(model).__name__} has no final norm under any of {', '.join(_NORMS)}")
         self.norm = norm
         _, patch_size = _first(model, _PATCH_SIZES)
         if patch_size is None:
@@ -106,7 +104,10 @@ class ViTFeatures:
                 f"{type(model).__name__} tells its patch size nowhere: {', '.join(_PATCH_SIZES)}"
             )
         self.patch_size = int(patch_size[0]) if isinstance(patch_size, Sequence) else int(patch_size)
-        self.embed_dim = int(next(p for p in norm.parameters()).shape[-1])
+        _, embed_dim = _first(model, _WIDTHS)
+        if embed_dim is None:
+            raise UnsupportedModelError(f"{type(model).__name__} tells its width nowhere: {', '.join(_WIDTHS)}")
+        self.embed_dim = int(embed_dim)
 
     @property
     def depth(self) -> int:
@@ -121,9 +122,7 @@ class ViTFeatures:
             setattr(owner, name, found[: layer + 1])
         self.blocks = self.blocks[: layer + 1]
 
-    def __call__(
-        self, images: Tensor, layers: Sequence[int], norm: bool = True
-    ) -> list[tuple[Tensor, Tensor]]:
+    def __call__(self, images: Tensor, layers: Sequence[int], norm: bool = True) -> list[tuple[Tensor, Tensor]]:
         """Features of the given layers; equal to the upstream `get_intermediate_layers(reshape=True)`.
 
         Args:
@@ -137,7 +136,7 @@ class ViTFeatures:
         h, w = (size // self.patch_size for size in images.shape[-2:])
         outputs: dict[int, Tensor] = {}
 
-        def keep(index: int):  # type: ignore[no-untyped-def]
+        def keep(index: int) -> Callable[[nn.Module, object, object], None]:
             def hook(module: nn.Module, args: object, output: object) -> None:
                 outputs[index] = _tokens(output)
 
@@ -153,9 +152,7 @@ class ViTFeatures:
         for index in layers:
             tokens = self._final_norm(outputs[index], h * w) if norm else outputs[index]
             if tokens.shape[1] <= h * w:
-                raise UnsupportedModelError(
-                    f"{type(self.model).__name__} has no [CLS] token: {tokens.shape[1]} tokens"
-                )
+                raise UnsupportedModelError(f"{type(self.model).__name__} has no [CLS] token: {tokens.shape[1]} tokens")
             patches = tokens[:, -h * w :].transpose(1, 2).unflatten(2, (h, w))
             features.append((patches.contiguous(), tokens[:, 0]))
         return features
@@ -169,22 +166,21 @@ class ViTFeatures:
         elif hasattr(self.model, "config"):
             # transformers' ViTs refuse another image size than they were trained at unless asked to resample;
             # those without absolute positions do not know the argument.
-            resample = (
-                {"interpolate_pos_encoding": True} if _takes(self.model, "interpolate_pos_encoding") else {}
-            )
+            resample = {"interpolate_pos_encoding": True} if _takes(self.model, "interpolate_pos_encoding") else {}
             self.model(pixel_values=images, **resample)
         else:
             self.model(images)
 
     def _final_norm(self, tokens: Tensor, patches: int) -> Tensor:
         # DINOv3 may train [CLS] and storage tokens with a norm of their own.
-        if getattr(self.model, "untie_cls_and_patch_norms", False):
+        cls_norm: nn.Module | None = getattr(self.model, "cls_norm", None)
+        if cls_norm is not None:
             prefix = tokens.shape[1] - patches
-            return torch.cat([self.model.cls_norm(tokens[:, :prefix]), self.norm(tokens[:, prefix:])], dim=1)  # type: ignore[operator]
+            return torch.cat([cls_norm(tokens[:, :prefix]), self.norm(tokens[:, prefix:])], dim=1)
         return self.norm(tokens)
 
 
-def _first(model: nn.Module, paths: Sequence[str]) -> tuple[str, object]:
+def _first(model: nn.Module, paths: Sequence[str]) -> tuple[str, Any]:
     """The first of the dotted paths that exists, and what is there; ("", None) if none does."""
     for path in paths:
         try:

@@ -1,16 +1,20 @@
-"""Hooks: what a probe's checkpoint says about its backbone."""
+"""Hooks: whose features a head was trained on, and what it reached."""
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
 from typing import Any
 
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmseg.registry import HOOKS
 
 from .backbone import FrozenViT
 
-__all__ = ["BackboneIdentityHook"]
+__all__ = ["BackboneIdentityHook", "ProbeResultHook"]
 
 # The file may have been moved or copied between training and testing; its contents may not have changed.
 _MUST_AGREE = ("sha256", "plugins", "layers", "norm", "cls_token")
@@ -37,10 +41,39 @@ class BackboneIdentityHook(Hook):
         differ = {key: (theirs.get(key), own[key]) for key in _MUST_AGREE if theirs.get(key) != own[key]}
         if differ:
             told = "; ".join(f"{key}: trained with {was!r}, now {now!r}" for key, (was, now) in differ.items())
-            raise ValueError(f"this head belongs to another backbone. {told}. Its checkpoint was {theirs['checkpoint']}")
+            raise ValueError(f"this head belongs to another backbone. {told}. Its file was {theirs['checkpoint']}")
+
+
+@HOOKS.register_module()
+class ProbeResultHook(Hook):
+    """Keeps `WORK_DIR/probe.json`, which `attn-plugins table` reads: the backbone and every evaluation so far."""
+
+    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        """Add a validation; those that a resumed run repeats are replaced."""
+        self._record(runner, "val", runner.iter, metrics)
+
+    def after_test_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        """Add a test."""
+        self._record(runner, "test", 0, metrics)
+
+    def _record(self, runner: Any, split: str, iteration: int, metrics: dict[str, float] | None) -> None:
+        if not is_main_process():
+            return
+        file = Path(runner.work_dir) / "probe.json"
+        before = json.loads(file.read_text())["evaluations"] if file.is_file() else []
+        kept = [entry for entry in before if entry["split"] != split or entry["iter"] < iteration]
+        numbers = {name: float(value) for name, value in (metrics or {}).items()}
+        record = {
+            "probe": runner.cfg.get("probe"),
+            "max_iters": runner.cfg.train_cfg.max_iters,
+            "backbone": _backbone(runner).identity,
+            "evaluations": [*kept, {"split": split, "iter": iteration, "metrics": numbers}],
+        }
+        partial = file.with_name(f".{file.name}.{os.getpid()}")
+        partial.write_text(json.dumps(record, indent=1))
+        partial.replace(file)
 
 
 def _backbone(runner: Any) -> FrozenViT:
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    # Test-time augmentation wraps the model once more.
-    return getattr(model, "backbone", None) or model.module.backbone
+    return model.backbone

@@ -62,7 +62,7 @@ class ProbeTrainLoop(IterBasedTrainLoop):
         # Written back, because the runner scales learning rates by the config's own batch size.
         dataloader["batch_size"] = share
         super().__init__(runner, dataloader, **kwargs)
-        note = f"total batch {total_batch_size} = {world} process(es) × {share} images"
+        note = f"total batch {total_batch_size} = {world} process(es) x {share} images"
         if self.parts > 1:
             note += f", each in {self.parts} parts with accumulated gradients; batch norm sees one part at a time"
         print_log(note, logger="current")

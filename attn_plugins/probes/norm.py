@@ -25,7 +25,9 @@ class GlobalBatchNorm(nn.BatchNorm2d):
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(input)
         if input.requires_grad:
-            raise ValueError("GlobalBatchNorm synchronises statistics without their gradient: its input has to be frozen")
+            raise ValueError(
+                "GlobalBatchNorm synchronises statistics without their gradient: its input has to be frozen"
+            )
         mean, var = self._global_statistics(input)
         return nn.functional.batch_norm(input, mean, var, self.weight, self.bias, training=False, eps=self.eps)
 
@@ -37,13 +39,12 @@ class GlobalBatchNorm(nn.BatchNorm2d):
         dist.all_reduce(moments)
         count = moments[-1]
         mean = moments[:-1] / count
-        # Two passes, as the one-pass E[x²] − E[x]² cancels where a channel's mean is large.
+        # Two passes, as the one-pass E[x²] - E[x]² cancels where a channel's mean is large.
         squares = (input - mean.to(input.dtype)[:, None, None]).square().sum((0, 2, 3), dtype=torch.float64)
         dist.all_reduce(squares)
         mean, var = mean.to(input.dtype), (squares / count).to(input.dtype)
-        momentum = self.momentum if self.momentum is not None else 1 / (float(self.num_batches_tracked) + 1)
-        self.num_batches_tracked += 1
         unbiased = (squares / (count - 1)).to(input.dtype)
-        self.running_mean.lerp_(mean, momentum)
-        self.running_var.lerp_(unbiased, momentum)
+        self.get_buffer("num_batches_tracked").add_(1)
+        self.get_buffer("running_mean").lerp_(mean, self.momentum or 0.0)
+        self.get_buffer("running_var").lerp_(unbiased, self.momentum or 0.0)
         return mean, var

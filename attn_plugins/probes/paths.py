@@ -18,7 +18,9 @@ def configs_dir() -> Path:
     for place in places:
         if (place / "_base_").is_dir():
             return place
-    raise FileNotFoundError(f"mmseg_configs is missing: looked at {' and '.join(map(str, places))}; reinstall attn-plugins")
+    raise FileNotFoundError(
+        f"mmseg_configs is missing: looked at {' and '.join(map(str, places))}; reinstall attn-plugins"
+    )
 
 
 def config_file(name: str) -> Path:

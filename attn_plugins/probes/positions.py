@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,21 +24,24 @@ class OfficialPositions:
         antialias: as in `F.interpolate`.
     """
 
-    def __init__(self, model: nn.Module, offset: float = 0.1, antialias: bool = False) -> None:
+    def __init__(self, model: Any, offset: float = 0.1, antialias: bool = False) -> None:
         self.model = model
         self.offset = offset
         self.antialias = antialias
-        self.original = model.pos_embed
+        self.original: Tensor = model.pos_embed.data
+        self.grid: tuple[int, int] | None = None
         model.patch_embed.strict_img_size = False
 
     def prepare(self, images: Tensor) -> None:
         """Set the model's position embedding for `images [B, 3, H, W]`."""
         patch = self.model.patch_embed.patch_size[0]
         h, w = (size // patch for size in images.shape[-2:])
-        self.model.pos_embed = nn.Parameter(self._resampled(h, w).to(images.device), requires_grad=False)
+        if (h, w) != self.grid:
+            self.grid = (h, w)
+            self.model.pos_embed = nn.Parameter(self._resampled(h, w).to(images.device), requires_grad=False)
 
     def _resampled(self, h: int, w: int) -> Tensor:
-        tokens = self.original.data
+        tokens = self.original
         side = math.isqrt(tokens.shape[1])  # a prefix of one token never changes the integer root
         prefix = tokens.shape[1] - side * side
         if (h, w) == (side, side):
@@ -49,5 +53,5 @@ class OfficialPositions:
         else:
             grid = nn.functional.interpolate(grid, size=(h, w), mode="bicubic", antialias=self.antialias)
         if grid.shape[-2:] != (h, w):
-            raise ValueError(f"positions of a {side}×{side} grid resampled to {tuple(grid.shape[-2:])}, not {(h, w)}")
+            raise ValueError(f"positions of a {side}x{side} grid resampled to {tuple(grid.shape[-2:])}, not {(h, w)}")
         return torch.cat([tokens[:, :prefix], grid.flatten(2).transpose(1, 2)], dim=1)

@@ -42,12 +42,13 @@ class ProbeSampler(Sampler):
         dataset: anything with a length.
         shuffle: new order for every pass.
         seed: of order and augmentation; by default the run's.
+        group: so many consecutive draws go to the same process, for losses that pool images.
 
     Raises:
         ValueError: the dataset is empty.
     """
 
-    def __init__(self, dataset: Sized, shuffle: bool = True, seed: int | None = None) -> None:
+    def __init__(self, dataset: Sized, shuffle: bool = True, seed: int | None = None, group: int = 1) -> None:
         if len(dataset) == 0:
             source = getattr(dataset, "ann_file", "") or getattr(dataset, "data_prefix", "")
             raise ValueError(f"{type(dataset).__name__} is empty: nothing was found through {source!r}")
@@ -55,11 +56,16 @@ class ProbeSampler(Sampler):
         self.size = len(dataset)
         self.shuffle = shuffle
         self.seed = sync_random_seed() if seed is None else seed
+        self.group = group
         self.start = 0
 
     def __iter__(self) -> Iterator[Draw]:
-        first = self.start * self.world_size + self.rank
-        return itertools.islice(self._stream(), first, None, self.world_size)
+        own = (
+            draw
+            for position, draw in enumerate(self._stream())
+            if position // self.group % self.world_size == self.rank
+        )
+        return itertools.islice(own, self.start, None)
 
     def __len__(self) -> int:
         return self.size

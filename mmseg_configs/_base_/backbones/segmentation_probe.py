@@ -1,4 +1,4 @@
-# Linear segmentation probe: patch features of the last layer after the final norm → batch norm → 1×1 convolution
+# Linear segmentation probe: patch features of the last layer after the final norm → batch norm → 1x1 convolution
 # (paper, section 4.1; head and slide window: DINOv2's dinov2_vit*_{voc2012,ade20k}_linear_config.py).
 _base_ = "frozen_vit.py"
 crop_size = (512, 512)

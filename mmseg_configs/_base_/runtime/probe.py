@@ -1,5 +1,5 @@
 # What every probe shares. None of it changes what is computed, except the seed.
-custom_imports = dict(imports=["attn_plugins.probes"], allow_failed_imports=False)
+custom_imports = dict(imports=["attn_plugins.probes", "attn_plugins.probes.cpu_launch"], allow_failed_imports=False)
 default_scope = "mmseg"
 randomness = dict(seed=0)
 env_cfg = dict(
@@ -16,7 +16,7 @@ default_hooks = dict(
     sampler_seed=dict(type="DistSamplerSeedHook"),
     visualization=dict(type="SegVisualizationHook"),
 )
-custom_hooks = [dict(type="BackboneIdentityHook")]
+custom_hooks = [dict(type="BackboneIdentityHook"), dict(type="ProbeResultHook")]
 vis_backends = [dict(type="LocalVisBackend")]
 visualizer = dict(type="SegLocalVisualizer", vis_backends=vis_backends, name="visualizer")
 log_processor = dict(by_epoch=False)

@@ -1,7 +1,7 @@
 # DINOv2's published segmentation configs (dinov2_vit*_{voc2012,ade20k}_linear_config.py); iterations and learning
 # rate also in the paper, section 4.1.
 _base_ = "../runtime/probe.py"
-total_batch_size = 16  # 2 × 8 GPUs
+total_batch_size = 16  # 2 x 8 GPUs
 max_iters = 40000
 interval = 4000  # ours: DINOv2 validates at the end, the paper's Table 1 takes the best during training
 

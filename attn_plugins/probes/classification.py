@@ -1,0 +1,129 @@
+"""ImageNet: a grid of linear classifiers trained at once over one frozen forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine.evaluator import BaseMetric
+from mmengine.model import BaseModel
+from mmseg.registry import METRICS, MODELS
+from torch import Tensor, nn
+
+__all__ = ["ClassifierGrid", "GridTop1", "classifier_name"]
+
+
+def classifier_name(rate: float, blocks: int = 1, avgpool: bool = False) -> str:
+    """`lr_1e-03`, `blocks4_avgpool_lr_1e-03`: the name of one classifier, and what learning rates are set by."""
+    return ("" if blocks == 1 else f"blocks{blocks}_") + ("avgpool_" if avgpool else "") + f"lr_{rate:.0e}"
+
+
+@MODELS.register_module()
+class ClassifierGrid(BaseModel):
+    """Linear classifiers, one per learning rate; DINOv2, eval/linear.py.
+
+    Every classifier sees the same features. Its learning rate is its parameter group's (`paramwise_cfg` in the
+    config), so one optimizer trains all.
+
+    Args:
+        backbone: config of a `FrozenViT` with `norm=True, cls_token="tuple"` and as many last layers as
+            `blocks` needs.
+        num_classes: classes.
+        learning_rates: before scaling by total batch / 256; name the classifiers.
+        blocks: numbers of last blocks whose [CLS] is concatenated; DINOv2 grids over 1 and 4.
+        avgpool: whether the last block's mean patch is appended; DINOv2 grids over False and True.
+        data_preprocessor: config.
+
+    Raises:
+        ValueError: the backbone gives fewer layers than `blocks` asks for, or no [CLS].
+    """
+
+    def __init__(
+        self,
+        backbone: dict[str, Any],
+        num_classes: int,
+        learning_rates: Sequence[float],
+        blocks: Sequence[int] = (1,),
+        avgpool: Sequence[bool] = (False,),
+        data_preprocessor: dict[str, Any] | None = None,
+        train_cfg: dict[str, Any] | None = None,
+        test_cfg: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(data_preprocessor=data_preprocessor)
+        self.backbone = MODELS.build(backbone)
+        channels = self.backbone.channels
+        if self.backbone.cls_token != "tuple" or len(channels) < max(blocks):
+            raise ValueError(
+                f"classifiers over the last {max(blocks)} block(s) need a backbone with cls_token='tuple' and as many "
+                f"out_indices; it has cls_token={self.backbone.cls_token!r} and {len(channels)}"
+            )
+        self.num_classes = num_classes
+        self.classifiers = nn.ModuleDict()
+        self.inputs: dict[str, tuple[int, bool]] = {}
+        for count in blocks:
+            for pooled in avgpool:
+                for rate in learning_rates:
+                    name = classifier_name(rate, count, pooled)
+                    self.inputs[name] = (count, pooled)
+                    linear = nn.Linear(sum(channels[-count:]) + (channels[-1] if pooled else 0), num_classes)
+                    nn.init.normal_(linear.weight, mean=0.0, std=0.01)
+                    nn.init.zeros_(linear.bias)
+                    self.classifiers[name] = linear
+
+    def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = "tensor") -> Any:
+        """mmengine's interface.
+
+        Args:
+            inputs: `[B, 3, H, W]`, normalised.
+            data_samples: with `gt_label`, an int64 tensor of one element.
+            mode: `tensor`: {classifier: logits `[B, classes]`}; `loss`: {name: loss}; `predict`: `data_samples` with
+                `pred_labels`, {classifier: class}.
+        """
+        logits = self._logits(self.backbone(inputs))
+        if mode == "tensor":
+            return logits
+        labels = torch.cat([sample.gt_label for sample in data_samples]).to(inputs.device)
+        if mode == "loss":
+            return self._losses(logits, labels, data_samples)
+        predicted = {name: scores.argmax(1) for name, scores in logits.items()}
+        for index, sample in enumerate(data_samples):
+            sample.set_field({name: int(classes[index]) for name, classes in predicted.items()}, "pred_labels")
+        return data_samples
+
+    def _logits(self, features: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        inputs = {key: self._input(features, *key) for key in set(self.inputs.values())}
+        return {name: linear(inputs[self.inputs[name]]) for name, linear in self.classifiers.items()}
+
+    @staticmethod
+    def _input(features: Sequence[tuple[Tensor, Tensor]], blocks: int, avgpool: bool) -> Tensor:
+        parts = [cls for _, cls in features[-blocks:]]
+        if avgpool:
+            parts.append(features[-1][0].mean((2, 3)))
+        return torch.cat(parts, dim=1)
+
+    def _losses(self, logits: dict[str, Tensor], labels: Tensor, data_samples: Any) -> dict[str, Tensor]:
+        wrong = ((labels < 0) | (labels >= self.num_classes)).nonzero().flatten().tolist()
+        if wrong:
+            named = ", ".join(f"{data_samples[i].img_path}: {int(labels[i])}" for i in wrong)
+            raise ValueError(f"labels outside 0 to {self.num_classes - 1}: {named}; does num_classes fit the data set?")
+        # The sum, so that each classifier has the gradient of its own loss alone.
+        return {f"loss_{name}": nn.functional.cross_entropy(scores, labels) for name, scores in logits.items()}
+
+
+@METRICS.register_module()
+class GridTop1(BaseMetric):
+    """Top-1 accuracy in percent of every classifier of the grid, and the best of them as `top1`."""
+
+    default_prefix = None
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        """Compare `pred_labels` with `gt_label`."""
+        for sample in data_samples:
+            label = int(sample["gt_label"])
+            self.results.append({name: label == guess for name, guess in sample["pred_labels"].items()})
+
+    def compute_metrics(self, results: list[dict[str, bool]]) -> dict[str, float]:
+        """`top1` (the best), and `top1_NAME` for every classifier."""
+        each = {name: 100 * sum(hit[name] for hit in results) / len(results) for name in results[0]}
+        return {"top1": max(each.values()), **{f"top1_{name}": value for name, value in each.items()}}
