@@ -199,6 +199,6 @@ def printed_progress(what: str) -> Progress:
             return
         rate = done / max(time.monotonic() - start, 1e-9)
         end = "\r" if live and done != total else "\n"
-        print(f"{what}: {done}/{total} scenes, {rate:.0f} a second", end=end, file=sys.stderr, flush=True)
+        print(f"{what}: {done}/{total}, {rate:.1f} a second", end=end, file=sys.stderr, flush=True)
 
     return show

@@ -1,0 +1,35 @@
+"""``attn-plugins demo``: the main job end to end on built-in data."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "demo",
+        help="render scenes, pre-train small ViTs with DINO, probe and compare them",
+        description="Renders a small PASCAL VOC, pre-trains a ViT for every method with DINO (lightly), probes the "
+        "frozen backbones with `mim train mmseg voc2012_linear` and compares them. A second run goes on where the "
+        "first one stopped.",
+    )
+    parser.add_argument("--out", type=Path, default=Path("demo_out"), help="folder of the run (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, help="pre-training steps of every method")
+    parser.add_argument("--methods", nargs="+", metavar="SPEC", help="plugin specs to compare")
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from .. import demo
+
+    recipe = demo.Recipe(seed=args.seed)
+    if args.steps is not None:
+        recipe = replace(recipe, steps=args.steps)
+    demo.run(args.out, demo.Settings(methods=tuple(args.methods or demo.METHODS), recipe=recipe))
+    return 0

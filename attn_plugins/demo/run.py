@@ -1,0 +1,239 @@
+"""The demo: scenes on disk → DINO pre-training → `mim train mmseg` probes → one table and one picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..analysis.attention import statistics
+from ..checkpoints import save
+from ..data.layouts.common import printed_progress
+from ..data.layouts.voc import write_voc
+from ..probes.command import data_options, mim_command, size_options
+from ..spec import parse
+from .picture import draw, load_images
+from .pretrain import ARCH, Method, Recipe, pretrain
+
+__all__ = ["METHODS", "Settings", "run"]
+
+METHODS = ("softmax", "entmax15")
+CROP = (128, 128)
+"""Of the probe's images, in place of the protocol's 512 × 512."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a demo run computes; recorded in its folder, so that another run with other settings never mixes in.
+
+    Attributes:
+        methods: plugin specs.
+        recipe: of the pre-training.
+        num_train, num_val: scenes.
+        size: (H, W) of the scenes, pixels.
+        probe_iters: iterations of each probe, in place of the protocol's 40,000.
+    """
+
+    methods: tuple[str, ...] = METHODS
+    recipe: Recipe = field(default_factory=Recipe)
+    num_train: int = 400
+    num_val: int = 60
+    size: tuple[int, int] = (192, 256)
+    probe_iters: int = 120
+
+    def __post_init__(self) -> None:
+        if not self.methods:
+            raise ValueError("name at least one method, e.g. softmax")
+        for spec in self.methods:
+            parse(spec)
+        for name, value in (("--steps", self.recipe.steps), ("probe_iters", self.probe_iters)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+
+
+def run(out: Path, settings: Settings, say: Callable[[str], None] = print) -> list[dict[str, Any]]:
+    """Run what is not done yet, and write `table.{json,csv}` and `picture.png` in `out`.
+
+    Every stage leaves complete files or none, so a run that was interrupted goes on where it stopped, and one
+    that was complete only prints its table again.
+
+    Args:
+        out: folder of the run.
+        settings: what to compute.
+        say: prints a line.
+
+    Returns:
+        The rows of the table.
+
+    Raises:
+        ValueError: `out` holds a run with other settings.
+    """
+    begin = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    _claim(out, settings)
+    say(f"[1/4] rendering {settings.num_train} + {settings.num_val} scenes in PASCAL VOC's layout")
+    data = write_voc(
+        out / "data",
+        settings.num_train,
+        settings.num_val,
+        settings.recipe.seed,
+        settings.size,
+        progress=printed_progress("scenes"),
+    )
+    say(f"[2/4] pre-training {len(settings.methods)} ViTs with DINO, {settings.recipe.steps} steps each")
+    methods = _pretrain(out, settings, data)
+    checkpoints = [_save_backbone(out, method) for method in methods]
+    rows = []
+    say(f"[3/4] probing the frozen backbones, {settings.probe_iters} iterations each")
+    for method, checkpoint in zip(methods, checkpoints, strict=True):
+        rows.append(_row(method, methods[0], _probe(out, method, checkpoint, data, settings, say), data))
+    say("[4/4] writing the table and the picture")
+    names = _lines(data, "val")[:6]
+    images = [data / "JPEGImages" / f"{name}.jpg" for name in names]
+    masks = [data / "SegmentationClass" / f"{name}.png" for name in names]
+    draw(out / "picture.png", images, masks, {m.spec: m.backbone for m in methods}, settings.recipe.patch_size)
+    _write(out / "table.json", json.dumps({"settings": asdict(settings), "rows": rows}, indent=1) + "\n")
+    _write(out / "table.csv", _csv(rows))
+    say("")
+    say(_table(rows))
+    say("")
+    say(f"table    {out / 'table.json'}, {out / 'table.csv'}")
+    say(f"picture  {out / 'picture.png'}")
+    say(
+        f"{time.monotonic() - begin:.0f} s. A few steps on rendered scenes: this shows that it works, not which method wins."
+    )
+    return rows
+
+
+def _claim(out: Path, settings: Settings) -> None:
+    record, wanted = out / "settings.json", json.loads(json.dumps(asdict(settings)))
+    if record.exists():
+        found = json.loads(record.read_text())
+        if found != wanted:
+            raise ValueError(f"{out} holds a run with {found}, not {wanted}: choose another --out, or remove it")
+    elif any(out.iterdir()):
+        raise ValueError(f"{out} is not empty and holds no demo run: choose another --out")
+    else:
+        _write(record, json.dumps(wanted, indent=1) + "\n")
+
+
+def _pretrain(out: Path, settings: Settings, data: Path) -> list[Method]:
+    files = [data / "JPEGImages" / f"{name}.jpg" for name in _lines(data, "train")]
+    show = printed_progress("steps")
+
+    def progress(done: int, methods: Sequence[Method]) -> None:
+        show(done, settings.recipe.steps)
+
+    return pretrain(files, settings.methods, settings.recipe, out / "pretrain.pth", progress)
+
+
+def _save_backbone(out: Path, method: Method) -> Path:
+    path = out / "backbones" / f"{_slug(method.spec)}.pth"
+    path.parent.mkdir(exist_ok=True)
+    if not path.exists():
+        save(path, method.backbone, arch=ARCH, arch_options=method.recipe.arch_options)
+    return path
+
+
+def _probe(
+    out: Path, method: Method, checkpoint: Path, data: Path, settings: Settings, say: Callable[[str], None]
+) -> float:
+    """mIoU, in percent, of the linear VOC probe on one backbone; kept in a file once it is known."""
+    work_dir = out / "probes" / _slug(method.spec)
+    result = work_dir / "result.json"
+    if not result.exists():
+        iters = settings.probe_iters
+        options = {
+            "model.backbone.checkpoint": checkpoint,
+            **data_options(str(data), workers=0),
+            **size_options("voc2012", CROP),
+            "train_cfg.max_iters": iters,
+            "train_cfg.val_interval": iters,
+            "param_scheduler.0.end": max(iters // 20, 1),
+            "param_scheduler.1.end": iters,
+            "default_hooks.checkpoint.interval": iters,
+            "default_hooks.logger.interval": max(iters // 4, 1),
+        }
+        work_dir.mkdir(parents=True, exist_ok=True)
+        command = mim_command("train", "voc2012", options, "--gpus", "0", work_dir=work_dir)
+        with open(work_dir / "output.txt", "w") as log:
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            assert process.stdout is not None
+            for line in process.stdout:
+                log.write(line)
+                if shown := re.search(r"Iter\((train|val)\).*?(\[ *\d+/\d+\]).*?((loss|mIoU): [\d.]+)?", line):
+                    say(f"      {method.spec}: {shown[1]} {shown[2]}" + (f" {shown[3]}" if shown[3] else ""))
+        if process.wait() != 0:
+            raise ValueError(f"the probe of {method.spec} failed; see {work_dir / 'output.txt'}")
+        _write(result, json.dumps({"mIoU": _last_miou(work_dir)}) + "\n")
+    return float(json.loads(result.read_text())["mIoU"])
+
+
+def _last_miou(work_dir: Path) -> float:
+    for file in sorted(work_dir.glob("*/vis_data/scalars.json"), reverse=True):
+        found = [json.loads(line) for line in file.read_text().splitlines()]
+        scores = [entry["mIoU"] for entry in found if "mIoU" in entry]
+        if scores:
+            return float(scores[-1])
+    raise ValueError(f"{work_dir} has no mIoU: the probe ended before its validation")
+
+
+def _row(method: Method, baseline: Method, miou: float, data: Path) -> dict[str, Any]:
+    images = load_images([data / "JPEGImages" / f"{name}.jpg" for name in _lines(data, "val")[:16]])
+    with torch.no_grad():
+        zeros = statistics(method.backbone.eval(), images).zero_share
+    return {
+        "method": method.spec,
+        "mIoU": round(miou, 2),
+        "zero_share": round(float(zeros.mean()), 4),
+        "step_ms": round(1000 * method.step_seconds, 1),
+        "step_ratio": round(method.step_seconds / baseline.step_seconds, 3),
+    }
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> str:
+    head = ("method", "mIoU", "weights exactly 0", "training step")
+    cells = [
+        (
+            row["method"],
+            f"{row['mIoU']:.2f}",
+            f"{100 * row['zero_share']:.1f} %",
+            f"{row['step_ms']:.0f} ms ({row['step_ratio']:.2f}×)",
+        )
+        for row in rows
+    ]
+    widths = [max(len(line[i]) for line in [head, *cells]) for i in range(len(head))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in [head, *cells]]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _lines(data: Path, split: str) -> list[str]:
+    return (data / "ImageSets" / "Segmentation" / f"{split}.txt").read_text().split()
+
+
+def _slug(spec: str) -> str:
+    return re.sub(r"[^\w.]+", "-", spec)
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
