@@ -10,15 +10,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from .checkpoints import CheckpointError, agree, allowed_globals, recorded_spec
+from .checkpoints import CheckpointError, agree, recorded_spec
+from .old_torch import keep_old_fsdp_names, read_own_checkpoints
 from .patching import PREFIX, patch
 from .spec import parse
 from .stamp import refuse_others, spec_of
 
-__all__ = ["before_load", "patch_networks", "read_own_checkpoints", "spec_from"]
+__all__ = ["before_load", "keep_old_fsdp_names", "patch_networks", "spec_from"]
 
 
 def patch_networks(spec: str, *networks: nn.Module) -> None:
@@ -69,11 +69,3 @@ def before_load(model: nn.Module, path: str | os.PathLike[str]) -> None:
         raise CheckpointError(
             f"{path} lacks what {spec_of(model)!r} learns: {missing}. It was trained without it: evaluate it without."
         )
-
-
-def read_own_checkpoints() -> None:
-    """Let `torch.load` read what a trainer of 2021 saved beside its tensors (a Namespace, numpy numbers).
-
-    Since torch 2.6 it refuses them, and with them DINOv1's own checkpoints. Only that list is allowed.
-    """
-    torch.serialization.add_safe_globals(allowed_globals())

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from torch import nn
 
+from ..old_torch import keep_old_fsdp_names, read_own_checkpoints
 from ..patching import find_attention
 from ..spec import parse
 from ..stamp import refuse_others
-from ..trainers import patch_networks, read_own_checkpoints
-from . import compat, cpu, processes
+from ..trainers import patch_networks
+from . import cpu, processes
 from .construction import patch_as_built
 from .messages import say
 
@@ -30,10 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args, script = _parse(list(sys.argv[1:] if argv is None else argv))
     read_own_checkpoints()
+    keep_old_fsdp_names()
     if args.attn_plugins is not None:
         args.attn_plugins = str(parse(args.attn_plugins))  # a typo ends here, not after the data has been read
     with contextlib.ExitStack() as stack:
-        stack.enter_context(compat.old_fsdp())
         if args.device == "cpu":
             stack.enter_context(cpu.instead_of_cuda())
         stack.enter_context(processes.only_by_torchrun(script))

@@ -17,6 +17,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.overrides import TorchFunctionMode
 
+from . import xformers
 from .messages import say
 
 __all__ = ["instead_of_cuda"]
@@ -35,7 +36,7 @@ def instead_of_cuda() -> Iterator[None]:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     _single_process_environment()
     with contextlib.ExitStack() as stack:
-        for owner, name, replacement in _replacements():
+        for owner, name, replacement in (*_replacements(), *xformers.replacements()):
             stack.enter_context(mock.patch.object(owner, name, replacement))
         stack.enter_context(_CudaIsCpu())
         yield
@@ -82,6 +83,9 @@ def _replacements() -> list[tuple[Any, str, Any]]:
         ddp(self, module, **{**kwargs, "device_ids": None, "output_device": None})
 
     def cpu_fsdp(self: Any, module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        if kwargs.pop("sync_module_states", False):  # which FSDP does for parameters on an accelerator only
+            for tensor in (*module.parameters(), *module.buffers()):
+                dist.broadcast(tensor.detach(), src=0)
         fsdp(self, module, *args, **{**kwargs, "device_id": torch.device("cpu")})
 
     return [
