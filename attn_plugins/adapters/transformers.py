@@ -10,6 +10,7 @@ Follows transformers 5.23 (``integrations/sdpa_attention.py`` for the arguments 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -82,7 +83,7 @@ def attention_forward(
     causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
     out, weights = _attend(
         module,
-        _wants_weights(module, kwargs),
+        _wants_weights(module),
         query=query,
         key=key,
         value=value,
@@ -100,9 +101,9 @@ def _attend(module: Any, return_weights: bool, **arguments: Any) -> tuple[Tensor
     return result if return_weights else (result, None)
 
 
-def _wants_weights(module: Any, kwargs: dict[str, Any]) -> bool:
+def _wants_weights(module: Any) -> bool:
     config = module.__dict__["config"]
-    return bool(kwargs.get("output_attentions") or config.output_attentions or config._attn_implementation == "eager")
+    return module.attn_plugins_asked or config.output_attentions or config._attn_implementation == "eager"
 
 
 def _merge(mask: Any, bias: Tensor | None) -> Tensor | None:
@@ -118,11 +119,26 @@ def _merge(mask: Any, bias: Tensor | None) -> Tensor | None:
     return bias.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else bias + mask
 
 
-def _overrides(base: type) -> dict[str, Any]:
+def _overrides(base: Any) -> dict[str, Any]:
     from transformers.modeling_utils import AttentionInterface
 
     AttentionInterface.register(IMPLEMENTATION, attention_forward)
-    return {"config": property(_get_config, _set_config)}
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # Remembered here because some models (SigLIP) do not hand it on to the implementation.
+        if not kwargs.get("output_attentions"):
+            return base.forward(self, *args, **kwargs)
+        self.attn_plugins_asked = True
+        try:
+            return base.forward(self, *args, **kwargs)
+        finally:
+            del self.attn_plugins_asked
+
+    return {
+        "config": property(_get_config, _set_config),
+        "attn_plugins_asked": False,
+        "forward": functools.wraps(base.forward)(forward),
+    }
 
 
 def _matches(cls: type) -> bool:

@@ -132,7 +132,9 @@ def test_torchvision(gradients: bool) -> None:
 def test_mmsegmentation() -> None:
     mmseg = pytest.importorskip("mmseg.models", reason="mmsegmentation (the probes extra) is not installed")
     torch.manual_seed(0)
-    vit = mmseg.VisionTransformer(img_size=32, patch_size=8, embed_dims=E, num_layers=2, num_heads=H, out_indices=(0, 1))
+    vit = mmseg.VisionTransformer(
+        img_size=32, patch_size=8, embed_dims=E, num_layers=2, num_heads=H, out_indices=(0, 1)
+    )
     vit.init_weights()
     vit.eval()
     image = torch.randn(2, 3, 32, 32)
