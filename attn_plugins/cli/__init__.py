@@ -9,7 +9,19 @@ from collections.abc import Sequence
 
 __all__ = ["main"]
 
-COMMANDS = ("list", "demo", "apply", "inspect", "probe", "table", "data", "analyze", "report", "bench")
+# Each subcommand, and the extra of the package that has what it imports beyond torch.
+COMMANDS = {
+    "list": None,
+    "demo": "demo",
+    "apply": None,
+    "inspect": None,
+    "probe": "probes",
+    "table": "probes",
+    "data": "probes",
+    "analyze": "demo",
+    "report": "demo",
+    "bench": "test",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,8 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(args.func(args))
     except (ValueError, FileNotFoundError, FileExistsError) as error:
-        print(f"attn-plugins {args.command}: {error}", file=sys.stderr)
-        return 2
+        message = str(error)
+    except ModuleNotFoundError as error:
+        extra = COMMANDS[args.command]
+        if extra is None or error.name is None or error.name.startswith("attn_plugins"):
+            raise
+        message = f"needs {error.name}: pip install 'attn_plugins[{extra}]'"
+    print(f"attn-plugins {args.command}: {message}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -21,14 +21,15 @@ from ..checkpoints import save
 from ..data.layouts.common import printed_progress
 from ..data.layouts.voc import write_voc
 from ..probes.command import data_options, mim_command, size_options
+from ..probes.table import collect
 from ..spec import parse
 from .picture import draw, load_images
 from .pretrain import ARCH, Method, Recipe, pretrain
 
 __all__ = ["METHODS", "Settings", "run"]
 
-METHODS = ("softmax", "entmax15")
-CROP = (128, 128)
+METHODS = ("softmax", "registers:num=4", "specialization", "entmax15")
+CROP = (96, 96)
 """Of the probe's images, in place of the protocol's 512 × 512."""
 
 
@@ -49,7 +50,7 @@ class Settings:
     num_train: int = 400
     num_val: int = 60
     size: tuple[int, int] = (192, 256)
-    probe_iters: int = 120
+    probe_iters: int = 150
 
     def __post_init__(self) -> None:
         if not self.methods:
@@ -109,9 +110,7 @@ def run(out: Path, settings: Settings, say: Callable[[str], None] = print) -> li
     say("")
     say(f"table    {out / 'table.json'}, {out / 'table.csv'}")
     say(f"picture  {out / 'picture.png'}")
-    say(
-        f"{time.monotonic() - begin:.0f} s. A few steps on rendered scenes: this shows that it works, not which method wins."
-    )
+    say(f"{time.monotonic() - begin:.0f} s. So few steps on rendered scenes show that it works, not which method wins.")
     return rows
 
 
@@ -148,44 +147,43 @@ def _save_backbone(out: Path, method: Method) -> Path:
 def _probe(
     out: Path, method: Method, checkpoint: Path, data: Path, settings: Settings, say: Callable[[str], None]
 ) -> float:
-    """mIoU, in percent, of the linear VOC probe on one backbone; kept in a file once it is known."""
-    work_dir = out / "probes" / _slug(method.spec)
-    result = work_dir / "result.json"
-    if not result.exists():
-        iters = settings.probe_iters
-        options = {
-            "model.backbone.checkpoint": checkpoint,
-            **data_options(str(data), workers=0),
-            **size_options("voc2012", CROP),
-            "train_cfg.max_iters": iters,
-            "train_cfg.val_interval": iters,
-            "param_scheduler.0.end": max(iters // 20, 1),
-            "param_scheduler.1.end": iters,
-            "default_hooks.checkpoint.interval": iters,
-            "default_hooks.logger.interval": max(iters // 4, 1),
-        }
-        work_dir.mkdir(parents=True, exist_ok=True)
-        command = mim_command("train", "voc2012", options, "--gpus", "0", work_dir=work_dir)
-        with open(work_dir / "output.txt", "w") as log:
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-            assert process.stdout is not None
-            for line in process.stdout:
-                log.write(line)
-                if shown := re.search(r"Iter\((train|val)\).*?(\[ *\d+/\d+\]).*?((loss|mIoU): [\d.]+)?", line):
-                    say(f"      {method.spec}: {shown[1]} {shown[2]}" + (f" {shown[3]}" if shown[3] else ""))
-        if process.wait() != 0:
-            raise ValueError(f"the probe of {method.spec} failed; see {work_dir / 'output.txt'}")
-        _write(result, json.dumps({"mIoU": _last_miou(work_dir)}) + "\n")
-    return float(json.loads(result.read_text())["mIoU"])
+    """mIoU, in percent, of the linear VOC probe on one backbone; read from its work dir if it is finished."""
+    work_dir, iters = out / "probes" / _slug(method.spec), settings.probe_iters
+    miou = _finished(work_dir)
+    if miou is not None:
+        say(f"      {method.spec}: mIoU {miou:.2f} (finished before)")
+        return miou
+    options = {
+        "model.backbone.checkpoint": checkpoint,
+        **data_options(str(data), workers=0),
+        **size_options("voc2012", CROP),
+        "train_cfg.max_iters": iters,
+        "train_cfg.val_interval": iters,
+        "param_scheduler.0.end": max(iters // 20, 1),
+        "param_scheduler.1.end": iters,
+        "default_hooks.checkpoint.interval": iters,
+        "default_hooks.logger.interval": max(iters // 4, 1),
+    }
+    work_dir.mkdir(parents=True, exist_ok=True)
+    command = mim_command("train", "voc2012", options, "--gpus", "0", work_dir=work_dir)
+    with (work_dir / "output.txt").open("w") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert process.stdout is not None
+        for line in process.stdout:
+            log.write(line)
+            if shown := re.search(r"Iter\((train|val)\) *(\[ *\d+/\d+\])(?:.*((?:loss|mIoU): [\d.]+))?", line):
+                say(f"      {method.spec}: {shown[1]} {shown[2]} {shown[3] or ''}".rstrip())
+    miou = None if process.wait() else _finished(work_dir)
+    if miou is None:
+        raise ValueError(f"the probe of {method.spec} failed; see {work_dir / 'output.txt'}")
+    return miou
 
 
-def _last_miou(work_dir: Path) -> float:
-    for file in sorted(work_dir.glob("*/vis_data/scalars.json"), reverse=True):
-        found = [json.loads(line) for line in file.read_text().splitlines()]
-        scores = [entry["mIoU"] for entry in found if "mIoU" in entry]
-        if scores:
-            return float(scores[-1])
-    raise ValueError(f"{work_dir} has no mIoU: the probe ended before its validation")
+def _finished(work_dir: Path) -> float | None:
+    if not (work_dir / "probe.json").exists():
+        return None
+    (row,) = collect([work_dir])
+    return None if row.unfinished else row.last["voc2012"]
 
 
 def _row(method: Method, baseline: Method, miou: float, data: Path) -> dict[str, Any]:
