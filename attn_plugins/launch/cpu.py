@@ -12,8 +12,8 @@ from unittest import mock
 import torch
 import torch._dynamo  # makes tables of torch's functions when it is imported: before any of them is replaced
 import torch.distributed as dist
-import torch.distributed.device_mesh as device_mesh
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.overrides import TorchFunctionMode
 
@@ -65,8 +65,8 @@ def _to_cpu(device: Any) -> Any:
 
 
 def _replacements() -> list[tuple[Any, str, Any]]:
-    init_process_group, new_group = dist.init_process_group, dist.new_group
-    init_mesh, ddp, fsdp = device_mesh.init_device_mesh, nn.parallel.DistributedDataParallel.__init__, FSDP.__init__
+    init_process_group, new_group, all_gather = dist.init_process_group, dist.new_group, dist.all_gather_into_tensor
+    mesh, ddp, fsdp = DeviceMesh.__init__, nn.parallel.DistributedDataParallel.__init__, FSDP.__init__
 
     def gloo(*args: Any, **kwargs: Any) -> Any:
         kwargs.update(backend="gloo")
@@ -76,8 +76,11 @@ def _replacements() -> list[tuple[Any, str, Any]]:
     def gloo_group(*args: Any, **kwargs: Any) -> Any:
         return new_group(*args, **{**kwargs, "backend": "gloo"})
 
-    def cpu_mesh(device_type: str, *args: Any, **kwargs: Any) -> Any:
-        return init_mesh("cpu", *args, **kwargs)
+    def gloo_gather(output: torch.Tensor, input: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return all_gather(output, torch.atleast_1d(input), *args, **kwargs)  # gloo has none of a tensor without dims
+
+    def cpu_mesh(self: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
+        mesh(self, "cpu", *args, **kwargs)
 
     def cpu_ddp(self: Any, module: nn.Module, *args: Any, **kwargs: Any) -> None:
         ddp(self, module, **{**kwargs, "device_ids": None, "output_device": None})
@@ -91,22 +94,21 @@ def _replacements() -> list[tuple[Any, str, Any]]:
     return [
         (dist, "init_process_group", gloo),
         (dist, "new_group", gloo_group),
-        (device_mesh, "init_device_mesh", cpu_mesh),
-        (dist, "init_device_mesh", cpu_mesh),
+        (dist, "all_gather_into_tensor", gloo_gather),
+        (DeviceMesh, "__init__", cpu_mesh),
         (nn.parallel.DistributedDataParallel, "__init__", cpu_ddp),
         (FSDP, "__init__", cpu_fsdp),
         (nn.Module, "cuda", lambda module, device=None: module),
-        (torch.cuda, "set_device", _nothing),
-        (torch.cuda, "synchronize", _nothing),
-        (torch.cuda, "empty_cache", _nothing),
+        *((torch.cuda, name, _do_nothing()) for name in ("set_device", "synchronize", "empty_cache")),
         (torch.hub, "list", lambda *args, **kwargs: []),
         (torch.hub, "load", _offline("torch.hub.load")),
         (torch.hub, "load_state_dict_from_url", _offline("torch.hub.load_state_dict_from_url")),
     ]
 
 
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    return None
+def _do_nothing() -> Callable[..., None]:
+    """A new function each time: torch.compile keeps one rule for each function of torch's."""
+    return lambda *args, **kwargs: None
 
 
 def _offline(name: str) -> Callable[..., Any]:
