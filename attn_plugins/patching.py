@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from .adapters.base import CONTAINED, NORMALIZER, PREFIX, patched_class, unpatched_class
+from .adapters.base import NORMALIZER, PREFIX, patched_class, unpatched_class
 from .description import Description, LayerInfo, describe
 from .functional.normalizer import build
 from .mechanisms import plan_mechanisms
@@ -136,7 +136,6 @@ def _added(module: nn.Module) -> dict[str, Any]:
 def _apply(site: Site, normalizer: Any) -> None:
     for container, kind in site.containers:
         container.__class__ = patched_class(unpatched_class(type(container)), site.adapter, kind)
-        setattr(site.module, CONTAINED, True)
     site.module.__class__ = patched_class(unpatched_class(type(site.module)), site.adapter)
     if hasattr(site.module, NORMALIZER):
         # A normalizer with parameters is a submodule, a plain one an attribute: neither can be assigned over the other.

@@ -17,7 +17,6 @@ Overrides = Callable[[type], dict[str, Any]]
 PREFIX = "attn_plugins_"
 """Of every attribute and submodule that a patch adds to a module."""
 NORMALIZER = PREFIX + "normalizer"
-CONTAINED = PREFIX + "contained"
 
 
 def _no_check(module: nn.Module) -> None:
@@ -57,8 +56,7 @@ class Adapter:
             normalizer in ``self.attn_plugins_normalizer`` and call :func:`attn_plugins.attention`.
         check: raises ``UnsupportedModelError`` for a module that has an option the adapter cannot honour.
         num_heads: number of heads of a module, or None; asked for only by learnable normalizers.
-        around: modules above the attention that are patched with it. Where one of them is found, the
-            attention has ``self.attn_plugins_contained = True``.
+        around: modules above the attention that are patched with it.
     """
 
     name: str

@@ -1,9 +1,9 @@
 """Official DINOv1 (``vision_transformer.Attention``), and forks whose attention reads the same.
 
 Modifications:
-- upstream's attention materialises the map and returns ``(x, attn)`` in every call; here the map is computed
-  where somebody asks for it (``Block(..., return_attention=True)``, hence ``get_last_selfattention``; a
-  forward hook on the attention; the attention called outside of a block) and is None otherwise;
+- upstream's attention materialises the map and returns ``(x, attn)`` in every call. It still does when it is
+  called on its own; but its block asks for the map only where somebody wants it (``return_attention=True``,
+  hence ``get_last_selfattention``; a forward hook on the attention), and gets None for it otherwise;
 - the map that is returned is the one that was used: sparse with a sparse normalizer.
 
 Mirrors facebookresearch/dino at 7c446df5b9f45747937fb0d72314eb9f7b66930a.
@@ -29,10 +29,8 @@ def _matches(cls: type) -> bool:
 
 
 def _attention_overrides(base: type) -> dict[str, Any]:
-    def forward(self: Any, x: Tensor, return_attention: bool | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(self: Any, x: Tensor, return_attention: bool = True) -> tuple[Tensor, Tensor | None]:
         """``x: [B, N, C]`` to ``(y: [B, N, C], weights: [B, H, N, N] or None)``."""
-        if return_attention is None:
-            return_attention = bool(self._forward_hooks) or not getattr(self, "attn_plugins_contained", False)
         q, k, v = split_heads(self, x)
         arguments = {"dropout_p": dropout_p(self), "scale": self.scale, "normalizer": self.attn_plugins_normalizer}
         if return_attention:
@@ -47,9 +45,12 @@ def _attention_overrides(base: type) -> dict[str, Any]:
 def _block_overrides(base: type) -> dict[str, Any]:
     def forward(self: Any, x: Tensor, return_attention: bool = False) -> Tensor:
         """``x: [B, N, C]`` to ``[B, N, C]``, or to the map ``[B, H, N, N]`` if ``return_attention``."""
+        wanted = return_attention or bool(self.attn._forward_hooks)
+        y, weights = self.attn(self.norm1(x), return_attention=wanted)
         if return_attention:
-            return self.attn(self.norm1(x), return_attention=True)[1]
-        return base.forward(self, x)  # type: ignore[attr-defined]
+            return weights
+        x = x + self.drop_path(y)
+        return x + self.drop_path(self.mlp(self.norm2(x)))
 
     return {"forward": forward}
 
