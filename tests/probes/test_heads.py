@@ -1,0 +1,88 @@
+"""Heads equal DINOv2's with equal weights, and batch norm over processes equals batch norm over one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from attn_plugins.probes.heads import BNLinearHead, DepthBinsHead
+from attn_plugins.probes.norm import GlobalBatchNorm
+
+from .conftest import checkout
+
+
+def maps(count: int, channels: int, size: tuple[int, int] = (5, 7)) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(2, channels, *size, generator=generator) for _ in range(count)]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.001, 10.0), (0.001, 80.0)])
+def test_depth_head_is_dinov2s(low: float, high: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(checkout("DINOV2_ROOT")))
+    from dinov2.hub.depth import BNHead, DepthEncoderDecoder
+
+    ours = DepthBinsHead([16] * 4, low, high, align_corners=False, loss_decode=[])
+    theirs = BNHead(
+        classify=True, n_bins=256, bins_strategy="UD", norm_strategy="linear", upsample=4, in_channels=[8] * 4,
+        in_index=[0, 1, 2, 3], input_transform="resize_concat", channels=64, align_corners=False, min_depth=low,
+        max_depth=high,
+    )  # fmt: skip
+    nn.init.normal_(theirs.conv_depth.weight, std=0.2)
+    ours.conv_seg.load_state_dict(theirs.conv_depth.state_dict())
+    patches, cls = maps(4, 8), [m[:, :, 0, 0] for m in maps(4, 8)]
+    concatenated = [torch.cat([p, c[:, :, None, None].expand_as(p)], 1) for p, c in zip(patches, cls, strict=True)]
+    depth = ours(concatenated)
+    torch.testing.assert_close(depth, theirs(list(zip(patches, cls, strict=True))), atol=1e-5 * high, rtol=1e-5)
+
+    whole = DepthEncoderDecoder(backbone=nn.Identity(), decode_head=theirs)
+    monkeypatch.setattr(whole, "extract_feat", lambda img: list(zip(patches, cls, strict=True)))
+    theirs_at_size = whole.encode_decode(torch.zeros(2, 3, 70, 98), None)
+    ours_at_size = ours.predict_by_feat(depth, [{"img_shape": (70, 98)}])
+    torch.testing.assert_close(ours_at_size, theirs_at_size, atol=1e-5 * high, rtol=1e-5)
+
+
+def test_segmentation_head_is_batch_norm_and_one_linear_map() -> None:
+    head = BNLinearHead([6, 6], num_classes=5, align_corners=False)
+    nn.init.normal_(head.bn.weight)
+    nn.init.normal_(head.bn.bias)
+    inputs = maps(2, 6)
+    norm = nn.BatchNorm2d(12)
+    norm.load_state_dict(head.bn.state_dict())
+    pixels = norm(torch.cat(inputs, 1)).permute(0, 2, 3, 1)
+    expected = nn.functional.linear(pixels, head.conv_seg.weight[:, :, 0, 0], head.conv_seg.bias).permute(0, 3, 1, 2)
+    torch.testing.assert_close(head(inputs), expected)
+    torch.testing.assert_close(head.bn.running_var, norm.running_var)
+    assert head.dropout is None
+
+
+def _half_a_batch(rank: int, folder: str, x: Tensor) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    norm = GlobalBatchNorm(x.shape[1])
+    output = norm(x[rank :: 2])
+    (output.square() * torch.arange(x.shape[1])[:, None, None]).mean().backward()
+    if rank == 0:
+        with pytest.raises(ValueError, match="has to be frozen"):
+            norm(x.clone().requires_grad_())
+    gradients = [norm.weight.grad, norm.bias.grad]
+    for gradient in gradients:
+        dist.all_reduce(gradient)
+    torch.save([output.detach(), dict(norm.state_dict()), [g / 2 for g in gradients]], f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_batch_norm_over_two_processes_is_that_of_one(tmp_path: Path) -> None:
+    x = torch.randn(4, 3, 5, 6) * 3 + 100
+    mp.spawn(_half_a_batch, args=(str(tmp_path), x), nprocs=2)
+    norm = nn.BatchNorm2d(3)
+    expected = norm(x)
+    (expected.square() * torch.arange(3)[:, None, None]).mean().backward()
+    for rank in range(2):
+        output, state, gradients = torch.load(tmp_path / f"{rank}.pt")
+        torch.testing.assert_close(output, expected[rank::2], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(state, dict(norm.state_dict()), atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(gradients, [norm.weight.grad, norm.bias.grad], atol=1e-4, rtol=1e-4)
