@@ -44,9 +44,14 @@ class EntmaxAlpha(nn.Module):
         if not low < init < high:
             raise ValueError(f"init={init} is not between low={low} and high={high}; choose one inside")
         self.low, self.high = low, high
-        share = (init - low) / (high - low)
-        logit = torch.full((num_heads,), math.log(share / (1 - share)))
-        self.logit = nn.Parameter(logit, requires_grad=learnable)
+        self.init = init
+        self.logit = nn.Parameter(torch.empty(num_heads), requires_grad=learnable)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Every head's alpha to ``init``; for trainers that build on the meta device and initialise afterwards."""
+        share = (self.init - self.low) / (self.high - self.low)
+        nn.init.constant_(self.logit, math.log(share / (1 - share)))
 
     @property
     def alpha(self) -> Tensor:
