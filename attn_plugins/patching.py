@@ -16,7 +16,7 @@ from .functional.normalizer import build
 from .mechanisms import plan_mechanisms
 from .sites import Layers, Site, Survey, find_attention, select_layers, survey
 from .spec import Plugin, Spec, parse
-from .stamp import stamp, unstamp
+from .stamp import STAMP, stamp, unstamp
 
 __all__ = ["Description", "LayerInfo", "describe", "find_attention", "patch", "patched", "unpatch"]
 
@@ -121,11 +121,15 @@ def _state(model: nn.Module) -> State:
 
 
 def _put_back(model: nn.Module, state: State) -> None:
-    unpatch(model)
+    for module in list(model.modules()):
+        for name in _added(module):
+            delattr(module, name)
     for module, cls, attributes in state:
         module.__class__ = cls
         for name, value in attributes.items():
             setattr(module, name, value)
+        if STAMP not in attributes:
+            unstamp(module)
 
 
 def _added(module: nn.Module) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from .spec import Spec
 
-__all__ = ["METADATA_KEY", "refuse_others", "spec_of", "stamp", "unstamp"]
+__all__ = ["METADATA_KEY", "STAMP", "refuse_others", "spec_of", "stamp", "unstamp"]
 
 METADATA_KEY = "attn_plugins"
 """What a spec is filed under: in a state dict's ``_metadata``, in our files, in DINO's args and configs."""
