@@ -109,8 +109,9 @@ def _like(scores: Tensor, reference: Tensor) -> Tensor:
         target = F.interpolate(target, size=tuple(scores.shape[1:3]), mode="bilinear", align_corners=False)
     a, b = (_standard(t.flatten(0, 2)) for t in (target.permute(0, 2, 3, 1), scores))
     correlation = a.T @ b / len(a)
-    size = correlation.abs().cpu()
-    order = list(max(itertools.permutations(range(3)), key=lambda p: float(sum(size[i, p[i]] for i in range(3)))))
+    strength: list[list[float]] = correlation.abs().tolist()
+    orders = [list(order) for order in itertools.permutations(range(3))]
+    order = max(orders, key=lambda p: sum(strength[i][p[i]] for i in range(3)))
     signs = torch.where(correlation[range(3), order] < 0, -1.0, 1.0)
     return scores[..., order] * signs
 

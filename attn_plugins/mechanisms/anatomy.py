@@ -91,7 +91,7 @@ class ViT:
     root: Any
     codebase: Codebase
     blocks: list[nn.Module] = field(repr=False)
-    norm: nn.Module = field(repr=False)
+    norm: Any = field(repr=False)
     registers: int = 0
     extra: int = 0
 
@@ -121,7 +121,7 @@ class ViT:
             f"{parts}. Token mechanisms know the blocks of DINOv1, v2, v3, lightly-train, timm and transformers"
         )
 
-    def norm1(self, block: nn.Module) -> nn.Module:
+    def norm1(self, block: nn.Module) -> Any:
         return self.part(block, "norm1", "layernorm_before")
 
     def norm2(self, block: nn.Module) -> nn.Module:
@@ -130,7 +130,7 @@ class ViT:
     def attention(self, block: nn.Module) -> nn.Module:
         return self.part(block, "attn", "attention")
 
-    def projection(self, block: nn.Module) -> nn.Module:
+    def projection(self, block: nn.Module) -> Any:
         """The linear layer after the heads."""
         return self.part(self.attention(block), "proj", "o_proj")
 

@@ -26,7 +26,8 @@ def add_layer(module: nn.Module, overrides: Overrides) -> None:
 def lift(module: nn.Module) -> None:
     """Take every layer off again."""
     while _LAYER in vars(type(module)):
-        module.__class__ = type(module).__base__
+        below: Any = type(module).__base__
+        module.__class__ = below
 
 
 def _layered(base: type, overrides: Overrides) -> type:
@@ -62,7 +63,7 @@ def _reduce_ex(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
     return _rebuild, (make, arguments, tuple(reversed(layers))), self.__getstate__()
 
 
-def _blank(cls: type) -> Any:
+def _blank(cls: Any) -> Any:
     return cls.__new__(cls)
 
 

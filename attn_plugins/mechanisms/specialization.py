@@ -45,8 +45,8 @@ class Specialization(Mechanism):
                 part(block)
             if isinstance(getattr(block, "gamma_1", None), nn.Parameter):
                 raise UnsupportedModelError(
-                    f"specialization: {type(block).__qualname__} of {name} keeps LayerScale as a bare parameter (gamma_1); use "
-                    " the official or the transformers model of the same weights"
+                    f"specialization: {type(block).__qualname__} of {name} keeps LayerScale as a bare parameter "
+                    "(gamma_1); use the official or the transformers model of the same weights"
                 )
 
     def apply(self, vit: ViT) -> None:

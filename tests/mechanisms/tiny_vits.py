@@ -38,8 +38,8 @@ def _official(root: str, module: str) -> Any:
 
 def dinov1(**options: Any) -> nn.Module:
     module = _official("DINO_ROOT", "vision_transformer")
-    options = {"img_size": [SIZE], "patch_size": PATCH, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS} | options
-    return module.VisionTransformer(qkv_bias=True, **options)
+    sizes = {"img_size": [SIZE], "patch_size": PATCH, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS}
+    return module.VisionTransformer(**sizes | {"qkv_bias": True} | options)
 
 
 def _dinov2(module: Any, blocks: Any, attention: Any, options: dict[str, Any]) -> nn.Module:
@@ -158,7 +158,7 @@ def trained(model: nn.Module, seed: int = 0) -> nn.Module:
     """The model with every parameter drawn anew: nothing is zero, one or uniform as at initialisation."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
-        scale = 1.5 * parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.3
+        scale = 1.5 * max(1, parameter.shape[1:].numel()) ** -0.5 if parameter.dim() > 1 else 0.3
         parameter.data = torch.randn(parameter.shape, generator=generator) * scale + (parameter.dim() == 1)
     return model.eval()
 

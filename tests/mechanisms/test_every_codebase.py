@@ -1,0 +1,116 @@
+"""What holds for each mechanism on each codebase: identity at start, equality with plain code, copies, undoing."""
+
+import copy
+import itertools
+import pickle
+
+import pytest
+import torch
+
+import attn_plugins
+
+from .plain import Plain
+from .tiny_vits import FAMILIES, images, trained
+
+KEEPS_OUTPUT = ["specialization", "cb_s", "gated", "specialization+cb_s+gated"]
+CHANGES_OUTPUT = ["registers:num=2", "context_broadcasting", "last_vit:k=3"]
+EVERYTHING = "entmax15+" + "+".join(["specialization", "cb_s", "gated", *CHANGES_OUTPUT])
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return FAMILIES[request.param]
+
+
+@pytest.fixture
+def model(family):
+    # Softmax by attn_plugins, since official DINOv2 may find an xformers that has no CPU kernel.
+    return attn_plugins.patch(trained(family.build()), "softmax")
+
+
+@pytest.mark.parametrize("spec", KEEPS_OUTPUT)
+def test_what_starts_as_identity_leaves_a_trained_model_as_it_was(family, model, spec):
+    with torch.no_grad():
+        cls, patches = family.read(model, images())
+        attn_plugins.patch(model, spec)
+        for found, expected in zip(family.read(model, images()), (cls, patches), strict=True):
+            assert (found - expected).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("spec", [*CHANGES_OUTPUT, "entmax15+specialization", EVERYTHING])
+def test_the_others_change_it_and_all_can_be_undone(family, model, spec):
+    with torch.no_grad():
+        before, names = family.read(model, images()), list(model.state_dict())
+        attn_plugins.patch(model, spec)
+        after = family.read(model, images())
+        assert after[0].shape == before[0].shape and after[1].shape == before[1].shape
+        assert (after[0] - before[0]).abs().max() > 1e-3
+        attn_plugins.patch(model, "softmax")
+        assert list(model.state_dict()) == names
+        for found, expected in zip(family.read(model, images()), before, strict=True):
+            assert torch.equal(found, expected)
+        attn_plugins.patch(model, spec)
+        attn_plugins.unpatch(model)
+    assert list(model.state_dict()) == names
+    assert not [key for module in model.modules() for key in vars(module) if key.startswith("attn_plugins")]
+    assert not [cls for module in model.modules() for cls in type(module).__mro__ if "_attn_plugins_base" in vars(cls)]
+
+
+def test_copies_pickles_and_state_dicts_carry_everything(family, model):
+    attn_plugins.patch(model, EVERYTHING)
+    trained(model, seed=5)
+    with torch.no_grad():
+        expected = family.read(model, images())
+        fresh = attn_plugins.patch(family.build(), EVERYTHING).eval()
+        fresh.load_state_dict(model.state_dict())
+        for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), fresh):
+            for found, wanted in zip(family.read(twin, images()), expected, strict=True):
+                assert torch.equal(found, wanted)
+            shared = {id(p) for p in twin.parameters()} & {id(p) for p in model.parameters()}
+            assert not shared
+
+
+@pytest.mark.parametrize(
+    "spec", ["specialization", "cb_s", "gated", "registers:num=2", "entmax15+specialization+registers"]
+)
+def test_gradients_reach_every_new_parameter(family, model, spec):
+    names = set(dict(model.named_parameters()))
+    attn_plugins.patch(model, spec)
+    cls, patches = family.read(model, images(4))
+    (cls.square().sum() + patches.square().sum()).backward()
+    new = {name: parameter for name, parameter in model.named_parameters() if name not in names}
+    assert new
+    # A key bias shifts all scores of a row alike, which no normalizer feels.
+    dead = [name for name, p in new.items() if p.grad is None or (p.grad == 0).all()]
+    assert [name for name in dead if "k_proj" not in name or not name.endswith("bias")] == []
+
+
+@pytest.mark.parametrize("name", ["dinov1", "timm"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *(
+            spec
+            for n in (1, 2)
+            for spec in map("+".join, itertools.combinations(["specialization", "cb_s", "gated"], n))
+        ),
+        "registers:num=3",
+        "context_broadcasting",
+        "registers:num=3+specialization+cb_s+gated+context_broadcasting",
+    ],
+)
+def test_equality_with_a_plain_reimplementation(name, spec):
+    model = trained(attn_plugins.patch(FAMILIES[name].build(), spec), seed=2).double()
+    x = images().double()
+    cls, patches = FAMILIES[name].read(model, x)
+    eps = model.norm.eps
+    plain = Plain(model, eps=eps, halves="context" in spec)(x)
+    torch.testing.assert_close(torch.cat([cls[:, None], patches], 1), plain, atol=1e-10, rtol=0)
+
+
+def test_a_model_that_is_no_vit_is_refused_before_anything_changes():
+    layer = torch.nn.TransformerEncoderLayer(32, 2, batch_first=True)
+    names = list(layer.state_dict())
+    with pytest.raises(attn_plugins.UnsupportedModelError, match="has no ViT that token mechanisms know"):
+        attn_plugins.patch(layer, "registers")
+    assert list(layer.state_dict()) == names
