@@ -6,6 +6,7 @@ from .depth_data import BorderCrop, ColorAugment, DepthSplit, KBCrop, LoadDepth,
 from .depth_metric import DepthErrors
 from .heads import BNLinearHead, DepthBinsHead
 from .hooks import BackboneIdentityHook, ProbeResultHook
+from .image_data import CheckLabels, LoadProbeImage
 from .imagenet_data import ImageNetFolder, PackImageLabel, RandomResizedCrop, ResizeCenterCrop
 from .loop import ProbeTrainLoop
 from .losses import LogGradientLoss, SigLoss
@@ -17,6 +18,7 @@ __all__ = [
     "BNLinearHead",
     "BackboneIdentityHook",
     "BorderCrop",
+    "CheckLabels",
     "ClassifierGrid",
     "ColorAugment",
     "DepthBinsHead",
@@ -29,6 +31,7 @@ __all__ = [
     "KBCrop",
     "LinearProbe",
     "LoadDepth",
+    "LoadProbeImage",
     "LogGradientLoss",
     "PackImageLabel",
     "ProbeResultHook",

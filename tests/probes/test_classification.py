@@ -19,7 +19,12 @@ RATES = [1e-3, 1e-2, 1e-1]
 
 
 def grid(backbone_file: Path, classes: int = 7, **options: Any) -> ClassifierGrid:
-    backbone = {"type": "FrozenViT", "checkpoint": str(backbone_file), "out_indices": [0, 1, 2, 3], "cls_token": "tuple"}
+    backbone = {
+        "type": "FrozenViT",
+        "checkpoint": str(backbone_file),
+        "out_indices": [0, 1, 2, 3],
+        "cls_token": "tuple",
+    }
     return ClassifierGrid(backbone, classes, RATES, **options)
 
 

@@ -124,7 +124,9 @@ def test_raw_kitti_and_lines_without_truth(tmp_path: Path) -> None:
     assert dataset.load_data_list()[0]["img_path"] == str(tmp_path / "a.png")
 
 
-@pytest.mark.parametrize(("text", "message"), [("", "the split is empty"), ("a None\n", "empty"), ("one\n", r"s\.txt:1")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("", "the split is empty"), ("a None\n", "empty"), ("one\n", r"s\.txt:1")]
+)
 def test_split_files_that_name_nothing(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "s.txt").write_text(text)
     with pytest.raises(ValueError, match=message):

@@ -27,7 +27,9 @@ def by_hand(prediction: np.ndarray, target: np.ndarray, low: float, high: float)
     }
 
 
-@pytest.mark.parametrize(("crop", "size", "high"), [("eigen", (480, 640), 10.0), ("garg", (352, 1216), 80.0), (None, (53, 73), 10.0)])
+@pytest.mark.parametrize(
+    ("crop", "size", "high"), [("eigen", (480, 640), 10.0), ("garg", (352, 1216), 80.0), (None, (53, 73), 10.0)]
+)
 def test_errors_are_the_formulas(crop: str | None, size: tuple[int, int], high: float) -> None:
     rng = np.random.default_rng(0)
     metric, expected = DepthErrors(0.001, high, crop), []
@@ -35,7 +37,10 @@ def test_errors_are_the_formulas(crop: str | None, size: tuple[int, int], high: 
         target = rng.uniform(0, high * 1.2, size)
         target[rng.random(size) < 0.3] = 0
         prediction = target * rng.uniform(0.5, 2, size) - 0.1
-        data = {"gt_depth_map": {"data": torch.tensor(target)[None]}, "pred_depth_map": {"data": torch.tensor(prediction)[None]}}
+        data = {
+            "gt_depth_map": {"data": torch.tensor(target)[None]},
+            "pred_depth_map": {"data": torch.tensor(prediction)[None]},
+        }
         metric.process(None, [data])
         inside = np.zeros(size, bool)
         if crop == "eigen":

@@ -53,7 +53,13 @@ def test_official_dinov2(registers: int, chunks: int, norm: bool, monkeypatch: p
 
     model = randomised(
         DinoVisionTransformer(
-            img_size=56, patch_size=14, embed_dim=64, depth=4, num_heads=2, num_register_tokens=registers, block_chunks=chunks
+            img_size=56,
+            patch_size=14,
+            embed_dim=64,
+            depth=4,
+            num_heads=2,
+            num_register_tokens=registers,
+            block_chunks=chunks,
         )
     )
     attn_plugins.patch(model, "entmax15")
@@ -85,7 +91,13 @@ def test_official_dinov3(untied: bool, norm: bool, monkeypatch: pytest.MonkeyPat
     from dinov3.models.vision_transformer import DinoVisionTransformer
 
     model = DinoVisionTransformer(
-        img_size=64, patch_size=16, embed_dim=64, depth=4, num_heads=2, n_storage_tokens=4, untie_cls_and_patch_norms=untied
+        img_size=64,
+        patch_size=16,
+        embed_dim=64,
+        depth=4,
+        num_heads=2,
+        n_storage_tokens=4,
+        untie_cls_and_patch_norms=untied,
     )
     model.init_weights()
     attn_plugins.patch(randomised(model), "entmax15")

@@ -63,7 +63,7 @@ def test_segmentation_head_is_batch_norm_and_one_linear_map() -> None:
 def _half_a_batch(rank: int, folder: str, x: Tensor) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     norm = GlobalBatchNorm(x.shape[1])
-    output = norm(x[rank :: 2])
+    output = norm(x[rank::2])
     (output.square() * torch.arange(x.shape[1])[:, None, None]).mean().backward()
     if rank == 0:
         with pytest.raises(ValueError, match="has to be frozen"):

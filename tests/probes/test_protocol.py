@@ -159,7 +159,7 @@ def test_each_classifier_gets_its_own_learning_rate(backbone_file) -> None:  # t
     config = load("imagenet")
     config.model.backbone.checkpoint = str(backbone_file)
     model = MODELS.build(config.model)
-    groups = build_optim_wrapper(model, config.optim_wrapper).param_groups
+    groups = build_optim_wrapper(model, config.optim_wrapper).optimizer.param_groups
     rate_of = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
     assert len(rate_of) == 26
     for (name, classifier), rate in zip(model.classifiers.items(), GRID, strict=True):

@@ -16,7 +16,9 @@ from attn_plugins.probes.loop import split_batch
 from attn_plugins.probes.sampling import Draw, ProbeSampler, SeedDraw
 
 
-def draws(monkeypatch: pytest.MonkeyPatch, rank: int, world: int, count: int, skip: int = 0, group: int = 1) -> list[Draw]:
+def draws(
+    monkeypatch: pytest.MonkeyPatch, rank: int, world: int, count: int, skip: int = 0, group: int = 1
+) -> list[Draw]:
     monkeypatch.setattr(sampling, "get_dist_info", lambda: (rank, world))
     sampler = ProbeSampler(range(7), seed=3, group=group)
     sampler.skip(skip)
@@ -90,7 +92,14 @@ def test_augmentation_follows_the_draw_not_the_worker(workers: int) -> None:
 
 @pytest.mark.parametrize(
     ("total", "processes", "most", "expected"),
-    [(16, 1, 16, (16, 1)), (16, 2, 16, (8, 1)), (16, 8, 16, (2, 1)), (16, 1, 4, (16, 4)), (16, 2, 3, None), (1024, 1, 128, (1024, 8))],
+    [
+        (16, 1, 16, (16, 1)),
+        (16, 2, 16, (8, 1)),
+        (16, 8, 16, (2, 1)),
+        (16, 1, 4, (16, 4)),
+        (16, 2, 3, None),
+        (1024, 1, 128, (1024, 8)),
+    ],
 )
 def test_the_total_batch_is_dealt_out(total, processes, most, expected) -> None:  # type: ignore[no-untyped-def]
     if expected is None:

@@ -5,8 +5,9 @@ scale = (2048, 1024)
 
 train_pipeline = [
     dict(type="SeedDraw"),
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadProbeImage"),
     dict(type="LoadAnnotations"),
+    dict(type="CheckLabels", classes=19),
     dict(type="RandomResize", scale=scale, ratio_range=(0.5, 2.0), keep_ratio=True),
     dict(type="RandomCrop", crop_size=(512, 512), cat_max_ratio=0.75),
     dict(type="RandomFlip", prob=0.5),
@@ -14,9 +15,10 @@ train_pipeline = [
     dict(type="PackSegInputs"),
 ]
 test_pipeline = [
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadProbeImage"),
     dict(type="Resize", scale=scale, keep_ratio=True),
     dict(type="LoadAnnotations"),
+    dict(type="CheckLabels", classes=19),
     dict(type="PackSegInputs"),
 ]
 train_dataloader = dict(

@@ -4,13 +4,13 @@ data_root = "data/imagenet"
 
 train_pipeline = [
     dict(type="SeedDraw"),
-    dict(type="LoadImageFromFile", imdecode_backend="pillow"),
+    dict(type="LoadProbeImage", imdecode_backend="pillow"),
     dict(type="RandomResizedCrop", size=224),
     dict(type="RandomFlip", prob=0.5),
     dict(type="PackImageLabel"),
 ]
 test_pipeline = [
-    dict(type="LoadImageFromFile", imdecode_backend="pillow"),
+    dict(type="LoadProbeImage", imdecode_backend="pillow"),
     dict(type="ResizeCenterCrop", resize=256, crop=224),
     dict(type="PackImageLabel"),
 ]

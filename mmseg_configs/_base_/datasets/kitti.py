@@ -8,7 +8,7 @@ folders = dict(img_path="", depth_map_path="data_depth_annotated")
 
 train_pipeline = [
     dict(type="SeedDraw"),
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadProbeImage"),
     dict(type="LoadDepth", scale=256),
     dict(type="KBCrop", height=352, width=1216),
     dict(type="RandomDepthRotate", prob=0.5, degree=2.5),
@@ -18,7 +18,7 @@ train_pipeline = [
     dict(type="PackSegInputs", meta_keys=meta_keys),
 ]
 test_pipeline = [
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadProbeImage"),
     dict(type="LoadDepth", scale=256),
     dict(type="KBCrop", height=352, width=1216),
     dict(type="PackSegInputs", meta_keys=meta_keys),

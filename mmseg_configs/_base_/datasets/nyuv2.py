@@ -5,7 +5,7 @@ meta_keys = ("img_path", "depth_map_path", "ori_shape", "img_shape")
 
 train_pipeline = [
     dict(type="SeedDraw"),
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadProbeImage"),
     dict(type="LoadDepth", scale=1000),
     dict(type="BorderCrop", crop=(45, 472, 43, 608)),
     dict(type="RandomDepthRotate", prob=0.5, degree=2.5),
@@ -15,7 +15,7 @@ train_pipeline = [
     dict(type="PackSegInputs", meta_keys=meta_keys),
 ]
 test_pipeline = [
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadProbeImage"),
     dict(type="LoadDepth", scale=1000),
     dict(type="PackSegInputs", meta_keys=meta_keys),
 ]

@@ -5,8 +5,9 @@ scale = (2048, 512)
 
 train_pipeline = [
     dict(type="SeedDraw"),
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadProbeImage"),
     dict(type="LoadAnnotations"),
+    dict(type="CheckLabels", classes=21),
     dict(type="RandomResize", scale=scale, ratio_range=(0.5, 2.0), keep_ratio=True),
     dict(type="RandomCrop", crop_size=(512, 512), cat_max_ratio=0.75),
     dict(type="RandomFlip", prob=0.5),
@@ -14,9 +15,10 @@ train_pipeline = [
     dict(type="PackSegInputs"),
 ]
 test_pipeline = [
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadProbeImage"),
     dict(type="Resize", scale=scale, keep_ratio=True),
     dict(type="LoadAnnotations"),  # behind the resize: predictions are compared at the image's own size
+    dict(type="CheckLabels", classes=21),
     dict(type="PackSegInputs"),
 ]
 folders = dict(img_path="JPEGImages", seg_map_path="SegmentationClass")

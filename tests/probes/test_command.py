@@ -1,0 +1,114 @@
+"""The command line that starts mim, and bad input named before anything is started."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from mmengine.config import Config, DictAction
+
+from attn_plugins.cli import main
+from attn_plugins.probes.command import data_options, mim_command, size_options
+from attn_plugins.probes.image_data import CheckLabels, LoadProbeImage
+from attn_plugins.probes.paths import config_file, configs_dir
+
+
+@pytest.mark.parametrize("path", sorted(configs_dir().glob("*.py")), ids=lambda path: path.stem)
+def test_overrides_reach_every_loader_and_nothing_else(path: Path) -> None:
+    options = data_options("/data", workers=0) | size_options(str(path), (48, 64))
+    command = mim_command("train", str(path), options, work_dir="w")
+    before, config = Config.fromfile(path), Config.fromfile(path)
+    config.merge_from_dict(
+        {
+            k: DictAction._parse_iterable(v)
+            for k, v in (o.split("=", 1) for o in command[command.index("--cfg-options") + 1 :])
+        }
+    )
+    for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        assert config[loader].dataset.data_root == "/data" and not config[loader].persistent_workers
+        kinds = [t.type for t in config[loader].dataset.pipeline]
+        assert kinds == [t.type for t in before[loader].dataset.pipeline]
+        sizes = [v for t in config[loader].dataset.pipeline for k, v in t.items() if k in ("crop_size", "scale")]
+        assert all(max(size) < 600 for size in sizes if isinstance(size, tuple | list))
+    for key in ("optim_wrapper", "param_scheduler", "train_cfg", "custom_hooks"):
+        assert config[key] == before[key]
+
+
+def test_mim_runs_in_this_interpreter_without_a_shell(
+    monkeypatch: pytest.MonkeyPatch, backbone_file: Path, tmp_path: Path
+) -> None:
+    calls = []
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, **kw: calls.append(command) or subprocess.CompletedProcess(command, 0)
+    )
+    argv = [
+        "probe",
+        "voc2012",
+        "--checkpoint",
+        str(backbone_file),
+        "--data-root",
+        str(tmp_path),
+        "--gpus",
+        "2",
+        "--resume",
+    ]
+    assert main([*argv, "--cfg-options", "train_cfg.max_iters=7"]) == 0
+    (command,) = calls
+    assert command[:6] == [sys.executable, "-m", "mim", "train", "mmseg", str(config_file("voc2012"))]
+    assert {
+        "--resume",
+        "--launcher",
+        "pytorch",
+        f"model.backbone.checkpoint={backbone_file}",
+        "train_cfg.max_iters=7",
+    } < set(command)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["coco"], "no probe 'coco'"),
+        (["sunrgbd"], "the NYUv2 probe transferred"),
+        (["voc2012", "--test", "missing.pth"], "missing.pth does not exist"),
+        (["voc2012", "--cfg-options", "nonsense"], "is not KEY=VALUE"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message, backbone_file, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    name, *rest = arguments
+    assert main(["probe", name, "--checkpoint", str(backbone_file), "--data-root", str(tmp_path), *rest]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_configs_are_found_inside_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from attn_plugins.probes import paths
+
+    (tmp_path / "attn_plugins/_mmseg_configs/_base_").mkdir(parents=True)
+    monkeypatch.setattr(paths, "__file__", str(tmp_path / "attn_plugins/probes/paths.py"))
+    assert paths.configs_dir() == tmp_path / "attn_plugins/_mmseg_configs"
+    monkeypatch.setattr(paths, "__file__", str(tmp_path / "elsewhere/probes/paths.py"))
+    with pytest.raises(FileNotFoundError, match="reinstall"):
+        paths.configs_dir()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not an image"])
+def test_unreadable_images_stop_the_run_or_are_skipped(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "2012_000017.jpg"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot read image .*2012_000017\.jpg"):
+        LoadProbeImage()({"img_path": str(path)})
+    lenient = LoadProbeImage(skip_unreadable=True)
+    assert lenient({"img_path": str(path)}) is None and lenient.skipped == {str(path)}
+    cv2.imwrite(str(path), np.zeros((4, 5, 3), np.uint8))
+    assert lenient({"img_path": str(path)})["img"].shape == (4, 5, 3)
+
+
+def test_labels_out_of_range_are_named() -> None:
+    results = {"gt_seg_map": np.array([[0, 20, 255]], np.uint8), "seg_map_path": "mask.png"}
+    assert CheckLabels(21)(results) is results
+    with pytest.raises(ValueError, match=r"mask\.png has labels \[20\]; expected 0 to 19"):
+        CheckLabels(20)(results)
