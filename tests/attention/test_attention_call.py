@@ -55,7 +55,11 @@ def test_output_and_gradients(backend, seed, batch, heads, queries, keys, dim, v
         arguments["is_causal"] = True
         bias = torch.full((queries, keys), -INF).triu(1)
     elif mask != "none":
-        shape = {"float": (batch, heads, queries, keys), "keys only": (batch, 1, 1, keys), "head only": (heads, 1, keys)}
+        shape = {
+            "float": (batch, heads, queries, keys),
+            "keys only": (batch, 1, 1, keys),
+            "head only": (heads, 1, keys),
+        }
         bias = arguments["attn_mask"] = randn(seed + 3, *shape[mask])
     out = attention(q, k, v, normalizer=f"entmax:alpha={alpha}", backend=backend, **arguments)
     wanted = expected(q, k, v, alpha, bias)
@@ -66,7 +70,9 @@ def test_output_and_gradients(backend, seed, batch, heads, queries, keys, dim, v
     if alpha <= 1.5:  # beyond, the derivative jumps or is steep at the edge of the support: see test_gradients
         grad = randn(seed + 4, *out.shape)
         for a, b in zip(
-            torch.autograd.grad(out, (q, k, v), grad), torch.autograd.grad(wanted, (q, k, v), grad.double()), strict=True
+            torch.autograd.grad(out, (q, k, v), grad),
+            torch.autograd.grad(wanted, (q, k, v), grad.double()),
+            strict=True,
         ):
             assert (a - b).abs().max() <= 10 * tolerance * (1 + b.abs().max())
 
@@ -125,7 +131,9 @@ def test_half_precision(backend, dtype):
     assert out.dtype == dtype
     wanted = expected(q, k, v, 1.5)
     assert (out - wanted).abs().max() <= 3e-2
-    for a, b in zip(torch.autograd.grad(out.sum(), (q, k, v)), torch.autograd.grad(wanted.sum(), (q, k, v)), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(out.sum(), (q, k, v)), torch.autograd.grad(wanted.sum(), (q, k, v)), strict=True
+    ):
         assert a.dtype == dtype and (a - b).abs().max() <= 5e-2
 
 

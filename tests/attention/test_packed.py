@@ -27,7 +27,9 @@ def test_equals_each_sequence_alone(normalizer, lengths, repeat, batch):
     wanted = torch.cat(alone, dim=-2)
     torch.testing.assert_close(out, wanted, atol=2e-6, rtol=0)
     grad = torch.randn(out.shape, generator=generator)
-    for a, b in zip(torch.autograd.grad(out, (q, k, v), grad), torch.autograd.grad(wanted, (q, k, v), grad), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(out, (q, k, v), grad), torch.autograd.grad(wanted, (q, k, v), grad), strict=True
+    ):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 
 
