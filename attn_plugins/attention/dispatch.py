@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
 from torch import Tensor
 
-from . import cpu, reference, sdpa
+from . import cpu, reference, sdpa, triton
 from .call import AttentionCall, NormalizerLike, default_scale, resolve_normalizer, split_mask
 from .packed import run_packed
 
 __all__ = ["attention", "choose_backend"]
 
-BACKENDS: dict[str, ModuleType] = {backend.NAME: backend for backend in (sdpa, cpu, reference)}
+BACKENDS: dict[str, ModuleType] = {backend.NAME: backend for backend in (sdpa, cpu, triton, reference)}
 """In order of preference; the last one runs everything."""
 
 
@@ -110,5 +111,16 @@ def choose_backend(call: AttentionCall, backend: str = "auto") -> ModuleType:
         return BACKENDS[backend]
     for module in BACKENDS.values():
         if module.unsupported(call) is None:
+            if module is reference and call.alpha is not None and call.query.device.type != "cpu":
+                _announce(f"attention runs without a fused kernel: {triton.NAME} cannot, {triton.unsupported(call)}")
             return module
     raise AssertionError("the reference backend runs everything")
+
+
+@functools.cache
+def _announce(message: str) -> None:
+    warnings.warn(message, stacklevel=3)
+
+
+# What torch.compiler.assume_constant_result sets: torch.compile says it once while it traces.
+_announce._dynamo_marked_constant = True  # type: ignore[attr-defined]

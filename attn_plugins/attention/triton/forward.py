@@ -3,7 +3,21 @@
 import triton
 import triton.language as tl
 
-from .rows import ENTMAX15, GENERAL, add_product, carry, excess, load_rows, locate, mass, newton, product, refine, sums, visible
+from .rows import (
+    ENTMAX15,
+    GENERAL,
+    add_product,
+    carry,
+    excess,
+    load_rows,
+    locate,
+    mass,
+    newton,
+    product,
+    refine,
+    sums,
+    visible,
+)
 
 __all__ = ["MAX_EVALUATIONS", "forward_kernel"]
 

@@ -122,7 +122,7 @@ def forward(p: Problem) -> tuple[Tensor, Tensor]:
     batch, heads, tokens, _ = p.q.shape
     out = token_major(batch, heads, tokens, p.v.shape[-1], p.v)
     taus = p.q.new_empty(batch, heads, tokens, dtype=torch.float32)
-    alphas, key_mask, tiles, n_tiles = p.optional(tuning.PACKED_ROWS)
+    alphas, key_mask, tiles, n_tiles = p.optional(tuning.packed_rows(p.q.element_size()))
     args = (
         *(p.q, p.k, p.v, out, taus, alphas, key_mask, tiles),
         *_strides(p.q, p.k, p.v, out),
@@ -140,12 +140,12 @@ def backward(
         dout = dout.contiguous()
     dq, dk, dv = (token_major(*t.shape, like=t) for t in (p.q, p.k, p.v))
     length, width, itemsize, _ = p.shape
-    if not alpha_grad and tuning.whole_head_fits(length, width, itemsize):
+    if not alpha_grad and tuning.whole_head_fits(length, width, itemsize, tuning.capability(p.q.device)):
         _backward_short(p, taus, dout, dq, dk, dv)
         return dq, dk, dv, None
 
     tokens, n_keys, _ = p.numbers
-    alphas, key_mask, tiles, n_tiles = p.optional(tuning.PACKED_ROWS)
+    alphas, key_mask, tiles, n_tiles = p.optional(tuning.packed_rows(p.q.element_size()))
     numbers = (p.scaled, p.scale, *p.numbers, n_tiles)
     deltas = torch.empty_like(taus)
     dalphas = torch.empty_like(taus) if alpha_grad else deltas

@@ -13,7 +13,21 @@ are exact there, never pass the root from below, and are always at least as long
 import triton
 import triton.language as tl
 
-__all__ = ["ENTMAX15", "GENERAL", "SPARSEMAX", "carry", "excess", "load_rows", "locate", "mass", "newton", "refine", "slope", "sums", "visible"]
+__all__ = [
+    "ENTMAX15",
+    "GENERAL",
+    "SPARSEMAX",
+    "carry",
+    "excess",
+    "load_rows",
+    "locate",
+    "mass",
+    "newton",
+    "refine",
+    "slope",
+    "sums",
+    "visible",
+]
 
 SPARSEMAX: tl.constexpr = tl.constexpr(0)
 ENTMAX15: tl.constexpr = tl.constexpr(1)

@@ -30,9 +30,7 @@ def backward_short_kernel(
     matrix products, not seven) and delta comes exactly from the tile. Tiles are transposed, ``[keys, queries]``.
     Arguments as in :mod:`backward`; one program a sequence and head.
     """
-    batch, head, start, n_queries, n_keys, _ = locate(
-        tiles, n_tiles, tokens, n_keys, 1, heads, 1, PACKED
-    )
+    batch, head, start, n_queries, n_keys, _ = locate(tiles, n_tiles, tokens, n_keys, 1, heads, 1, PACKED)
     q += batch * stride_qb + head * stride_qh + start * stride_qn
     k += batch * stride_kb + head * stride_kh + start * stride_kn
     v += batch * stride_vb + head * stride_vh + start * stride_vn

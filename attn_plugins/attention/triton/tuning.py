@@ -18,13 +18,10 @@ from .backward import backward_keys_kernel, backward_queries_kernel
 from .forward import forward_kernel
 from .short import backward_short_kernel
 
-__all__ = ["PACKED_ROWS", "choices", "interpreting", "launch", "length_class", "whole_head_fits"]
-
-PACKED_ROWS = 64
-"""Rows of a block in packed batches, whose table of blocks is made before blocks could be tuned."""
+__all__ = ["KERNELS", "choices", "interpreting", "launch", "length_class", "packed_rows", "whole_head_fits"]
 
 _LONGEST_ON_CHIP = 256
-_KERNELS = {
+KERNELS = {
     "forward": forward_kernel,
     "queries": backward_queries_kernel,
     "keys": backward_keys_kernel,
@@ -46,9 +43,28 @@ def length_class(n: int) -> int:
     return next(size for size in (power * 5 // 8, power * 3 // 4, power) if n <= size)
 
 
-def whole_head_fits(length: int, width: int, itemsize: int) -> bool:
-    """Whether the backward pass of a head of ``length`` keys, ``width`` wide, stays within one program."""
-    return itemsize == 2 and length <= _LONGEST_ON_CHIP and length * width <= 256 * 64
+def packed_rows(itemsize: int) -> int:
+    """Rows of a block in packed batches, whose table of blocks is made before blocks could be tuned."""
+    return 64 if itemsize == 2 else 32
+
+
+@functools.lru_cache(maxsize=None)
+def capability(device: torch.device) -> int:
+    """Compute capability times ten; a Hopper's where the interpreter runs on a CPU."""
+    if device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def whole_head_fits(length: int, width: int, itemsize: int, capability: int) -> bool:
+    """Whether the backward pass of a head of ``length`` keys, ``width`` wide, stays within one program.
+
+    Elsewhere than on Hopper and its successor in the data centre, 256 keys of 64 spill registers, and on consumer
+    cards they exceed the shared memory.
+    """
+    most = 256 * 64 if capability in (90, 100) else 128 * 64
+    return itemsize == 2 and length * width <= most
 
 
 def choices(kernel: str, length: int, width: int, itemsize: int, packed: bool) -> list[Config]:
@@ -59,12 +75,12 @@ def choices(kernel: str, length: int, width: int, itemsize: int, packed: bool) -
         length: of the longest row, as :func:`length_class` has it.
         width: of a head, padded to a power of two.
         itemsize: bytes of an element of the inputs.
-        packed: rows come in blocks of ``PACKED_ROWS``.
+        packed: rows come in blocks of :func:`packed_rows`.
     """
     table = {"forward": _forward, "queries": _queries, "keys": _keys, "short": _short}[kernel](length, width, itemsize)
     if packed and kernel != "short":
         own = "BLOCK_N" if kernel == "keys" else "BLOCK_M"
-        table = [config for config in table if config.kwargs[own] == PACKED_ROWS]
+        table = [config for config in table if config.kwargs[own] == packed_rows(itemsize)]
     return table
 
 
@@ -74,11 +90,13 @@ def _config(warps: int, stages: int, **blocks: Any) -> Config:
 
 def _forward(length: int, width: int, itemsize: int) -> list[Config]:
     if itemsize == 4:
-        return [_config(4, 2, BLOCK_M=64, BLOCK_N=32, TILE=32), _config(4, 2, BLOCK_M=32, BLOCK_N=32, TILE=32)]
+        return [_config(4, 1, BLOCK_M=32, BLOCK_N=32, TILE=32), _config(4, 2, BLOCK_M=64, BLOCK_N=32, TILE=32)]
     if length <= 64:
         return [_config(warps, 1, BLOCK_M=rows, BLOCK_N=64, TILE=length) for rows, warps in ((64, 4), (32, 2), (16, 1))]
     if length <= _LONGEST_ON_CHIP:
-        return [_config(warps, 1, BLOCK_M=rows, BLOCK_N=64, TILE=length) for rows, warps in ((64, 4), (32, 4), (128, 8))]
+        return [
+            _config(warps, 1, BLOCK_M=rows, BLOCK_N=64, TILE=length) for rows, warps in ((64, 4), (32, 4), (128, 8))
+        ]
     deep = 3 if width <= 64 else 2
     table = [
         _config(8, deep, BLOCK_M=128, BLOCK_N=64, TILE=64),
@@ -92,7 +110,7 @@ def _forward(length: int, width: int, itemsize: int) -> list[Config]:
 
 def _queries(length: int, width: int, itemsize: int) -> list[Config]:
     if itemsize == 4:
-        return [_config(4, 1, BLOCK_M=64, BLOCK_N=32), _config(4, 1, BLOCK_M=32, BLOCK_N=32)]
+        return [_config(4, 1, BLOCK_M=32, BLOCK_N=16), _config(8, 1, BLOCK_M=64, BLOCK_N=32)]
     small = _config(4, 2, BLOCK_M=64, BLOCK_N=64 if width <= 64 else 32)
     if length <= 64:
         return [small, _config(4, 2, BLOCK_M=64, BLOCK_N=32)]
@@ -102,8 +120,8 @@ def _queries(length: int, width: int, itemsize: int) -> list[Config]:
 def _keys(length: int, width: int, itemsize: int) -> list[Config]:
     if itemsize == 4:
         return [
-            _config(4, 1, BLOCK_M=32, BLOCK_N=64, SKIP=False),
-            _config(4, 1, BLOCK_M=32, BLOCK_N=32, SKIP=False),
+            _config(4, 1, BLOCK_M=16, BLOCK_N=32, SKIP=False),
+            _config(8, 1, BLOCK_M=32, BLOCK_N=64, SKIP=False),
         ]
     small = _config(4, 2, BLOCK_M=64 if width <= 64 else 32, BLOCK_N=64, SKIP=False)
     table = [small, _config(4, 3, BLOCK_M=32, BLOCK_N=64, SKIP=False)]
@@ -133,7 +151,7 @@ def _tuner(kernel: str, length: int, width: int, itemsize: int, packed: bool) ->
     configs = choices(kernel, length, width, itemsize, packed)
     # Results on disk (triton 3.4 and later) spare every later process the measurement.
     remember = {"cache_results": True} if "cache_results" in inspect.signature(triton.autotune).parameters else {}
-    return triton.autotune(configs=configs, key=_KEY, **remember)(_KERNELS[kernel])
+    return triton.autotune(configs=configs, key=_KEY, **remember)(KERNELS[kernel])
 
 
 def launch(kernel: str, grid: Any, args: tuple[Any, ...], shape: tuple[int, int, int, bool], **meta: Any) -> None:
@@ -151,4 +169,4 @@ def launch(kernel: str, grid: Any, args: tuple[Any, ...], shape: tuple[int, int,
         return
     config = choices(kernel, *shape)[0]
     launcher = {} if interpreting() else {"num_warps": config.num_warps, "num_stages": config.num_stages}
-    _KERNELS[kernel][grid](*args, **meta, **config.kwargs, **launcher)
+    KERNELS[kernel][grid](*args, **meta, **config.kwargs, **launcher)
