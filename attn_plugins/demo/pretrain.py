@@ -183,6 +183,7 @@ def pretrain(
     recipe: Recipe,
     state_file: Path,
     progress: Callable[[int, list[Method]], None],
+    save_every: int = 20,
 ) -> list[Method]:
     """Train one ViT for every spec, in lock step; continue from `state_file` if it is there.
 
@@ -190,8 +191,9 @@ def pretrain(
         files: training images.
         specs: plugin specs, one method each.
         recipe: what and how long.
-        state_file: written every 20 steps and at the end, whole or not at all.
+        state_file: written every ``save_every`` steps and at the end, whole or not at all.
         progress: called with the steps done and the methods.
+        save_every: steps.
 
     Raises:
         ValueError: `state_file` was written by another recipe or for other specs.
@@ -207,7 +209,7 @@ def pretrain(
             torch.manual_seed(recipe.seed + step)
             method.step(views, step)
         done = step + 1
-        if done % 20 == 0 or done == recipe.steps:
+        if done % save_every == 0 or done == recipe.steps:
             _save(methods, recipe, done, state_file)
         progress(done, methods)
     return methods

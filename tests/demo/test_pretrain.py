@@ -1,0 +1,91 @@
+"""DINO pre-training in lock step: reproducible, resumable, the same start for every method."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("lightly", reason="the demo's pre-training is lightly's: pip install 'attn_plugins[demo]'")
+
+from attn_plugins.data.scenes import render
+from attn_plugins.demo.pretrain import Method, Recipe, pretrain
+
+TINY = Recipe(steps=4, batch_size=4, embed_dim=32, depth=2, num_heads=2, global_size=32, local_size=16)
+SPECS = ("softmax", "entmax15")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("images")
+    for index in range(6):
+        Image.fromarray(render(0, index, (48, 64)).image).save(folder / f"{index}.png")
+    return sorted(folder.iterdir())
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_at(step):
+    def progress(done, methods):
+        if done == step:
+            raise Killed
+
+    return progress
+
+
+def nothing(done, methods):
+    pass
+
+
+def weights(methods):
+    return [method.teacher.state_dict() for method in methods]
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights(files, tmp_path):
+    whole = pretrain(files, SPECS, TINY, tmp_path / "whole.pth", nothing)
+    with pytest.raises(Killed):
+        pretrain(files, SPECS, TINY, tmp_path / "killed.pth", kill_at(2), save_every=2)
+    seen = []
+    resumed = pretrain(files, SPECS, TINY, tmp_path / "killed.pth", lambda done, methods: seen.append(done))
+    assert seen == [2, 3, 4]
+    for a, b in zip(weights(whole), weights(resumed), strict=True):
+        torch.testing.assert_close(a, b)
+    assert [len(method.losses) for method in resumed] == [4, 4]
+
+
+def test_methods_start_from_the_same_weights_and_train_apart(files, tmp_path):
+    starts = [Method(spec, TINY) for spec in SPECS]
+    torch.testing.assert_close(*weights(starts), atol=0, rtol=0)
+    softmax, entmax = pretrain(files, SPECS, TINY, tmp_path / "state.pth", nothing)
+    moved = [
+        (a - b).abs().max()
+        for a, b in zip(softmax.student.parameters(), starts[0].student.parameters(), strict=True)
+        if a.requires_grad
+    ]
+    assert min(moved) > 0, "every parameter trains"
+    apart = [
+        (a - b).abs().max() for a, b in zip(softmax.student.parameters(), entmax.student.parameters(), strict=True)
+    ]
+    assert max(apart) > 0
+
+
+def test_a_state_of_another_recipe_is_refused(files, tmp_path):
+    state = tmp_path / "state.pth"
+    pretrain(files, SPECS, TINY, state, nothing)
+    before = state.read_bytes()
+    with pytest.raises(ValueError, match="choose another --out"):
+        pretrain(files, SPECS, replace(TINY, seed=1), state, nothing)
+    with pytest.raises(ValueError, match="choose another --out"):
+        pretrain(files, ("softmax",), TINY, state, nothing)
+    assert state.read_bytes() == before
+
+
+def test_another_seed_gives_another_run(files, tmp_path):
+    a = pretrain(files, ("softmax",), TINY, tmp_path / "a.pth", nothing)
+    b = pretrain(files, ("softmax",), replace(TINY, seed=1), tmp_path / "b.pth", nothing)
+    assert a[0].losses != b[0].losses

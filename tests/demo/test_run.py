@@ -1,0 +1,87 @@
+"""The whole demo, small: real scenes on disk, real probes through mim, and what a second run does."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+pytest.importorskip("lightly", reason="the demo's pre-training is lightly's: pip install 'attn_plugins[demo]'")
+pytest.importorskip("mim", reason="the demo's probes are mmseg's: pip install 'attn_plugins[demo]'")
+
+from PIL import Image
+
+from attn_plugins.cli import main
+from attn_plugins.demo import Recipe, Settings, run
+
+SETTINGS = Settings(
+    methods=("softmax", "entmax15"),
+    recipe=Recipe(steps=2, batch_size=4, embed_dim=32, depth=2, num_heads=2, global_size=32, local_size=16),
+    num_train=8,
+    num_val=4,
+    size=(64, 96),
+    probe_iters=4,
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo") / "out"
+    lines: list[str] = []
+    return out, run(out, SETTINGS, lines.append), lines
+
+
+@pytest.mark.slow
+def test_the_table_holds_what_was_measured(finished):
+    out, rows, lines = finished
+    assert [row["method"] for row in rows] == ["softmax", "entmax15"]
+    softmax, entmax = rows
+    assert softmax["zero_share"] == 0 and 0 < entmax["zero_share"] < 1
+    assert softmax["step_ratio"] == 1 and all(row["step_ms"] > 0 for row in rows)
+    for row in rows:
+        record = json.loads((out / "probes" / row["method"] / "probe.json").read_text())
+        assert record["backbone"]["plugins"] == row["method"]
+        assert row["mIoU"] == pytest.approx(record["evaluations"][-1]["metrics"]["mIoU"], abs=0.01)
+    assert json.loads((out / "table.json").read_text())["rows"] == rows
+    with (out / "table.csv").open() as file:
+        assert [row["method"] for row in csv.DictReader(file)] == ["softmax", "entmax15"]
+    text = "\n".join(lines)
+    assert "mIoU" in text and "entmax15: train" in text and "entmax15: val" in text, "progress is shown throughout"
+
+
+@pytest.mark.slow
+def test_the_picture_has_a_row_for_an_image_and_a_column_for_a_model(finished):
+    out, _, _ = finished
+    width, height = Image.open(out / "picture.png").size
+    images = SETTINGS.num_val
+    assert width // (2 * SETTINGS.size[1]) == 4  # input, ground truth, two models
+    assert height // (2 * SETTINGS.size[0]) == images
+
+
+@pytest.mark.slow
+def test_a_second_run_reuses_everything_and_says_the_same(finished):
+    out, rows, _ = finished
+    kept = [*out.rglob("*.pth"), *out.rglob("probe.json"), *out.rglob("*.jpg")]
+    before = {path: path.stat().st_mtime_ns for path in kept}
+    assert run(out, SETTINGS, lambda line: None) == rows
+    assert {path: path.stat().st_mtime_ns for path in kept} == before
+
+
+@pytest.mark.slow
+def test_other_settings_or_a_foreign_folder_are_refused_and_nothing_changes(finished, tmp_path, capsys):
+    out, _, _ = finished
+    table = (out / "table.json").read_bytes()
+    assert main(["demo", "--out", str(out), "--steps", "3"]) == 2
+    assert "choose another --out" in capsys.readouterr().err
+    assert (out / "table.json").read_bytes() == table
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds no demo run"):
+        run(tmp_path, SETTINGS)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("bad", [{"methods": ()}, {"methods": ("entmx15",)}, {"probe_iters": 0}])
+def test_bad_settings_are_refused_before_anything_is_written(bad):
+    with pytest.raises(ValueError):
+        Settings(**bad)
