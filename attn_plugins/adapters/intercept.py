@@ -76,9 +76,17 @@ def _over_last_dimension(input: Tensor, dim: int | None = None, *rest: Any, **kw
 def intercepted(method: Callable[..., Any], softmax: bool = False) -> Callable[..., Any]:
     """``method`` of an attention module, run inside :class:`Intercept` with that module's normalizer."""
 
-    @functools.wraps(method)  # inspect.signature shows upstream's
-    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def inside(self: Any, *args: Any, **kwargs: Any) -> Any:
         with Intercept(self.attn_plugins_normalizer, softmax):
             return method(self, *args, **kwargs)
+
+    @functools.wraps(method)  # inspect.signature shows upstream's
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            return inside(self, *args, **kwargs)
+        # Under activation checkpointing torch.compile takes entering a mode for a side effect; it is left again.
+        from torch._dynamo.utils import _disable_side_effect_safety_checks_for_current_subtracer as trusted
+
+        return trusted(inside, self, *args, **kwargs)
 
     return run
