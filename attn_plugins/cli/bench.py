@@ -17,7 +17,7 @@ def add_parser(subparsers: Any) -> None:
     attention.add_argument("--shape", type=int, nargs=4, metavar=("B", "H", "N", "D"), help="default: 16 6 197 64")
     step = kinds.add_parser("step", help="forward, backward and AdamW of a timm model (needs timm)")
     methods = kinds.add_parser(
-        "methods", help="the same step with the four methods of the paper's Table 1 (needs timm)"
+        "methods", help="that step with the four methods of Table 1 (needs timm)"
     )
     for kind in (step, methods):
         kind.add_argument("--arch", default="vit_small_patch16_224", help="timm model name (default: %(default)s)")
