@@ -177,7 +177,11 @@ def _check(status: int) -> None:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    library = native.load()
+    return declare(native.load())
+
+
+def declare(library: ctypes.CDLL) -> ctypes.CDLL:
+    """Tell ctypes the arguments of attention.c's functions."""
     pointer = ctypes.c_void_p
     library.attention_forward.argtypes = [pointer] * 7
     library.attention_backward.argtypes = [pointer] * 11

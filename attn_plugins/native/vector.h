@@ -1,4 +1,4 @@
-/* Vectors as GCC and Clang both know them: no intrinsics, so the same source serves AVX-512, AVX2, NEON and SSE.
+/* GCC's vector types instead of intrinsics, so that the same source serves AVX-512, AVX2, SSE and NEON.
    LANES is one register; a tile of TILE_ROWS x TILE_VECS accumulators fits the register file and hides FMA latency. */
 #ifndef ATTN_PLUGINS_VECTOR_H
 #define ATTN_PLUGINS_VECTOR_H

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from attn_plugins import native
-from attn_plugins.attention import attention
+from attn_plugins.attention import attention, cpu_ops
 from attn_plugins.native import build
 
 needs_compiler = pytest.mark.skipif(native.unavailable() is not None, reason=f"no kernels: {native.unavailable()}")
@@ -56,6 +57,29 @@ def test_a_damaged_library_is_built_again(tmp_path, monkeypatch, announced, dama
     path.write_bytes(damaged)
     assert load()[1] is None and len(announced()) == 2
     assert build._intact(path) and [path] == list(path.parent.iterdir())
+
+
+@needs_compiler
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="switches x86 instructions off")
+@pytest.mark.parametrize("flag", ["-mno-avx512f", "-mno-avx"])
+def test_narrower_registers_give_the_same(tmp_path, monkeypatch, flag):
+    monkeypatch.setenv("ATTN_PLUGINS_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, flag))
+    library, reason = load()
+    assert reason is None
+    inputs = [torch.randn(2, 2, 45, 10, generator=torch.Generator().manual_seed(i)).requires_grad_() for i in range(3)]
+
+    def results(normalizer):
+        out = attention(*inputs, is_causal=True, normalizer=normalizer, backend="cpu")
+        return out, *torch.autograd.grad(out.square().sum(), inputs)
+
+    for normalizer in ("entmax15", "sparsemax", "entmax:alpha=1.25"):
+        usual = results(normalizer)
+        with monkeypatch.context() as patched:
+            patched.setattr(cpu_ops, "_library", lambda: cpu_ops.declare(library))
+            narrow = results(normalizer)
+        for a, b in zip(usual, narrow, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
 def test_a_cache_that_others_may_write_is_refused(tmp_path, monkeypatch):
