@@ -16,7 +16,7 @@ from ..patching import find_attention
 from ..spec import parse
 from ..stamp import refuse_others
 from ..trainers import patch_networks
-from . import cpu, processes
+from . import processes
 from .construction import patch_as_built
 from .messages import say
 
@@ -36,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.attn_plugins = str(parse(args.attn_plugins))  # a typo ends here, not after the data has been read
     with contextlib.ExitStack() as stack:
         if args.device == "cpu":
+            from . import cpu  # imports the compiler and, where it is installed, xformers
+
             stack.enter_context(cpu.instead_of_cuda())
         stack.enter_context(processes.only_by_torchrun(script))
         built = stack.enter_context(_patching(args.attn_plugins))
