@@ -12,6 +12,7 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from .architectures import load_backbone
+from .cache import FeatureCache
 from .features import ViTFeatures, center_pad, evenly_spaced
 
 __all__ = ["FrozenViT"]
@@ -37,6 +38,8 @@ class FrozenViT(BaseModule):
         norm: apply the final norm to every layer.
         cls_token: `none`; `concat`: [CLS] broadcast over the grid and appended to the channels; `tuple`: beside.
         autocast: `bf16` or `fp16` for the backbone's forward; features come out as float32.
+        cache: `memory` or a folder: keep features of images that come again unchanged (see `FeatureCache`). Training
+            with it is refused where the augmentation is random.
         arch_options: arguments of the architecture's constructor.
         random_init: accept that there is no checkpoint and use random weights (a baseline, or a test).
 
@@ -59,6 +62,7 @@ class FrozenViT(BaseModule):
         norm: bool = True,
         cls_token: str = "none",
         autocast: str | None = None,
+        cache: str | None = None,
         arch_options: dict[str, Any] | None = None,
         random_init: bool = False,
     ) -> None:
@@ -83,6 +87,7 @@ class FrozenViT(BaseModule):
         self.patch_size = self._vit.patch_size
         self.channels = [self._vit.embed_dim * (2 if cls_token == "concat" else 1)] * len(self.layers)
         self.identity = {**identity, "layers": list(self.layers), "norm": norm, "cls_token": cls_token}
+        self.cache = FeatureCache(cache, self.identity | {"autocast": autocast}) if cache else None
 
     @property
     def _vit(self) -> ViTFeatures:
@@ -104,9 +109,13 @@ class FrozenViT(BaseModule):
             For each layer `[B, C, h, w]`; `[B, 2C, h, w]` with `concat`; `([B, C, h, w], [B, C])` with `tuple`.
         """
         images = center_pad(images, self.patch_size)
+        features = self.cache(images, self._features) if self.cache else self._features(images)
+        return tuple(self._output(patches, cls) for patches, cls in features)
+
+    def _features(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
         with self._autocast(images.device.type):
             features = self._vit(images, self.layers, self.norm)
-        return tuple(self._output(patches.float(), cls.float()) for patches, cls in features)
+        return [(patches.float(), cls.float()) for patches, cls in features]
 
     def _output(self, patches: Tensor, cls: Tensor) -> Any:
         if self.cls_token == "tuple":

@@ -13,6 +13,7 @@ from mmengine.model import is_model_wrapper
 from mmseg.registry import HOOKS
 
 from .backbone import FrozenViT
+from .cache import random_transforms
 
 __all__ = ["BackboneIdentityHook", "ProbeResultHook"]
 
@@ -23,6 +24,19 @@ _MUST_AGREE = ("sha256", "plugins", "layers", "norm", "cls_token")
 @HOOKS.register_module()
 class BackboneIdentityHook(Hook):
     """Writes the frozen backbone's identity into the probe's checkpoints, and refuses a head of another backbone."""
+
+    def before_train(self, runner: Any) -> None:
+        """Refuse cached features where they would hardly ever be used again.
+
+        Raises:
+            ValueError: the backbone caches features and the training pipeline is random.
+        """
+        random = random_transforms(runner.cfg.train_dataloader.dataset.pipeline)
+        if _backbone(runner).cache is not None and random:
+            raise ValueError(
+                f"model.backbone.cache needs images that come again unchanged; the training pipeline has "
+                f"{', '.join(random)}. Leave the cache out, or the random transforms"
+            )
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Add `checkpoint["meta"]["backbone"]`."""

@@ -13,7 +13,7 @@ pytest.importorskip("mmseg", reason="the probes need the extra: pip install attn
 import timm
 
 import attn_plugins
-import attn_plugins.probes  # noqa: F401  registers everything in mmseg
+import attn_plugins.probes
 from attn_plugins.checkpoints import save
 from attn_plugins.data.layouts import LAYOUTS
 

@@ -60,7 +60,7 @@ def test_segmentation(probe: str) -> None:
     head, backbone = config.model.decode_head, config.model.backbone
     assert (head.type, head.num_classes, head.align_corners) == ("BNLinearHead", classes, False)
     assert (backbone.type, backbone.out_indices, backbone.norm, backbone.cls_token) == ("FrozenViT", [-1], True, "none")
-    assert config.optim_wrapper.optimizer == dict(type="AdamW", lr=1e-3, betas=(0.9, 0.999), weight_decay=1e-4)
+    assert config.optim_wrapper.optimizer == {"type": "AdamW", "lr": 1e-3, "betas": (0.9, 0.999), "weight_decay": 1e-4}
     assert "clip_grad" not in config.optim_wrapper
     assert (config.train_cfg.max_iters, config.train_cfg.total_batch_size) == (40_000, 16)
     assert step(config, "train", "RandomResize") == {"scale": scale, "ratio_range": (0.5, 2.0), "keep_ratio": True}
@@ -68,7 +68,7 @@ def test_segmentation(probe: str) -> None:
     assert step(config, "train", "RandomFlip") == {"prob": 0.5}
     assert step(config, "train", "PhotoMetricDistortion") == {}
     assert (config.model.data_preprocessor["size"], config.model.data_preprocessor.seg_pad_val) == ((512, 512), 255)
-    assert config.model.test_cfg == dict(mode="slide", crop_size=(512, 512), stride=(341, 341))
+    assert config.model.test_cfg == {"mode": "slide", "crop_size": (512, 512), "stride": (341, 341)}
     for loader in ("val", "test"):
         assert step(config, loader, "Resize") == {"scale": scale, "keep_ratio": True}
     reduces = probe == "ade20k"
@@ -97,8 +97,8 @@ def test_depth(probe: str) -> None:
     sig, gradient = head.loss_decode
     assert (sig.type, sig.loss_weight, sig.warm_iter) == ("SigLoss", 1.0, 100)
     assert (gradient.type, gradient.loss_weight) == ("LogGradientLoss", 0.5)
-    assert config.optim_wrapper.optimizer == dict(type="AdamW", lr=1e-3, betas=(0.9, 0.999), weight_decay=0.01)
-    assert config.optim_wrapper.clip_grad == dict(max_norm=35, norm_type=2)
+    assert config.optim_wrapper.optimizer == {"type": "AdamW", "lr": 1e-3, "betas": (0.9, 0.999), "weight_decay": 0.01}
+    assert config.optim_wrapper.clip_grad == {"max_norm": 35, "norm_type": 2}
     assert (config.train_cfg.max_iters, config.train_cfg.total_batch_size) == (38_400, 16)
     assert (config.model.test_cfg.mode, config.model.test_cfg.flip) == ("whole", True)
     scale, rotated = (256 if probe == "kitti" else 1000), probe.startswith("sunrgbd")
@@ -144,8 +144,8 @@ def test_imagenet() -> None:
     assert (model.backbone.out_indices, model.backbone.norm, model.backbone.cls_token) == ([-1], True, "tuple")
     assert (config.train_cfg.max_iters, config.train_cfg.total_batch_size) == (12_500, 1024)
     assert config.train_dataloader.batch_size == 128
-    assert config.optim_wrapper.optimizer == dict(type="SGD", lr=1.0, momentum=0.9, weight_decay=0)
-    assert config.auto_scale_lr == dict(enable=True, base_batch_size=256)
+    assert config.optim_wrapper.optimizer == {"type": "SGD", "lr": 1.0, "momentum": 0.9, "weight_decay": 0}
+    assert config.auto_scale_lr == {"enable": True, "base_batch_size": 256}
     assert step(config, "train", "RandomResizedCrop") == {"size": 224}
     assert step(config, "train", "RandomFlip") == {"prob": 0.5}
     assert step(config, "val", "ResizeCenterCrop") == {"resize": 256, "crop": 224}

@@ -71,7 +71,7 @@ def test_backbones_with_one_spec_are_told_apart_by_file(runs: Path) -> None:
 
 
 def test_what_is_refused(runs: Path) -> None:
-    with pytest.raises(ValueError, match="no probe.json below"):
+    with pytest.raises(ValueError, match=r"no probe\.json below"):
         collect([runs / "nowhere"])
     write(runs / "d", "voc2012", "softmax", [(40, 1.0)])
     with pytest.raises(ValueError, match="are both voc2012"):

@@ -1,0 +1,86 @@
+"""Short runs of the real configs: through mim, or in this process where mim itself is not the point."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.runner import Runner
+
+from attn_plugins.probes.command import data_options, mim_command, size_options
+from attn_plugins.probes.paths import config_file
+
+# Which written layout each config reads.
+LAYOUT_OF = {
+    "imagenet_linear": "imagenet",
+    "voc2012_linear": "voc2012",
+    "ade20k_linear": "ade20k",
+    "cityscapes_linear": "cityscapes",
+    "nyuv2_linear4_depth": "nyuv2",
+    "kitti_linear4_depth": "kitti",
+    "sunrgbd_linear4_depth": "sunrgbd",
+    "sunrgbd_linear4_depth_train": "sunrgbd",
+}
+_number = itertools.count()
+
+
+def options(
+    probe: str, backbone: Path, roots: dict[str, Path], iterations: int = 2, total: int = 4, **more: Any
+) -> dict[str, Any]:
+    """The config as it is, but for data, sizes, batch and iteration counts."""
+    transfer = str(roots["nyuv2"]) if probe == "sunrgbd_linear4_depth" else None
+    return {
+        **data_options(str(roots[LAYOUT_OF[probe]]), transfer, workers=0),
+        **size_options(probe, (64, 64) if probe.startswith("imagenet") else (48, 64)),
+        "model.backbone.checkpoint": backbone,
+        "train_cfg.total_batch_size": total,
+        "train_cfg.max_iters": iterations,
+        "train_cfg.val_interval": iterations,
+        "default_hooks.checkpoint.interval": iterations,
+        "default_hooks.logger.interval": 1,
+        **more,
+    }
+
+
+def mim(action: str, probe: str, settings: dict[str, Any], *arguments: str, work_dir: Path, **environment: str) -> str:
+    """Run mim to its end; its output. A failure shows the output's end."""
+    command = mim_command(action, probe, settings, *arguments, work_dir=work_dir)
+    done = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, capture_output=True, text=True, check=False
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output[-4000:]
+    return output
+
+
+def here(probe: str, settings: dict[str, Any], work_dir: Path, resume: bool = False) -> Runner:
+    """Build what `mim train` would build, in this process; not started."""
+    config = Config.fromfile(config_file(probe))
+    config.merge_from_dict({key: parsed(value) for key, value in settings.items()})
+    config.work_dir, config.resume, config.log_level = str(work_dir), resume, "ERROR"
+    # Runners of one process share mmengine's message hub if they share a name.
+    config.experiment_name = f"probe_{next(_number)}"
+    return Runner.from_cfg(config)
+
+
+def parsed(value: Any) -> Any:
+    """As mmengine reads it from the command line."""
+    return (
+        DictAction._parse_iterable(value)
+        if isinstance(value, str)
+        else str(value)
+        if isinstance(value, Path)
+        else value
+    )
+
+
+def weights(work_dir: Path, iteration: int) -> dict[str, torch.Tensor]:
+    """The head in a checkpoint; numbers of mmengine's own are not of interest, nothing is run."""
+    from mmengine.runner.checkpoint import load_from_local
+
+    return dict(load_from_local(str(work_dir / f"iter_{iteration}.pth"), "cpu")["state_dict"])
