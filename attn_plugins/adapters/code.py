@@ -93,12 +93,23 @@ def returns_pair(value: Any) -> bool:
 def softmax_between_products(value: Any) -> bool:
     """Whether a function, or a helper that it calls, multiplies matrices, takes a softmax and multiplies again."""
     for function in _with_helpers(value):
-        seen = ""
-        for step in dis.get_instructions(function):
-            if step.argval in _PRODUCTS or (step.opname == "BINARY_OP" and step.argrepr == "@"):
-                seen += "@"
-            elif step.argval == "softmax":
-                seen += "s"
+        steps = list(dis.get_instructions(function))
+        calls = {_call(steps, index) for index, step in enumerate(steps) if step.argval == "softmax"}
+        seen = "".join("s" if i in calls else "@" if _multiplies(step) else "" for i, step in enumerate(steps))
         if "@s" in seen and seen.rindex("@") > seen.index("@s"):
             return True
     return False
+
+
+def _multiplies(step: dis.Instruction) -> bool:
+    return step.argval in _PRODUCTS or (step.opname == "BINARY_OP" and step.argrepr == "@")
+
+
+def _call(steps: list[dis.Instruction], loaded: int) -> int | None:
+    """Where the function that ``steps[loaded]`` puts on the stack is called: after its arguments were computed."""
+    depth = 0
+    for index in range(loaded + 1, len(steps)):
+        depth += dis.stack_effect(steps[index].opcode, steps[index].arg)
+        if depth < 0:
+            return index
+    return None

@@ -14,7 +14,7 @@ import inspect
 from typing import Any
 
 from .base import Adapter
-from .code import methods, softmax_between_products
+from .code import code_names, methods, softmax_between_products
 from .intercept import intercepted
 
 __all__ = ["ADAPTER"]
@@ -23,11 +23,10 @@ PROJECTIONS = {"qkv", "qk", "q", "to_qkv", "to_q", "in_proj", "q_proj", "query",
 
 
 def _attention_methods(cls: type) -> list[str]:
-    return [
-        name
-        for name, names in methods(cls)
-        if names & PROJECTIONS and softmax_between_products(inspect.getattr_static(cls, name))
-    ]
+    found = dict(methods(cls))
+    if not PROJECTIONS & code_names(inspect.getattr_static(cls, "__init__")).union(*found.values()):
+        return []
+    return [name for name in found if softmax_between_products(inspect.getattr_static(cls, name))]
 
 
 def _overrides(base: type) -> dict[str, Any]:
