@@ -55,7 +55,7 @@ def solve(scores: Tensor, alpha: float | Tensor) -> Tensor:
         step, _norm = _newton_step(_excess(x, threshold), alpha)
         threshold = threshold + step
         # Elsewhere, asking would wait for the device; there the bound alone ends the loop.
-        if x.device.type == "cpu" and not (step > torch.finfo(x.dtype).eps).any():
+        if x.device.type == "cpu" and not (step > torch.finfo(x.dtype).eps * threshold.abs()).any():
             break
     excess = _excess(x, threshold)
     return excess * _power(excess, 1 / (alpha - 1) - 1)
@@ -140,7 +140,7 @@ def _bracketed_threshold(x: Tensor, alpha: float) -> Tensor:
         # Every third step halves, so 150 steps leave less than 2^-50 of the bracket whatever Newton does.
         usable = (newton > low) & (newton < high) & (step_number % 3 != 2)
         moved = torch.where(usable, newton, middle)
-        if x.device.type == "cpu" and not ((moved - threshold).abs() > torch.finfo(x.dtype).eps).any():
+        if x.device.type == "cpu" and not ((moved - threshold).abs() > torch.finfo(x.dtype).eps * moved.abs()).any():
             return moved
         threshold = moved
     return threshold

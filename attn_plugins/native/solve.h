@@ -8,9 +8,9 @@
 #include "vector.h"
 
 enum family { ENTMAX15, SPARSEMAX, ENTMAX };
-#define MAX_STEPS 64  /* never reached: each step divides (norm - 1) * slope by 4 or more */
-#define CONVERGED 1e-6f /* the step after one this small is below float32's resolution */
-#define CHUNK 64        /* rows summed before they join the total: keeps rounding errors small for long rows */
+#define MAX_STEPS 64    /* never reached: each step divides (norm - 1) * slope by 4 or more */
+#define CONVERGED 1e-6f /* a step this small beside tau is followed by none that float32 could tell */
+#define CHUNK 32        /* rows summed before they join the total */
 
 static enum family family_of(float alpha) { return alpha == 1.5f ? ENTMAX15 : alpha == 2.f ? SPARSEMAX : ENTMAX; }
 
@@ -30,7 +30,7 @@ INLINE vec shifted(enum family f, vec x, vec top, float power) {
 
 /* One Newton step from tau. With `top`, x holds scores, and y is stored in their place. */
 INLINE vec newton(enum family f, float *x, long n, long ld, const vec *top, vec tau, float power) {
-    vec sum_s = {0}, sum_p = {0};
+    vec sum_s = {0}, sum_p = {0}, lost = {0};
     for (long c = 0; c < n; c += CHUNK) {
         long end = c + CHUNK < n ? c + CHUNK : n;
         vec part_s = {0}, part_p = {0};
@@ -42,7 +42,10 @@ INLINE vec newton(enum family f, float *x, long n, long ld, const vec *top, vec 
             part_p += s * d;
         }
         sum_s += part_s;
-        sum_p += part_p;
+        /* Kahan's sum: the weights of a long row are small beside their total, which has to be 1. */
+        vec gain = part_p - lost, total = sum_p + gain;
+        lost = (total - sum_p) - gain;
+        sum_p = total;
     }
     vec norm = sum_p;
     if (f == ENTMAX15) norm = vsqrt(sum_p);
@@ -65,7 +68,7 @@ INLINE void solve(enum family f, float *x, long n, long ld, float power, vec *to
     *top = column_max(x, n, ld);
     vec t = splat(-1), step = newton(f, x, n, ld, top, t, power);
     t += step;
-    for (int i = 0; i < MAX_STEPS && any(step > CONVERGED); i++) {
+    for (int i = 0; i < MAX_STEPS && any(step > CONVERGED * -t); i++) {
         step = newton(f, x, n, ld, NULL, t, power);
         t += step;
     }

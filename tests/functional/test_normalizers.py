@@ -100,6 +100,13 @@ def test_weights_are_a_distribution(normalizer, seed, n, spread, dtype):
 
 
 @every_normalizer
+@pytest.mark.parametrize("spread", [0.0, 0.01, 1.0])
+def test_long_rows_sum_to_one(normalizer, spread):
+    p = normalizer(rows(8, 2, 40_000, spread=spread, dtype=torch.float32))
+    assert (p.double().sum(-1) - 1).abs().max() <= 2e-6
+
+
+@every_normalizer
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_solved_in_float32(normalizer, dtype):
     z = rows(0, 4, 60, dtype=dtype)
