@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..mechanisms import applied_mechanisms
 from ..patching import NORMALIZER, find_attention, patched
 
 __all__ = ["recorded"]
@@ -49,7 +50,8 @@ def recorded(model: nn.Module, seen: Seen) -> Iterator[nn.Module]:
     """
     sites = find_attention(model)
     bare = [index for index, site in enumerate(sites) if getattr(site.module, NORMALIZER, None) is None]
-    with patched(model, "softmax", layers=bare) if bare else contextlib.nullcontext(model):
+    spec = "+".join(["softmax", *map(str, applied_mechanisms(model))])
+    with patched(model, spec, layers=bare) if bare else contextlib.nullcontext(model):
         before: list[Any] = [getattr(site.module, NORMALIZER) for site in sites]
         try:
             for index, (site, normalizer) in enumerate(zip(sites, before, strict=True)):

@@ -1,0 +1,106 @@
+"""One pass over a model: everything that the figures show, in numbers and small arrays."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..probes.features import ViTFeatures
+from .attention import AttentionStatistics, cls_attention, statistics
+from .images import Batch, Images
+from .norms import TokenNorms, token_norms
+from .pib import PiB, pib
+from .subjects import Subject
+
+__all__ = ["KINDS", "Findings", "Settings", "examine", "printed"]
+
+KINDS = ("pca", "pib", "attention", "norms")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is looked at.
+
+    Attributes:
+        size: side of the images in pixels; a multiple of the patch size.
+        batch: images a forward.
+        pictures: images that PCA and overlays show.
+        limit: images that statistics are over; None for all.
+        layer: layer of the overlays, negative from the end.
+        basis, foreground: of the PCA, see :func:`.pca.pca_rgb`.
+        device: "cpu" or "cuda".
+        seed: which images are drawn.
+    """
+
+    size: int = 224
+    batch: int = 32
+    pictures: int = 4
+    limit: int | None = 200
+    layer: int = -1
+    basis: str = "shared"
+    foreground: float | None = None
+    device: str = "cpu"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found in one model; what was not asked for is None."""
+
+    subject: Subject
+    features: Tensor | None = None
+    overlay: Tensor | None = None
+    pib: PiB | None = None
+    attention: AttentionStatistics | None = None
+    norms: TokenNorms | None = None
+
+
+def printed(what: str) -> Callable[[int, int], None]:
+    """Progress in one line of the terminal."""
+
+    def show(done: int, total: int) -> None:
+        print(f"\r{what}: {done}/{total}", end="\n" if done >= total else "", file=sys.stderr, flush=True)
+
+    return show
+
+
+@torch.no_grad()
+def examine(subject: Subject, images: Images, settings: Settings, kinds: Collection[str] = KINDS) -> Findings:
+    """Load a model and look at it.
+
+    Raises:
+        ValueError: the image size is no multiple of the model's patch size, or point-in-box is asked for where no
+            image has a box.
+    """
+    model = subject.load().to(settings.device)
+    patch = ViTFeatures(model).patch_size
+    if settings.size % patch:
+        raise ValueError(f"size={settings.size} is no multiple of the patch size {patch} of {subject.name}")
+    some = images.sample(settings.limit, settings.seed)
+
+    def batches(what: str) -> Iterator[Batch]:
+        show = printed(f"{subject.name}: {what}")
+        return some.batches(settings.size, settings.batch, settings.device, show)
+
+    features = overlay = found_pib = found_attention = found_norms = None
+    if "pca" in kinds or "attention" in kinds:
+        shown = next(
+            images.sample(settings.pictures, settings.seed).batches(settings.size, settings.pictures, settings.device)
+        )
+        if "pca" in kinds:
+            features = (
+                ViTFeatures(model)(shown.pixels, [ViTFeatures(model).depth - 1])[0][0].permute(0, 2, 3, 1).float().cpu()
+            )
+        if "attention" in kinds:
+            overlay = cls_attention(model, shown.pixels[:1], settings.layer)[0].float().cpu()
+    if "pib" in kinds:
+        found_pib = pib(model, batches("point-in-box"))
+    if "attention" in kinds:
+        found_attention = statistics(model, (batch.pixels for batch in batches("attention")))
+    if "norms" in kinds:
+        found_norms = token_norms(model, (batch.pixels for batch in batches("token norms")))
+    return Findings(subject, features, overlay, found_pib, found_attention, found_norms)

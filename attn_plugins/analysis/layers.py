@@ -1,0 +1,55 @@
+"""Dense probes of single layers, with and without [CLS], over checkpoints: the paper's Figure 2b."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["LayerProbe", "collect_layers"]
+
+
+@dataclass(frozen=True)
+class LayerProbe:
+    """One finished probe of one layer.
+
+    Attributes:
+        method: plugin spec of the backbone.
+        checkpoint: the backbone's file.
+        epoch: the number in its name (``checkpoint0040.pth`` is 40), None where there is none.
+        layer: index of the block.
+        cls: whether [CLS] was concatenated to every patch.
+        miou: best validation mIoU, in percent.
+    """
+
+    method: str
+    checkpoint: str
+    epoch: int | None
+    layer: int
+    cls: bool
+    miou: float
+
+
+def collect_layers(work_dirs: Iterable[Path]) -> list[LayerProbe]:
+    """Every single-layer segmentation probe below the given folders, from the ``probe.json`` that each leaves.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    found = []
+    for file in sorted(file for folder in work_dirs for file in Path(folder).rglob("probe.json")):
+        try:
+            record = json.loads(file.read_text())
+            backbone, evaluations = record["backbone"], record["evaluations"]
+        except (json.JSONDecodeError, KeyError) as error:
+            raise ValueError(f"{file} is damaged: {type(error).__name__} {error}") from error
+        scores = [entry["metrics"]["mIoU"] for entry in evaluations if "mIoU" in entry["metrics"]]
+        if scores and len(backbone["layers"]) == 1:
+            checkpoint = str(backbone["checkpoint"] or backbone["arch"])
+            number = re.search(r"(\d+)\D*$", Path(checkpoint).stem)
+            epoch = int(number[1]) if number else None
+            cls = backbone["cls_token"] == "concat"
+            found.append(LayerProbe(backbone["plugins"], checkpoint, epoch, backbone["layers"][0], cls, max(scores)))
+    return sorted(found, key=lambda probe: (probe.method, probe.epoch or 0, probe.checkpoint, probe.cls, probe.layer))

@@ -1,0 +1,176 @@
+"""One self-contained HTML page: Table 1, every figure, and what made them."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .exhibit import Exhibit, write_atomically
+from .figures import (
+    attention_exhibit,
+    layers_exhibit,
+    norms_exhibit,
+    overlay_exhibit,
+    pca_exhibit,
+    pib_exhibit,
+)
+from .findings import KINDS, Findings, Settings, examine
+from .images import Images
+from .layers import collect_layers
+from .page import Section, page
+from .subjects import Subject
+
+__all__ = ["exhibits", "provenance", "write_report"]
+
+PACKAGES = ("attn_plugins", "torch", "timm", "transformers", "matplotlib", "numpy")
+
+
+def exhibits(
+    subjects: Sequence[Subject],
+    images: Images,
+    settings: Settings | None = None,
+    kinds: Sequence[str] = KINDS,
+    heads: Sequence[int] | None = None,
+) -> list[Exhibit]:
+    """Examine each model in turn, one in memory at a time, and draw the figures.
+
+    Args:
+        subjects: the models.
+        images: what they are shown; point-in-box is left out where no annotations are known.
+        settings: sizes and limits.
+        kinds: which of "pca", "pib", "attention", "norms".
+        heads: heads of the overlay, by default the first four.
+
+    Raises:
+        ValueError: no models, or no such kind.
+    """
+    settings = settings or Settings()
+    if not subjects:
+        raise ValueError("nothing to analyse: name at least one model or checkpoint")
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown:
+        raise ValueError(f"unknown analysis {unknown[0]!r}; choose from {', '.join(KINDS)}")
+    wanted = [kind for kind in kinds if kind != "pib" or images.annotations is not None or len(kinds) == 1]
+    found = [examine(subject, images, settings, wanted) for subject in subjects]
+    return draw(found, images, settings, wanted, heads)
+
+
+def draw(
+    found: Sequence[Findings],
+    images: Images,
+    settings: Settings,
+    kinds: Sequence[str],
+    heads: Sequence[int] | None = None,
+) -> list[Exhibit]:
+    """The figures of what was found."""
+    drawn = []
+    shown = images.sample(settings.pictures, settings.seed)
+    if {"pca", "attention"} & set(kinds):
+        rgb = next(shown.batches(settings.size, settings.pictures)).rgb()
+    if "pca" in kinds:
+        drawn.append(pca_exhibit(found, rgb, settings.basis, settings.foreground))
+    if "pib" in kinds:
+        drawn.append(pib_exhibit(found))
+    if "attention" in kinds:
+        drawn += [attention_exhibit(found), overlay_exhibit(found, rgb[0], heads)]
+    if "norms" in kinds:
+        drawn.append(norms_exhibit(found))
+    return drawn
+
+
+def provenance(subjects: Sequence[Subject], images: Images, settings: Settings, command: str) -> list[tuple[str, str]]:
+    """What made the figures, line by line."""
+    versions = [f"{name} {_version(name)}" for name in PACKAGES if _version(name)]
+    lines = [("command", command), ("images", f"{images.root} ({len(images)} files)")]
+    for subject in subjects:
+        told = [f"spec {subject.spec}"]
+        if subject.checkpoint is not None:
+            told += [str(subject.checkpoint), f"sha256 {subject.sha256}"]
+        lines.append((subject.name, ", ".join(told)))
+    lines += [
+        ("settings", ", ".join(f"{key}={value}" for key, value in asdict(settings).items())),
+        ("seed", str(settings.seed)),
+        ("versions", ", ".join([f"Python {platform.python_version()}", *versions])),
+        ("machine", _machine(settings.device)),
+    ]
+    return lines
+
+
+def write_report(
+    out: Path,
+    subjects: Sequence[Subject],
+    images: Images,
+    settings: Settings | None = None,
+    *,
+    work_dirs: Sequence[Path] = (),
+    tables: Sequence[Section] = (),
+    command: str = "attn_plugins.analysis.report.write_report",
+    title: str = "Attention plugins: report",
+) -> Path:
+    """Write ``out`` (HTML) and, beside it in a folder of its name, PNG and CSV of every figure.
+
+    Args:
+        out: the page, e.g. ``report.html``; figures go to ``report/``.
+        subjects: the models.
+        images: what they are shown.
+        settings: sizes and limits.
+        work_dirs: finished probes: Table 1, and Figure 2b where single layers were probed.
+        tables: further tables, shown first.
+        command: what to write down as having made it.
+        title: of the page.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        ValueError: no models, or damaged probe results.
+    """
+    settings = settings or Settings()
+    figures = exhibits(subjects, images, settings)
+    sections = list(tables)
+    if work_dirs:
+        sections.append(_table_1(work_dirs))
+        probes = collect_layers(work_dirs)
+        if len({probe.layer for probe in probes}) > 1:
+            figures.append(layers_exhibit(probes))
+    for exhibit in figures:
+        exhibit.write(out.with_suffix(""))
+    content = page(title, sections, figures, provenance(subjects, images, settings, command))
+    write_atomically(out, content.encode())
+    return out
+
+
+def _table_1(work_dirs: Sequence[Path]) -> Section:
+    import csv
+
+    from ..probes.table import collect, render
+
+    head, *rows = csv.reader(render(collect(work_dirs), "csv").splitlines())
+    note = "Linear probes of the frozen backbones; the paper's rows are DINOv1 ViT-S/16, 200 epochs on ImageNet-1K. "
+    note += "A star marks a run that has not finished."
+    return Section("Table 1", note, tuple(head), tuple(map(tuple, rows)))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _machine(device: str) -> str:
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def as_table(rows: Sequence[dict[str, Any]], title: str, note: str = "") -> Section:
+    """A section from rows of equal keys."""
+    head = tuple(rows[0])
+    return Section(title, note, head, tuple(tuple(str(row[key]) for key in head) for row in rows))

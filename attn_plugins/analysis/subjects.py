@@ -1,0 +1,81 @@
+"""The models of an analysis: each loaded when its turn comes and let go afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from ..stamp import spec_of
+
+__all__ = ["Subject", "from_checkpoints"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model.
+
+    Attributes:
+        name: how figures call it.
+        load: makes it, in eval mode.
+        spec: its plugin spec.
+        checkpoint: its file, if it has one.
+        sha256: of the file.
+        epoch: of its training, if known: models of one spec that have one make up a time series.
+    """
+
+    name: str
+    load: Callable[[], nn.Module] = field(repr=False)
+    spec: str = "softmax"
+    checkpoint: Path | None = None
+    sha256: str | None = None
+    epoch: int | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module, name: str | None = None) -> Subject:
+        """A model that is at hand."""
+        spec = spec_of(model) or "softmax"
+        return cls(name or spec, lambda: model.eval(), spec)
+
+
+def from_checkpoints(
+    paths: Sequence[Path], arch: str = "auto", plugins: str = "auto", repo: str | None = None
+) -> list[Subject]:
+    """Subjects from checkpoint files; what they are is read from the files (:mod:`attn_plugins.checkpoints`).
+
+    Args:
+        paths: the files, in the order of the figures.
+        arch: as ``FrozenViT`` takes it, e.g. "timm/vit_small_patch16_224"; "auto" asks the file.
+        plugins: a spec, "auto" for the file's own.
+        repo: checkout of the official code.
+
+    Raises:
+        CheckpointError: a file cannot be read or contradicts ``plugins``.
+    """
+    from ..checkpoints import identify
+    from ..probes.architectures import load_backbone
+
+    def loader(path: Path) -> Callable[[], nn.Module]:
+        return lambda: load_backbone(arch, path, plugins, repo)[0]
+
+    specs = [(identify(path).spec or "softmax") if plugins == "auto" else plugins for path in paths]
+    epochs = [_epoch(path) for path in paths]
+    subjects = []
+    for path, spec, epoch in zip(paths, specs, epochs, strict=True):
+        alone = specs.count(spec) == 1
+        name = (
+            spec if alone else f"{spec} {path.parent.name}/{path.stem}" if epoch is None else f"{spec}, epoch {epoch}"
+        )
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        subjects.append(Subject(name, loader(path), spec, path, sha256, epoch))
+    return subjects
+
+
+def _epoch(path: Path) -> int | None:
+    number = re.search(r"(\d+)\D*$", path.stem)
+    return int(number[1]) if number else None

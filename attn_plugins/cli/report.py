@@ -1,0 +1,36 @@
+"""``attn-plugins report CHECKPOINT… --data D --out report.html``: every analysis on one self-contained page."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from .analyze import add_subject_options, add_view_options, settings
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser("report", help="every analysis on one self-contained HTML page")
+    add_subject_options(parser)
+    add_view_options(parser)
+    parser.add_argument("--work-dirs", nargs="+", type=Path, default=[], help="finished probes: Table 1, Figure 2b")
+    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: %(default)s)")
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the page, and PNG and CSV of every figure beside it."""
+    from ..analysis.images import find_images
+    from ..analysis.report import write_report
+    from ..analysis.subjects import from_checkpoints
+
+    images = find_images(args.data, args.split, args.annotations)
+    subjects = from_checkpoints(args.checkpoints, args.arch, args.plugins, args.repo)
+    command = shlex.join(["attn-plugins", *sys.argv[1:]])
+    write_report(args.out, subjects, images, settings(args), work_dirs=args.work_dirs, command=command)
+    print(f"{args.out} ({args.out.stat().st_size / 1e6:.1f} MB), figures and numbers in {args.out.with_suffix('')}/")
+    return 0
