@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator
-from importlib.metadata import entry_points
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
 from .errors import UnknownPluginError
@@ -23,11 +24,13 @@ class Registry(Generic[T]):
     Args:
         kind: what the entries are, for error messages ("normalizer").
         group: entry-point group that other packages add to (``attn_plugins.normalizers``).
+        wrap: makes an entry of what an entry point names; by default that is the entry itself.
     """
 
-    def __init__(self, kind: str, group: str) -> None:
+    def __init__(self, kind: str, group: str, wrap: Callable[[Any], T] = lambda loaded: loaded) -> None:
         self.kind = kind
         self.group = group
+        self._wrap = wrap
         self._entries: dict[str, T] = {}
         self._entry_points_loaded = False
 
@@ -77,15 +80,28 @@ class Registry(Generic[T]):
     def _load_entry_points(self) -> None:
         if self._entry_points_loaded:
             return
-        self._entry_points_loaded = True
-        for point in entry_points(group=self.group):
-            loaded = point.load()
-            # A package may register by decorator when it is imported, or leave it to the entry point.
-            if point.name not in self._entries:
-                entry = loaded if self.kind != "normalizer" else _normalizer_entry(loaded)
-                self.register(point.name, entry)
+        self._entry_points_loaded = True  # first: what is loaded may ask for names itself
+        try:
+            for point in entry_points(group=self.group):
+                self._add(point)
+        except BaseException:
+            self._entry_points_loaded = False
+            raise
+
+    def _add(self, point: EntryPoint) -> None:
+        try:
+            entry = self._wrap(point.load())
+        except (ImportError, AttributeError) as error:
+            raise ImportError(
+                f"the {self.kind} {point.name!r} of {point.dist.name if point.dist else 'a package'} ({point.value}) "
+                f"does not load: {error}; repair or uninstall that package"
+            ) from error
+        # A package may register by decorator when it is imported, and name the same thing as an entry point.
+        if self._entries.get(point.name) != entry:
+            self.register(point.name, entry)
 
 
+@dataclass(frozen=True)
 class NormalizerEntry:
     """A registered normalizer: a function of scores, or an ``nn.Module`` class built per attention layer.
 
@@ -95,16 +111,15 @@ class NormalizerEntry:
             the name of the parameter that holds it, or None where the function is all that is known.
     """
 
-    def __init__(self, factory: Callable[..., Any], alpha: float | str | None = None) -> None:
-        self.factory = factory
-        self.alpha = alpha
+    factory: Callable[..., Any]
+    alpha: float | str | None = field(default=None, compare=False)
 
 
-def _normalizer_entry(loaded: Any) -> Any:
+def _normalizer_entry(loaded: Any) -> NormalizerEntry:
     return loaded if isinstance(loaded, NormalizerEntry) else NormalizerEntry(loaded)
 
 
-NORMALIZERS: Registry[NormalizerEntry] = Registry("normalizer", "attn_plugins.normalizers")
+NORMALIZERS: Registry[NormalizerEntry] = Registry("normalizer", "attn_plugins.normalizers", _normalizer_entry)
 MECHANISMS: Registry[Any] = Registry("mechanism", "attn_plugins.mechanisms")
 ADAPTERS: Registry[Any] = Registry("adapter", "attn_plugins.adapters")
 

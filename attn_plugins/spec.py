@@ -122,7 +122,9 @@ def _value(text: str) -> Value:
 
 
 def _format(value: Value) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value).replace("e+", "e")  # 1e+20: '+' joins plugins
 
 
 def _check_params(plugin: Plugin, factory: object) -> None:
