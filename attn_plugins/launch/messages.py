@@ -7,5 +7,5 @@ __all__ = ["say"]
 
 
 def say(message: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
         print(f"attn_plugins: {message}", file=sys.stderr, flush=True)

@@ -1,0 +1,125 @@
+"""Official DINOv1: its scripts, patched and launched, on the CPU."""
+
+import json
+
+import pytest
+import trainers
+
+from attn_plugins.checkpoints import identify, load_backbone_state, read
+
+ARCH = ("--arch", "vit_tiny", "--patch_size", 32)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return trainers.image_folder(tmp_path_factory.mktemp("images"), 20)
+
+
+@pytest.fixture(scope="module")
+def upstream():
+    return trainers.checkout("dino")
+
+
+@pytest.fixture(scope="module")
+def patched(tmp_path_factory):
+    return trainers.patched_copy("dino", tmp_path_factory.mktemp("patched"))
+
+
+def train(root, images, out, *arguments, spec=None, epochs=2, batch=20, **options):
+    """One optimizer step an epoch with a batch of 20, so that log.txt has every step's loss."""
+    script = (trainers.HERE / "seeded.py", root / "main_dino.py", *ARCH, "--out_dim", 64, "--num_workers", 0)
+    schedule = ("--warmup_epochs", 0, "--freeze_last_layer", 0, "--epochs", epochs, "--saveckp_freq", 0)
+    data = ("--data_path", images / "train", "--output_dir", out, "--batch_size_per_gpu", batch)
+    crops = ("--local_crops_number", 2)
+    output = trainers.on_cpu(spec, *script, *schedule, *data, *crops, *arguments, path=root, **options)
+    log = out / "log.txt"
+    return output, [json.loads(line)["train_loss"] for line in log.read_text().splitlines()] if log.exists() else []
+
+
+@pytest.fixture(scope="module")
+def plain(upstream, images, tmp_path_factory):
+    return train(upstream, images, tmp_path_factory.mktemp("plain"))[1]
+
+
+@pytest.fixture(scope="module")
+def entmax(patched, images, tmp_path_factory):
+    out = tmp_path_factory.mktemp("entmax")
+    return out, train(patched, images, out, "--attn_plugins", "entmax15")[1]
+
+
+def test_softmax_by_the_launcher_gives_the_losses_of_the_unpatched_trainer(plain, upstream, images, tmp_path):
+    assert train(upstream, images, tmp_path, spec="softmax")[1] == plain
+
+
+def test_softmax_by_the_flag_gives_the_losses_of_the_unpatched_trainer(plain, patched, images, tmp_path):
+    assert train(patched, images, tmp_path)[1] == plain
+    assert len(plain) == 2
+
+
+def test_flag_and_launcher_train_the_same_entmax15(plain, entmax, upstream, images, tmp_path):
+    losses = train(upstream, images, tmp_path, spec="entmax15")[1]
+    assert losses == entmax[1]
+    assert losses[0] != plain[0]
+
+
+def test_the_checkpoint_says_what_it_is(entmax):
+    info = identify(entmax[0] / "checkpoint.pth")
+    assert (info.codebase, info.architecture, info.patch_size) == ("dino", "vit_tiny", 32)
+    assert info.spec == "entmax15"
+    assert read(info.path)["args"].attn_plugins == "entmax15"
+    state, _ = load_backbone_state(info.path)
+    assert state["cls_token"].shape == (1, 1, 192)
+
+
+def test_a_run_resumes_with_its_spec_and_with_no_other(entmax, patched, images):
+    out, losses = entmax
+    refused, after = train(patched, images, out, epochs=3, fails=True)
+    assert "trained with attn_plugins {'spec': 'entmax15'}" in refused
+    assert after == losses
+    output, after = train(patched, images, out, "--attn_plugins", "entmax15", epochs=3)
+    assert output.count("<All keys matched successfully>") == 3
+    assert after[:2] == losses
+    assert len(after) == 3
+
+
+@pytest.mark.timeout(900)
+def test_two_processes_train_what_plugins_learn_and_resume(upstream, images, tmp_path):
+    spec = "entmax_alpha+registers:num=2"
+    train(upstream, images, tmp_path, spec=spec, batch=10, processes=2)
+    checkpoint = read(tmp_path / "checkpoint.pth")
+    student = {key.removeprefix("module."): value for key, value in checkpoint["student"].items()}
+    learned = [key for key in student if "attn_plugins" in key]
+    assert len(learned) == 12 + 1
+    for key in learned:
+        assert not student[key].equal(checkpoint["teacher"][key])
+    losses = train(upstream, images, tmp_path, spec=spec, batch=10, processes=2, epochs=3)[1]
+    assert len(losses) == 3
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    return trainers.image_folder(tmp_path_factory.mktemp("labelled"), 100)  # eval_knn splits val into 100 parts
+
+
+@pytest.mark.parametrize("script", ["eval_knn.py", "eval_linear.py"])
+def test_evaluation_takes_the_spec_of_the_checkpoint_and_no_other(entmax, patched, labelled, tmp_path, script):
+    weights = ("--pretrained_weights", entmax[0] / "checkpoint.pth", "--data_path", labelled, "--num_workers", 0)
+    options = {
+        "eval_knn.py": ("--nb_knn", 5),
+        "eval_linear.py": ("--epochs", 1, "--num_labels", 20, "--output_dir", tmp_path),
+    }[script]
+    command = (patched / script, *ARCH, *weights, *options)
+    assert "was trained with 'entmax15' and 'softmax' was asked for" in trainers.on_cpu(None, *command, fails=True)
+    output = trainers.on_cpu(None, *command, "--attn_plugins", "entmax15")
+    assert {"eval_knn.py": "5-NN classifier result: Top1", "eval_linear.py": "Accuracy at epoch 0"}[script] in output
+    assert "missing_keys=[]" in output
+
+
+def test_attention_maps_are_the_sparse_ones(entmax, patched, labelled, tmp_path):
+    pytest.importorskip("skimage", reason="visualize_attention.py needs scikit-image")
+    image = next((labelled / "val").rglob("*.JPEG"))
+    weights = ("--pretrained_weights", entmax[0] / "checkpoint.pth", "--image_path", image, "--output_dir", tmp_path)
+    command = (patched / "visualize_attention.py", *ARCH, *weights)
+    assert "was trained with 'entmax15'" in trainers.run(*command, fails=True)
+    trainers.run(*command, "--attn_plugins", "entmax15")
+    assert len(list(tmp_path.glob("attn-head*.png"))) == 3
