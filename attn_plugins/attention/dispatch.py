@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import warnings
-from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -84,7 +83,8 @@ def attention(
     if return_weights:
         if lengths is not None:
             raise ValueError("return_weights is not available for packed batches: their weights have no common shape")
-        return reference.run(call), reference.attention_weights(replace(call, dropout_p=0.0))
+        weights = reference.attention_weights(call)
+        return reference.weighted_values(call, weights), weights
     return run_call(call, backend)
 
 

@@ -188,10 +188,7 @@ def backward_keys_kernel(
         if CAUSAL:
             x = tl.where(cols[:, None] <= rows[None, :], x, float("-inf"))
         s = excess(x, tau[None, :])
-        if SKIP:
-            alive = tl.max(tl.max(s, 1), 0) > 0
-        else:
-            alive = True
+        alive = tl.max(tl.max(s, 1), 0) > 0 if SKIP else True
         if alive:
             u = slope(s, power, FAMILY)
             acc_v = add_product(acc_v, mass(s, power, FAMILY).to(grad.dtype), grad, PRECISION)

@@ -71,7 +71,9 @@ def search(x: Tensor, tau: Tensor, alpha: float, tolerance: float, most: int = 3
     """
     power, top = 1 / (alpha - 1), x.amax(1)
     tau0, norm0, inverse0 = tau, torch.zeros_like(tau), torch.zeros_like(tau)
-    for evaluations in range(1, most + 1):
+    evaluations, open_rows = 0, True
+    while open_rows and evaluations < most:
+        evaluations += 1
         total, steepness = _sums(x, tau, power)
         norm = total ** (1 / power)
         inverse = -(total / norm) / steepness
@@ -86,6 +88,5 @@ def search(x: Tensor, tau: Tensor, alpha: float, tolerance: float, most: int = 3
         error = torch.minimum(power * steepness * gap, (total - 1).abs())
         error[(better - tau).abs() <= 2.4e-7 * tau.abs()] = 0
         tau0, norm0, inverse0, tau = tau, norm, inverse, better
-        if not (error > tolerance).any():
-            break
+        open_rows = bool((error > tolerance).any())
     return tau, evaluations

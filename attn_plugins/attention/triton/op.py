@@ -1,7 +1,7 @@
 """The kernels as torch operators: what torch.compile, FSDP, checkpointing and autograd see."""
 
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +18,9 @@ def entmax_attention(
     k: Tensor,
     v: Tensor,
     alpha: float,
-    alphas: Optional[Tensor],
-    key_mask: Optional[Tensor],
-    lengths: Optional[Sequence[int]],
+    alphas: Tensor | None,
+    key_mask: Tensor | None,
+    lengths: Sequence[int] | None,
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
@@ -50,9 +50,9 @@ def entmax_attention_backward(
     out: Tensor,
     taus: Tensor,
     alpha: float,
-    alphas: Optional[Tensor],
-    key_mask: Optional[Tensor],
-    lengths: Optional[Sequence[int]],
+    alphas: Tensor | None,
+    key_mask: Tensor | None,
+    lengths: Sequence[int] | None,
     causal: bool,
     scale: float,
     alpha_grad: bool,

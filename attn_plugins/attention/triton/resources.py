@@ -137,7 +137,9 @@ def main(argv: list[str] | None = None) -> int:
     print("|---|---|---|---|---|---|---|---|")
     for keys in args.lengths:
         length = tuning.length_class(keys)
-        backward = ("short",) if tuning.whole_head_fits(length, width, itemsize, args.capability) else ("queries", "keys")
+        backward = (
+            ("short",) if tuning.whole_head_fits(length, width, itemsize, args.capability) else ("queries", "keys")
+        )
         for kernel in ("forward", *backward):
             for config in tuning.choices(kernel, length, width, itemsize, packed=False):
                 r = compile_kernel(kernel, config, length, args.dim, args.dtype, args.capability, args.family)

@@ -199,7 +199,7 @@ def refine(tau, top, total, steepness, tau0, norm0, inverse0, power, FAMILY: tl.
     v = 1 - u
     # Relative to tau: where u is large its weights cancel, and so would the digits of tau itself.
     second = tau + v * v * (1 + 2 * u) * (tau0 - tau) + u * v * rise * (v * inverse0 - u * inverse)
-    gap = tl.where(usable, tl.abs(second - first), float("inf"))
+    gap = tl.where(usable, tl.abs(second - first), 1e30)
     best = tl.where(usable & (second > first) & (second < top), second, first)
     error = tl.minimum(power * steepness * gap, tl.abs(total - 1))
     # At the resolution of float32 there is nothing left to gain; a row without keys has no root.

@@ -48,7 +48,7 @@ def packed_rows(itemsize: int) -> int:
     return 64 if itemsize == 2 else 32
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def capability(device: torch.device) -> int:
     """Compute capability times ten; a Hopper's where the interpreter runs on a CPU."""
     if device.type != "cuda":
@@ -64,7 +64,7 @@ def whole_head_fits(length: int, width: int, itemsize: int, capability: int) -> 
     cards they exceed the shared memory.
     """
     most = 256 * 64 if capability in (90, 100) else 128 * 64
-    return itemsize == 2 and length * width <= most
+    return itemsize == 2 and length <= _LONGEST_ON_CHIP and length * width <= most
 
 
 def choices(kernel: str, length: int, width: int, itemsize: int, packed: bool) -> list[Config]:
@@ -146,7 +146,7 @@ def _measured() -> bool:
     return not (interpreting() or switched_off or torch.are_deterministic_algorithms_enabled())
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _tuner(kernel: str, length: int, width: int, itemsize: int, packed: bool) -> Any:
     configs = choices(kernel, length, width, itemsize, packed)
     # Results on disk (triton 3.4 and later) spare every later process the measurement.
