@@ -67,13 +67,12 @@ def run(call: AttentionCall) -> Tensor:
     if call.attn_mask is not None:
         keys = call.attn_mask.expand(*lead, heads, tokens, k.shape[-2])[..., 0, 0, :]
         key_mask = keys.reshape(-1, k.shape[-2]).to(torch.uint8).contiguous()
-    alphas, alpha = None, 0.0
-    if isinstance(call.alpha, Tensor):
-        alphas = call.alpha.float().contiguous()
-    elif call.alpha in (1.5, 2.0):
-        alpha = call.alpha
-    else:
-        alphas = torch.full((heads,), call.alpha, dtype=torch.float32, device=q.device)
+    alphas, alpha = None, call.alpha
+    if isinstance(alpha, Tensor):
+        alphas, alpha = alpha.float().contiguous(), 0.0
+    assert alpha is not None  # unsupported() refuses it
+    if alphas is None and alpha not in (1.5, 2.0):
+        alphas = torch.full((heads,), alpha, dtype=torch.float32, device=q.device)
     out, _ = entmax_attention(q, k, v, alpha, alphas, key_mask, call.lengths, call.is_causal, call.scale)
     return out.reshape(*lead, heads, tokens, v.shape[-1])
 

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,8 +19,9 @@ _FAMILY = {1.5: ENTMAX15.value, 2.0: SPARSEMAX.value}
 _TOLERANCE = {torch.float32: 2e-6, torch.float16: 5e-4, torch.bfloat16: 2e-3}
 
 
-def token_major(batch: int, heads: int, tokens: int, dim: int, like: Tensor) -> Tensor:
-    """``[B, H, N, D]`` laid out as ``[B, N, H, D]``, so that merging the heads afterwards is a view."""
+def token_major(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Room for ``[B, H, N, D]``, laid out as ``[B, N, H, D]``, so that merging the heads afterwards is a view."""
+    batch, heads, tokens, dim = shape
     return like.new_empty(batch, tokens, heads, dim).transpose(1, 2)
 
 
@@ -77,7 +78,7 @@ class Problem:
     @property
     def widths(self) -> tuple[int, int]:
         """Head dimensions of q and k, and of v, padded to what a matrix product takes."""
-        return tuple(max(16, triton.next_power_of_2(t.shape[-1])) for t in (self.q, self.v))  # type: ignore[return-value]
+        return tuple(max(16, triton.next_power_of_2(t.shape[-1])) for t in (self.q, self.v))
 
     @property
     def numbers(self) -> tuple[int, int, int]:
@@ -120,7 +121,7 @@ def _strides(*tensors: Tensor) -> tuple[int, ...]:
 def forward(p: Problem) -> tuple[Tensor, Tensor]:
     """Output ``[B, H, N, Dv]`` and thresholds ``[B, H, N]`` float32."""
     batch, heads, tokens, _ = p.q.shape
-    out = token_major(batch, heads, tokens, p.v.shape[-1], p.v)
+    out = token_major((*p.q.shape[:-1], p.v.shape[-1]), p.v)
     taus = p.q.new_empty(batch, heads, tokens, dtype=torch.float32)
     alphas, key_mask, tiles, n_tiles = p.optional(tuning.packed_rows(p.q.element_size()))
     args = (
@@ -138,7 +139,7 @@ def backward(
     """Gradients of q, k and v, laid out token by token, and of ``alphas`` (``[H]``, if asked for)."""
     if dout.stride(-1) != 1:
         dout = dout.contiguous()
-    dq, dk, dv = (token_major(*t.shape, like=t) for t in (p.q, p.k, p.v))
+    dq, dk, dv = (token_major(t.shape, t) for t in (p.q, p.k, p.v))
     length, width, itemsize, _ = p.shape
     if not alpha_grad and tuning.whole_head_fits(length, width, itemsize, tuning.capability(p.q.device)):
         _backward_short(p, taus, dout, dq, dk, dv)

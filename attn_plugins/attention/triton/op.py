@@ -80,16 +80,15 @@ def _problem(
 
 @entmax_attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    batch, heads, tokens, _ = q.shape
-    out = token_major(batch, heads, tokens, v.shape[-1], v)
-    return out, q.new_empty(batch, heads, tokens, dtype=torch.float32)
+    out = token_major((*q.shape[:-1], v.shape[-1]), v)
+    return out, q.new_empty(q.shape[:-1], dtype=torch.float32)
 
 
 @entmax_attention_backward.register_fake
 def _(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, taus: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dq, dk, dv = (token_major(*t.shape, like=t) for t in (q, k, v))
+    dq, dk, dv = (token_major(t.shape, t) for t in (q, k, v))
     return dq, dk, dv, taus.new_empty(q.shape[1] if rest[-1] else 0)
 
 

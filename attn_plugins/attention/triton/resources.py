@@ -85,11 +85,12 @@ def compile_kernel(
     if tuning.interpreting():
         raise RuntimeError("TRITON_INTERPRET=1 replaces the compiler; unset it before triton is imported")
     width = max(16, triton.next_power_of_2(dim))
-    constants: dict[str, Any] = dict(CAUSAL=False, MASKED=False, PACKED=False)
+    constants: dict[str, Any] = {"CAUSAL": False, "MASKED": False, "PACKED": False}
     if kernel == "queries":
         constants["ALPHA_GRAD"] = False
-    constants |= dict(FAMILY=_FAMILIES[family].value, HEAD_DIM=dim, VALUE_DIM=dim, BLOCK_D=width, BLOCK_V=width)
-    constants |= dict(PRECISION="tf32x3" if dtype == "fp32" else "tf32", LENGTH=length) | flags | config.kwargs
+    constants |= {"FAMILY": _FAMILIES[family].value, "HEAD_DIM": dim, "VALUE_DIM": dim}
+    constants |= {"BLOCK_D": width, "BLOCK_V": width}
+    constants |= {"PRECISION": "tf32x3" if dtype == "fp32" else "tf32", "LENGTH": length} | flags | config.kwargs
     function = tuning.KERNELS[kernel]
     signature = {name: _type(name, dtype) if name not in constants else "constexpr" for name in function.arg_names}
     positions = {name: (i,) for i, name in enumerate(function.arg_names)}

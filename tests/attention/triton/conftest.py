@@ -1,4 +1,4 @@
-"""The kernels run on the GPU where there is one, else in Triton's interpreter on CPU tensors (see tests/conftest.py)."""
+"""On the GPU where there is one, else in Triton's interpreter on CPU tensors (see tests/conftest.py)."""
 
 import os
 
