@@ -6,12 +6,14 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
+from types import FunctionType
 from typing import Any, TypeVar
 
 from torch import nn
 
 from .adapters.base import NORMALIZER, PREFIX, patched_class, unpatched_class
 from .description import Description, LayerInfo, describe
+from .errors import UnsupportedModelError
 from .functional.normalizer import build
 from .mechanisms import plan_mechanisms
 from .sites import Layers, Site, Survey, find_attention, select_layers, survey
@@ -62,6 +64,7 @@ def patch(model: M, spec: str | Spec, layers: Layers = None) -> M:
     chosen = select_layers(found, layers)
     for site in chosen:
         _check_class(site.path, site.module)
+        _check_not_hidden(site)
         site.adapter.check(site.module)
     normalizers = [_build_normalizer(parsed.normalizer, site) for site in chosen]
     plan = plan_mechanisms(model, parsed.mechanisms)
@@ -171,6 +174,17 @@ def _check_class(path: str, module: nn.Module) -> None:
         raise ValueError(
             f"{path or 'the model'} was patched and then given the class {cls.__module__}.{cls.__qualname__} by "
             "another library (fully_shard?); patch and unpatch before that"
+        )
+
+
+def _check_not_hidden(site: Site) -> None:
+    cls = patched_class(unpatched_class(type(site.module)), site.adapter)
+    methods = [name for name, value in vars(cls).items() if isinstance(value, FunctionType)]
+    hidden = [name for name in methods if name in vars(site.module)]
+    if hidden:
+        raise UnsupportedModelError(
+            f"{site.path or 'the model'} has a {' and a '.join(hidden)} of its own, set on the module (as accelerate's "
+            "hooks do), which would hide the patch; patch before that is set"
         )
 
 

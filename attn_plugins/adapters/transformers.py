@@ -28,13 +28,15 @@ IMPLEMENTATION = "attn_plugins"
 
 
 class _Config:
-    """A layer's config that names our implementation; everything else is read from, and written to, the model's."""
+    """A layer's config that names our implementation; everything else is read from the model's."""
 
     def __init__(self, config: Any) -> None:
         self.attn_plugins_config = config
         self._attn_implementation = IMPLEMENTATION
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what copy and pickle ask for before there are any attributes
+            raise AttributeError(name)
         return getattr(self.attn_plugins_config, name)
 
 
@@ -80,7 +82,7 @@ def attention_forward(
                 f"{type(module).__name__} passes {option}; unpatch it or leave it out of layers="
             )
     mask = _merge(attention_mask, position_bias)
-    causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     out, weights = _attend(
         module,
         _wants_weights(module),

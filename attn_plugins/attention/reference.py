@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .call import AttentionCall
 
-__all__ = ["NAME", "attention_weights", "run", "unsupported"]
+__all__ = ["NAME", "attention_weights", "run", "unsupported", "weighted_values"]
 
 NAME = "reference"
 
@@ -35,7 +35,11 @@ def attention_weights(call: AttentionCall) -> Tensor:
 
 def run(call: AttentionCall) -> Tensor:
     """Output ``[..., H, N, Dv]``."""
-    weights = attention_weights(call)
+    return weighted_values(call, attention_weights(call))
+
+
+def weighted_values(call: AttentionCall, weights: Tensor) -> Tensor:
+    """Output ``[..., H, N, Dv]`` of weights ``[..., H, N, S]``, some of which are dropped."""
     if call.dropout_p > 0:
         weights = F.dropout(weights, call.dropout_p)
     return weights.to(call.value.dtype) @ call.value

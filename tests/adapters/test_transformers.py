@@ -128,6 +128,16 @@ def test_implementation_chosen_after_patching() -> None:
     torch.testing.assert_close(features(model, image), sparse)
 
 
+def test_the_config_of_a_patched_layer_reads_as_before() -> None:
+    model, _ = build("ViTModel")
+    attn_plugins.patch(model, "entmax15")
+    config = model.layers[0].attention.config
+    assert config.hidden_size == 48 and copy.copy(config).hidden_size == 48
+    assert model.config._attn_implementation == "sdpa"
+    attn_plugins.unpatch(model)
+    assert model.layers[0].attention.config is model.config
+
+
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_padding_masks_are_kept(implementation: str) -> None:
     config = transformers.Siglip2VisionConfig(**SIZES, attn_implementation=implementation)

@@ -123,6 +123,18 @@ def test_hooks_go_on() -> None:
     torch.testing.assert_close(seen[1], seen[0])
 
 
+def test_a_forward_that_hides_the_class_is_refused() -> None:
+    """accelerate's hooks put a ``forward`` on the module, and the patched class's would never run."""
+    model = TinyViT()
+    attention = model.blocks[2].attn
+    attention.forward = attention.forward
+    before = [type(module) for module in model.modules()]
+    with pytest.raises(attn_plugins.UnsupportedModelError, match=r"blocks\.2\.attn has a forward of its own"):
+        attn_plugins.patch(model, "entmax15")
+    assert [type(module) for module in model.modules()] == before
+    assert attn_plugins.patch(model, "entmax15", layers=[0, 1, 3]) is model
+
+
 class Doubled(Attention):
     """A subclass whose attention is in the class that it extends."""
 
