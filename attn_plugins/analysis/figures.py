@@ -19,7 +19,7 @@ __all__ = ["attention_exhibit", "layers_exhibit", "norms_exhibit", "overlay_exhi
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
-DASHES = ("-", "--", "-.", ":")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), "-.", (0, (3, 1)))
 GREY = "#5b6470"
 
 
@@ -182,7 +182,7 @@ def attention_exhibit(found: Sequence[Findings]) -> Exhibit:
 
 
 def overlay_exhibit(
-    found: Sequence[Findings], image: NDArray[np.float32], heads: Sequence[int] | None = None
+    found: Sequence[Findings], image: NDArray[np.float32], layer: int = -1, heads: Sequence[int] | None = None
 ) -> Exhibit:
     """What [CLS] looks at in one image ``[S, S, 3]``: the mean over heads and chosen heads, a row a model."""
     results = [(f.subject, f.overlay) for f in found if f.overlay is not None]
@@ -197,7 +197,9 @@ def overlay_exhibit(
         grid[row, 0].set_ylabel(_broken(subject.name), fontsize=8.5)
         for axes, (title, weights) in zip(grid[row, 1:], panels, strict=True):
             axes.imshow(image.mean(-1), cmap="gray", vmin=-0.3, vmax=1.3)
-            axes.imshow(weights.numpy(), cmap="cividis", alpha=0.72, extent=(-0.5, side - 0.5, side - 0.5, -0.5))
+            axes.imshow(
+                weights.numpy(), cmap="cividis", alpha=0.72, vmin=0, extent=(-0.5, side - 0.5, side - 0.5, -0.5)
+            )
             if row == 0:
                 axes.set_title(title, fontsize=9)
             zero = float((weights == 0).double().mean())
@@ -208,10 +210,11 @@ def overlay_exhibit(
             for spine in axes.spines.values():
                 spine.set_visible(False)
     grid[0, 0].set_title("input", fontsize=9)
+    where = "the last layer" if layer == -1 else f"layer {layer}"
     return Exhibit(
         "overlay",
         "What [CLS] looks at",
-        "Attention of [CLS] over the patches in the last layer, each map scaled by its own maximum (brighter is more).",
+        f"Attention of [CLS] over the patches in {where}, each map scaled by its own maximum (brighter is more).",
         f"The input and attention maps of {', '.join(s.name for s, _ in results)}: mean of heads and heads {chosen}.",
         figure,
         rows,

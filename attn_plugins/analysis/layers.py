@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,11 +32,11 @@ class LayerProbe:
     miou: float
 
 
-def collect_layers(work_dirs: Iterable[Path]) -> list[LayerProbe]:
+def collect_layers(work_dirs: Sequence[Path]) -> list[LayerProbe]:
     """Every single-layer segmentation probe below the given folders, from the ``probe.json`` that each leaves.
 
     Raises:
-        ValueError: a file is damaged.
+        ValueError: a file is damaged, or there is no such probe.
     """
     found = []
     for file in sorted(file for folder in work_dirs for file in Path(folder).rglob("probe.json")):
@@ -52,4 +52,6 @@ def collect_layers(work_dirs: Iterable[Path]) -> list[LayerProbe]:
             epoch = int(number[1]) if number else None
             cls = backbone["cls_token"] == "concat"
             found.append(LayerProbe(backbone["plugins"], checkpoint, epoch, backbone["layers"][0], cls, max(scores)))
+    if not found:
+        raise ValueError(f"no finished probe of a single layer below {', '.join(map(str, work_dirs))}")
     return sorted(found, key=lambda probe: (probe.method, probe.epoch or 0, probe.checkpoint, probe.cls, probe.layer))

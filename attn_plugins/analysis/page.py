@@ -35,7 +35,7 @@ figcaption { margin-top: .7rem; color: var(--soft); font-size: .9rem }
 .wide img { min-width: 34rem }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; width: 100% }
 th, td { padding: .42rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
-th:first-child, td:first-child { text-align: left }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--card) }
 th { color: var(--soft); font-weight: 600 }
 dl { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: .35rem 1rem; margin: 0;
   font-size: .86rem }

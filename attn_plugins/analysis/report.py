@@ -78,7 +78,7 @@ def draw(
     if "pib" in kinds:
         drawn.append(pib_exhibit(found))
     if "attention" in kinds:
-        drawn += [attention_exhibit(found), overlay_exhibit(found, rgb[0], heads)]
+        drawn += [attention_exhibit(found), overlay_exhibit(found, rgb[0], settings.layer, heads)]
     if "norms" in kinds:
         drawn.append(norms_exhibit(found))
     return drawn
@@ -109,6 +109,7 @@ def write_report(
     settings: Settings | None = None,
     *,
     work_dirs: Sequence[Path] = (),
+    layer_dirs: Sequence[Path] = (),
     tables: Sequence[Section] = (),
     command: str = "attn_plugins.analysis.report.write_report",
     title: str = "Attention plugins: report",
@@ -120,7 +121,8 @@ def write_report(
         subjects: the models.
         images: what they are shown.
         settings: sizes and limits.
-        work_dirs: finished probes: Table 1, and Figure 2b where single layers were probed.
+        work_dirs: finished probes, for Table 1.
+        layer_dirs: finished probes of single layers, for Figure 2b.
         tables: further tables, shown first.
         command: what to write down as having made it.
         title: of the page.
@@ -136,9 +138,8 @@ def write_report(
     sections = list(tables)
     if work_dirs:
         sections.append(_table_1(work_dirs))
-        probes = collect_layers(work_dirs)
-        if len({probe.layer for probe in probes}) > 1:
-            figures.append(layers_exhibit(probes))
+    if layer_dirs:
+        figures.append(layers_exhibit(collect_layers(layer_dirs)))
     for exhibit in figures:
         exhibit.write(out.with_suffix(""))
     content = page(title, sections, figures, provenance(subjects, images, settings, command))

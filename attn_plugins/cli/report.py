@@ -17,7 +17,8 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("report", help="every analysis on one self-contained HTML page")
     add_subject_options(parser)
     add_view_options(parser)
-    parser.add_argument("--work-dirs", nargs="+", type=Path, default=[], help="finished probes: Table 1, Figure 2b")
+    parser.add_argument("--work-dirs", nargs="+", type=Path, default=[], help="finished probes, for Table 1")
+    parser.add_argument("--layer-dirs", nargs="+", type=Path, default=[], help="probes of single layers, for Figure 2b")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: %(default)s)")
     parser.set_defaults(func=run)
 
@@ -31,6 +32,14 @@ def run(args: argparse.Namespace) -> int:
     images = find_images(args.data, args.split, args.annotations)
     subjects = from_checkpoints(args.checkpoints, args.arch, args.plugins, args.repo)
     command = shlex.join(["attn-plugins", *sys.argv[1:]])
-    write_report(args.out, subjects, images, settings(args), work_dirs=args.work_dirs, command=command)
+    write_report(
+        args.out,
+        subjects,
+        images,
+        settings(args),
+        work_dirs=args.work_dirs,
+        layer_dirs=args.layer_dirs,
+        command=command,
+    )
     print(f"{args.out} ({args.out.stat().st_size / 1e6:.1f} MB), figures and numbers in {args.out.with_suffix('')}/")
     return 0

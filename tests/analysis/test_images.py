@@ -1,0 +1,102 @@
+"""Where images and boxes come from, and what resizing and cutting does to them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from attn_plugins.analysis.boxes import read_coco, read_xml
+from attn_plugins.analysis.images import MEAN, STD, find_images
+from attn_plugins.data.layouts.imagenet import write_imagenet
+from attn_plugins.data.layouts.voc import write_voc
+
+
+@pytest.fixture(scope="module")
+def voc(tmp_path_factory):
+    return write_voc(tmp_path_factory.mktemp("voc"), 3, 5, 0, (48, 64))
+
+
+def test_voc_boxes_surround_the_objects_of_its_masks(voc):
+    images = find_images(voc)
+    assert len(images) == 5 and images.annotations is not None
+    for file in images.files:
+        mask = np.asarray(Image.open(voc / "SegmentationObject" / f"{file.stem}.png"))
+        inside = np.zeros(mask.shape, bool)
+        for left, top, right, bottom in images.annotations(file):
+            assert left == int(left) and 0 <= left < right <= 64 and 0 <= top < bottom <= 48
+            inside[int(top) : int(bottom), int(left) : int(right)] = True
+        assert inside[(mask > 0) & (mask < 255)].all()
+    assert len(find_images(voc, "train")) == 3
+
+
+def test_imagenet_and_its_localisation_boxes(tmp_path):
+    root = write_imagenet(tmp_path / "imagenet", 20, 20, 0, (32, 32))
+    for split in ("train", "val"):
+        images = find_images(root, split)
+        assert len(images) == 20 and all(images.annotations(file) for file in images.files)
+
+
+def test_a_folder_and_coco(tmp_path):
+    for name in ("b/two.png", "a/one.jpg"):
+        (tmp_path / name).parent.mkdir()
+        Image.new("RGB", (40, 20), "red").save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    coco = tmp_path / "boxes.json"
+    entries = [{"image_id": 7, "bbox": [10, 5, 20, 10]}, {"image_id": 7, "bbox": [0, 0, 1, 1], "iscrowd": 1}]
+    coco.write_text(json.dumps({"images": [{"id": 7, "file_name": "b/two.png"}], "annotations": entries}))
+    images = find_images(tmp_path, annotations=coco)
+    assert [file.name for file in images.files] == ["one.jpg", "two.png"]
+    assert read_coco(coco) == {"b/two.png": [(10, 5, 30, 15)]}
+    (batch,) = images.batches(40)
+    # Twice as large and 20 cut off at the left: 10..30 becomes 0..40.
+    assert batch.boxes == [[], [(0.0, 10.0, 40.0, 30.0)]]
+    assert batch.pixels.shape == (2, 3, 40, 40)
+    expected = (torch.tensor([1.0, 0, 0]) - torch.tensor(MEAN)) / torch.tensor(STD)
+    torch.testing.assert_close(batch.pixels[1].mean((1, 2)), expected)
+    np.testing.assert_allclose(batch.rgb()[1, 20, 20], [1, 0, 0], atol=1e-6)
+
+
+def test_boxes_that_the_cut_removes_are_gone(tmp_path):
+    Image.new("RGB", (100, 50)).save(tmp_path / "x.png")
+    corners = "".join(
+        f"<{name}>{edge}</{name}>" for name, edge in zip(("xmin", "ymin", "xmax", "ymax"), (1, 1, 20, 50), strict=True)
+    )
+    (tmp_path / "x.xml").write_text(f"<annotation><object><bndbox>{corners}</bndbox></object></annotation>")
+    assert read_xml(tmp_path / "x.xml") == [(0, 0, 20, 50)]
+    (batch,) = find_images(tmp_path, annotations=tmp_path).batches(50)
+    assert batch.boxes == [[]]
+
+
+def test_sampling_is_by_seed(voc):
+    images = find_images(voc)
+    assert images.sample(3, 1).files == images.sample(3, 1).files
+    assert set(images.sample(3, 1).files) < set(images.files)
+    assert images.sample(None) is images and images.sample(99) is images
+
+
+def test_progress_and_batches_stream(voc):
+    told = []
+    sizes = [len(b.pixels) for b in find_images(voc).batches(32, 2, progress=lambda done, of: told.append((done, of)))]
+    assert sizes == [2, 2, 1] and told == [(2, 5), (4, 5), (5, 5)]
+
+
+@pytest.mark.parametrize(
+    "content, says", [("<a><object/></a>", "without xmin"), ("no", "is no XML")], ids=["no box", "no xml"]
+)
+def test_damaged_xml_is_refused(tmp_path, content, says):
+    (tmp_path / "x.xml").write_text(content)
+    with pytest.raises(ValueError, match=says):
+        read_xml(tmp_path / "x.xml")
+
+
+def test_what_is_not_there_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        find_images(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="no images below"):
+        find_images(tmp_path)
+    (tmp_path / "coco.json").write_text("[]")
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    with pytest.raises(ValueError, match="is no COCO annotation file"):
+        find_images(tmp_path, annotations=tmp_path / "coco.json")

@@ -1,0 +1,181 @@
+"""The report of four tiny models: self-contained, complete, and rendered by a real browser."""
+
+import base64
+import csv
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from importlib import metadata
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import attn_plugins
+from attn_plugins.analysis.exhibit import Exhibit
+from attn_plugins.analysis.findings import Settings
+from attn_plugins.analysis.images import find_images
+from attn_plugins.analysis.report import as_table, exhibits, write_report
+from attn_plugins.analysis.subjects import Subject, from_checkpoints
+from attn_plugins.checkpoints import save
+from attn_plugins.cli import main
+from attn_plugins.data.layouts.voc import write_voc
+
+SPECS = ("softmax", "registers:num=4", "specialization", "entmax15")
+OPTIONS = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3, "dynamic_img_size": True}
+FIGURES = ("pca", "pib", "attention", "overlay", "norms")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A data set, four checkpoints, a probe's result."""
+    folder = tmp_path_factory.mktemp("run")
+    data = write_voc(folder / "voc", 2, 6, 0, (48, 64))
+    for index, spec in enumerate(SPECS):
+        torch.manual_seed(index)
+        model = attn_plugins.patch(timm.create_model("vit_tiny_patch16_224", num_classes=0, **OPTIONS), spec)
+        save(folder / f"{index}.pth", model, arch="timm/vit_tiny_patch16_224", arch_options=OPTIONS)
+        for layer in (0, 2):
+            work_dir = folder / ("probes" if layer == 2 else "others") / f"{index}-{layer}"
+            work_dir.mkdir(parents=True)
+            identity = {"arch": "timm/x", "plugins": spec, "checkpoint": f"{index}.pth", "sha256": f"{index}"}
+            record = {
+                "probe": "voc2012",
+                "max_iters": 1,
+                "backbone": identity | {"layers": [layer], "norm": True, "cls_token": "none"},
+                "evaluations": [{"split": "val", "iter": 1, "metrics": {"mIoU": 30.0 + layer + index}}],
+            }
+            (work_dir / "probe.json").write_text(json.dumps(record))
+    return folder, data
+
+
+@pytest.fixture(scope="module")
+def report(run):
+    folder, data = run
+    out = folder / "out" / "report.html"
+    checkpoints = [str(folder / f"{index}.pth") for index in range(len(SPECS))]
+    arguments = ["report", *checkpoints, "--data", str(data), "--size", "32", "--pictures", "2", "--out", str(out)]
+    assert main([*arguments, "--work-dirs", str(folder / "probes"), "--layer-dirs", str(folder)]) == 0
+    return out
+
+
+class Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.images = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        if tag == "img":
+            self.images.append(dict(attributes))
+
+
+def test_the_page_needs_nothing_from_elsewhere(report):
+    text = report.read_text()
+    page = Page(text)
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert not re.search(r"""(?:src|href)=["'](?!data:|\#)""", text)
+    assert "url(" not in text.split("</style>")[0] and "@import" not in text
+    assert len(page.images) == len(FIGURES) + 1
+    for image in page.images:
+        assert len(image["alt"]) > 30
+        kind, data = re.fullmatch(r"data:image/(svg\+xml|png);base64,(.+)", image["src"]).groups()
+        content = base64.b64decode(data)
+        assert content.startswith(b"\x89PNG" if kind == "png" else b"<?xml")
+    assert 'name="viewport"' in text and "default-src 'none'" in text
+
+
+def test_it_tells_what_made_it(report, run):
+    text = report.read_text()
+    for subject in from_checkpoints([run[0] / f"{index}.pth" for index in range(4)]):
+        assert subject.sha256 in text and subject.spec in text
+    for wanted in ("Table 1", "paper: Entmax-1.5", "69.50", "seed", f"torch {metadata.version('torch')}", "Provenance"):
+        assert wanted in text, wanted
+
+
+def test_pictures_and_numbers_of_every_figure_lie_beside_it(report):
+    folder = report.with_suffix("")
+    for name in (*FIGURES, "layers"):
+        with Image.open(folder / f"{name}.png") as picture:
+            assert min(picture.size) > 150
+        rows = list(csv.DictReader((folder / f"{name}.csv").open()))
+        assert {row.get("model", row.get("method")) for row in rows} == set(SPECS), name
+    rows = {(r["model"], r["layer"]): r for r in csv.DictReader((folder / "pib.csv").open())}
+    assert len(rows) == 12
+    for row in rows.values():
+        assert float(row["low"]) <= float(row["pib"]) <= float(row["high"])
+    zeros = {r["model"]: float(r["zero_share"]) for r in csv.DictReader((folder / "attention.csv").open())}
+    assert zeros["softmax"] == 0
+
+
+def test_nothing_partial_is_left_behind(report):
+    assert not [path for path in report.parent.rglob("*") if path.name.startswith(".")]
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed (Debian: apt-get install chromium)")
+@pytest.mark.parametrize("width", [390, 1000])
+def test_a_browser_shows_it_on_a_phone_and_on_a_desk(report, tmp_path, width):
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    flags += [f"--user-data-dir={tmp_path}/profile", "--hide-scrollbars", f"--window-size={width},2600"]
+    shot = tmp_path / "page.png"
+    subprocess.run(
+        [CHROMIUM, *flags, f"--screenshot={shot}", report.as_uri()], check=True, timeout=120, capture_output=True
+    )
+    pixels = np.asarray(Image.open(shot).convert("RGB"), np.float32)
+    assert pixels.shape[1] == width
+    # A figure that did not load would leave its card white; without figures only the links are coloured.
+    colourful = (pixels.max(2) - pixels.min(2) > 60).mean(1)
+    assert (colourful > 0.05).sum() > 250
+    # Nothing is wider than the screen: the page's right edge is background all the way.
+    edge = pixels[:, -4:]
+    assert (np.ptp(edge.reshape(-1, 3), axis=0) < 12).all()
+
+
+def test_a_figure_gives_the_same_bytes_again(run):
+    folder, data = run
+    subjects = [Subject.of(subject.load(), subject.name) for subject in from_checkpoints([folder / "3.pth"])]
+    settings = Settings(size=32, pictures=2, limit=3)
+    first, second = (exhibits(subjects, find_images(data), settings, ["norms", "pca"]) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        assert isinstance(a, Exhibit) and a.table() == b.table()
+        assert a.render("png") == b.render("png") and a.render("svg") == b.render("svg")
+
+
+@pytest.mark.parametrize("kind", ["pib", "pca", "attention", "norms"])
+def test_analyze_writes_each_figure(run, kind, tmp_path, capsys):
+    folder, data = run
+    arguments = ["analyze", kind, str(folder / "0.pth"), str(folder / "3.pth"), "--data", str(data), "--size", "32"]
+    assert main([*arguments, "--limit", "4", "--out", str(tmp_path)]) == 0
+    assert {path.suffix for path in tmp_path.iterdir()} == {".png", ".csv", ".svg"}
+    assert "entmax15" in capsys.readouterr().out
+
+
+def test_analyze_layers_and_what_is_refused(run, tmp_path, capsys):
+    folder, data = run
+    assert main(["analyze", "layers", str(folder), "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "layers.png").exists()
+    assert main(["analyze", "layers", str(tmp_path), "--out", str(tmp_path)]) == 2
+    assert "no finished probe of a single layer" in capsys.readouterr().err
+    odd = ["analyze", "norms", str(folder / "0.pth"), "--data", str(data), "--size", "30", "--out", str(tmp_path)]
+    assert main(odd) == 2
+    assert "size=30 is no multiple of the patch size 8" in capsys.readouterr().err
+
+
+def test_tables_of_ones_own(tmp_path, run):
+    folder, data = run
+    (subject,) = from_checkpoints([folder / "0.pth"])
+    table = as_table([{"method": "softmax", "mIoU": 12.5}], "This run", "Measured & <escaped>.")
+    settings = Settings(size=32, pictures=1, limit=2)
+    out = write_report(tmp_path / "r.html", [subject], find_images(data), settings, tables=[table])
+    text = out.read_text()
+    assert "<td>12.5</td>" in text and "Measured &amp; &lt;escaped&gt;." in text
+    with pytest.raises(ValueError, match="nothing to analyse"):
+        write_report(tmp_path / "r.html", [], find_images(data))
