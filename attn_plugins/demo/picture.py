@@ -28,7 +28,7 @@ def load_images(files: Sequence[Path]) -> Tensor:
 
 
 def draw(
-    path: Path, images: Sequence[Path], masks: Sequence[Path], models: Mapping[str, nn.Module], scale: int = 2
+    path: Path, images: Sequence[Path], masks: Sequence[Path], models: Mapping[str, nn.Module], scale: int = 1
 ) -> None:
     """Write the picture: a row an image; columns: input, ground truth, then one for each model.
 

@@ -17,6 +17,11 @@ from typing import Any
 import torch
 
 from ..analysis.attention import statistics
+from ..analysis.findings import Settings as ReportSettings
+from ..analysis.images import find_images
+from ..analysis.page import Section
+from ..analysis.report import write_report
+from ..analysis.subjects import from_checkpoints
 from ..checkpoints import save
 from ..data.layouts.common import printed_progress
 from ..data.layouts.voc import write_voc
@@ -31,6 +36,13 @@ __all__ = ["METHODS", "Settings", "run"]
 METHODS = ("softmax", "registers:num=4", "specialization", "entmax15")
 CROP = (96, 96)
 """Of the probe's images, in place of the protocol's 512 × 512."""
+
+HEAD = ("method", "mIoU", "weights exactly 0", "training step")
+NOTE = (
+    "Linear segmentation probe of each frozen backbone; share of attention weights that are exactly zero on validation "
+    "images; median time of a pre-training step. So few steps on rendered scenes show that it works, not which "
+    "method wins."
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +75,7 @@ class Settings:
 
 
 def run(out: Path, settings: Settings, say: Callable[[str], None] = print) -> list[dict[str, Any]]:
-    """Run what is not done yet, and write `table.{json,csv}` and `picture.png` in `out`.
+    """Run what is not done yet, and write `table.{json,csv}`, `picture.png` and `report.html` in `out`.
 
     Every stage leaves complete files or none, so a run that was interrupted goes on where it stopped, and one
     that was complete only prints its table again.
@@ -82,6 +94,25 @@ def run(out: Path, settings: Settings, say: Callable[[str], None] = print) -> li
     begin = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     _claim(out, settings)
+    finished = out / "table.json"  # written last
+    if finished.exists():
+        rows = json.loads(finished.read_text())["rows"]
+        say(f"{out} is complete:")
+    else:
+        rows = _compute(out, settings, say)
+        _write(out / "table.csv", _csv(rows))
+        _write(finished, json.dumps({"settings": asdict(settings), "rows": rows}, indent=1) + "\n")
+    say("")
+    say(_table(rows))
+    say("")
+    say(f"table    {finished}, {out / 'table.csv'}")
+    say(f"picture  {out / 'picture.png'}")
+    say(f"report   {out / 'report.html'}")
+    say(f"{time.monotonic() - begin:.0f} s. So few steps on rendered scenes show that it works, not which method wins.")
+    return rows
+
+
+def _compute(out: Path, settings: Settings, say: Callable[[str], None]) -> list[dict[str, Any]]:
     say(f"[1/4] rendering {settings.num_train} + {settings.num_val} scenes in PASCAL VOC's layout")
     data = write_voc(
         out / "data",
@@ -94,24 +125,36 @@ def run(out: Path, settings: Settings, say: Callable[[str], None] = print) -> li
     say(f"[2/4] pre-training {len(settings.methods)} ViTs with DINO, {settings.recipe.steps} steps each")
     methods = _pretrain(out, settings, data)
     checkpoints = [_save_backbone(out, method) for method in methods]
-    rows = []
     say(f"[3/4] probing the frozen backbones, {settings.probe_iters} iterations each")
-    for method, checkpoint in zip(methods, checkpoints, strict=True):
-        rows.append(_row(method, methods[0], _probe(out, method, checkpoint, data, settings, say), data))
-    say("[4/4] writing the table and the picture")
-    names = _lines(data, "val")[:6]
+    mious = [_probe(out, *pair, data, settings, say) for pair in zip(methods, checkpoints, strict=True)]
+    say("[4/4] drawing the picture and the report")
+    rows = [_row(method, methods[0], miou, data) for method, miou in zip(methods, mious, strict=True)]
+    _draw(out, settings, data, methods)
+    _report(out, settings, data, checkpoints, rows)
+    return rows
+
+
+def _draw(out: Path, settings: Settings, data: Path, methods: Sequence[Method]) -> None:
+    names = _lines(data, "val")[:5]
     images = [data / "JPEGImages" / f"{name}.jpg" for name in names]
     masks = [data / "SegmentationClass" / f"{name}.png" for name in names]
-    draw(out / "picture.png", images, masks, {m.spec: m.backbone for m in methods}, settings.recipe.patch_size)
-    _write(out / "table.json", json.dumps({"settings": asdict(settings), "rows": rows}, indent=1) + "\n")
-    _write(out / "table.csv", _csv(rows))
-    say("")
-    say(_table(rows))
-    say("")
-    say(f"table    {out / 'table.json'}, {out / 'table.csv'}")
-    say(f"picture  {out / 'picture.png'}")
-    say(f"{time.monotonic() - begin:.0f} s. So few steps on rendered scenes show that it works, not which method wins.")
-    return rows
+    draw(out / "picture.png", images, masks, {method.spec: method.backbone for method in methods})
+
+
+def _report(
+    out: Path, settings: Settings, data: Path, checkpoints: Sequence[Path], rows: Sequence[dict[str, Any]]
+) -> None:
+    side = settings.size[0] // settings.recipe.patch_size * settings.recipe.patch_size
+    write_report(
+        out / "report.html",
+        from_checkpoints(checkpoints),
+        find_images(data),
+        ReportSettings(size=side, seed=settings.recipe.seed),
+        work_dirs=[out / "probes"],
+        tables=[Section("The run", NOTE, HEAD, tuple(_cells(rows)))],
+        command="attn-plugins demo",
+        title="Attention plugins: demo",
+    )
 
 
 def _claim(out: Path, settings: Settings) -> None:
@@ -199,9 +242,8 @@ def _row(method: Method, baseline: Method, miou: float, data: Path) -> dict[str,
     }
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> str:
-    head = ("method", "mIoU", "weights exactly 0", "training step")
-    cells = [
+def _cells(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    return [
         (
             row["method"],
             f"{row['mIoU']:.2f}",
@@ -210,9 +252,13 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
         )
         for row in rows
     ]
-    widths = [max(len(line[i]) for line in [head, *cells]) for i in range(len(head))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in [head, *cells]]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> str:
+    lines = [HEAD, *_cells(rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(HEAD))]
+    head, *body = ("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return "\n".join([head, "-" * len(head), *body])
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:

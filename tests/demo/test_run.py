@@ -55,8 +55,8 @@ def test_the_picture_has_a_row_for_an_image_and_a_column_for_a_model(finished):
     out, _, _ = finished
     width, height = Image.open(out / "picture.png").size
     images = SETTINGS.num_val
-    assert width // (2 * SETTINGS.size[1]) == 4  # input, ground truth, two models
-    assert height // (2 * SETTINGS.size[0]) == images
+    assert width // SETTINGS.size[1] == 4  # input, ground truth, two models
+    assert height // SETTINGS.size[0] == images
 
 
 @pytest.mark.slow
