@@ -180,7 +180,7 @@ def _spec(
     ours = checkpoint.get(METADATA_KEY)
     if isinstance(ours, Mapping) and "spec" in ours:
         told[METADATA_KEY] = ours["spec"]
-    told |= _config_beside(path)
+    told = told or _config_beside(path)  # the config may have been written anew since, by a run that was refused
     if len({_canonical(spec) for spec in told.values()}) > 1:
         raise CheckpointError(f"{path} tells more than one spec: {told}. Keep the file with its own run's files.")
     return next(((_canonical(spec), source) for source, spec in told.items()), (None, None))

@@ -105,10 +105,14 @@ def test_compiled_and_fsdp_names_are_seen_through(written):
     assert set(info.keys.values()) == set(layouts.dinov2())
 
 
-def test_two_places_that_disagree_are_refused(written, tmp_path):
-    (tmp_path / "config.yaml").write_text("student:\n  attn_plugins: sparsemax\n")
+def test_two_places_that_disagree_are_refused(written):
     with pytest.raises(CheckpointError, match=r"more than one spec.*entmax15.*sparsemax"):
-        identify(written(dino_checkpoint()))
+        identify(written({**dino_checkpoint(), "attn_plugins": {"spec": "sparsemax"}}))
+
+
+def test_the_file_itself_is_believed_before_the_config_beside_it(written, tmp_path):
+    (tmp_path / "config.yaml").write_text("student:\n  attn_plugins: sparsemax\n")
+    assert identify(written(dino_checkpoint())).spec == "entmax15"
 
 
 def test_what_is_no_vit_is_refused_with_what_it_holds(written):

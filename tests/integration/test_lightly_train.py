@@ -22,7 +22,15 @@ OPTIONS = {
     "num_workers": 0,
     "batch_size": 4,
     "method_args": {"output_dim": 32, "hidden_dim": 16, "dino_bottleneck_dim": 8, "ibot_bottleneck_dim": 8},
-    "transform_args": {"image_size": [28, 28], "local_view": {"num_views": 2, "view_size": [14, 14]}},
+    # lightly-train's random augmentations differ from run to run whatever the seed: without them it is repeatable.
+    "transform_args": {
+        "image_size": [28, 28],
+        **dict.fromkeys(
+            ("random_resize", "random_flip", "color_jitter", "random_gray_scale", "gaussian_blur", "solarize")
+        ),
+        "local_view": {"num_views": 2, "view_size": [14, 14], "random_resize": None, "gaussian_blur": None},
+        "global_view_1": {"gaussian_blur": None, "solarize": None},
+    },
 }
 
 

@@ -1,0 +1,41 @@
+"""Official DINOv3, unedited, by the launcher, on the CPU, FSDP2 over gloo."""
+
+import pytest
+import trainers
+from test_dinov2 import dataset  # noqa: F401  the same index of images
+
+from attn_plugins.checkpoints import identify, load_backbone_state
+
+CONFIG = trainers.HERE.parents[1] / "integration/dinov3/check.yaml"
+
+
+@pytest.fixture(scope="module")
+def upstream():
+    return trainers.checkout("dinov3")
+
+
+def train(upstream, dataset, out, spec, *options, **settings):  # noqa: F811
+    script = (upstream / "dinov3/train/train.py", "--config-file", CONFIG, "--output-dir", out)
+    output = trainers.on_cpu(spec, *script, f"train.dataset_path={dataset}", *options, path=upstream, **settings)
+    return trainers.numbers(output, "total_loss"), output
+
+
+@pytest.mark.timeout(900)
+def test_two_processes_train_with_entmax15_and_the_teacher_says_so(upstream, dataset, tmp_path):  # noqa: F811
+    losses, output = train(upstream, dataset, tmp_path, "entmax15", processes=2)
+    assert losses
+    assert "nan" not in "".join(losses)
+    assert "DinoVisionTransformer number 2: 12 attention layers with entmax15" in output
+    saved = tmp_path / "eval/training_1/teacher_checkpoint.pth"
+    info = identify(saved)
+    assert (info.codebase, info.architecture, info.patch_size, info.registers) == ("dinov3", "vit_small", 16, 2)
+    assert info.spec == "entmax15"
+    state, _ = load_backbone_state(saved, spec="entmax15")
+    assert state["storage_tokens"].shape == (1, 2, 384)
+
+
+@pytest.mark.timeout(900)
+def test_what_plugins_learn_is_initialised_with_the_network(upstream, dataset, tmp_path):  # noqa: F811
+    losses, _ = train(upstream, dataset, tmp_path, "entmax_alpha")
+    assert losses
+    assert "nan" not in "".join(losses)
