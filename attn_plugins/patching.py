@@ -45,7 +45,8 @@ def patch(model: M, spec: str | Spec, layers: Layers = None) -> M:
         layers: which attention layers get the normalizer, in the order of ``describe``: an index, a slice, an
             iterable of indices or names, the name of a module (itself or one that contains the attention,
             ``"blocks.3"``), or a predicate ``(name, module) -> bool``. None means all, except pooling heads:
-            they are patched only by a name or a predicate.
+            they are patched only by a name or a predicate. Token mechanisms are those of the last spec, for the
+            whole ViT, whatever ``layers`` says.
 
     Returns:
         ``model``.

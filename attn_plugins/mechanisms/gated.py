@@ -43,10 +43,13 @@ class Gated(Mechanism):
 
 
 class _Input:
-    """Carries the attention's input from its norm to its projection; empty outside of a block's forward."""
+    """Carries the attention's input from its norm to its projection; empty outside of a block's forward.
+
+    By device, since the replicas of ``nn.DataParallel`` share it.
+    """
 
     def __init__(self) -> None:
-        self.x: Tensor | None = None
+        self.x: dict[torch.device, Tensor] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Input:
         # A tensor that a forward left here belongs to that forward's graph.
@@ -71,7 +74,7 @@ class _Gate(Owned):
 def _shows(base: Any) -> dict[str, Any]:
     def forward(self: Any, x: Tensor) -> Tensor:
         y = base.forward(self, x)
-        self.attn_plugins_gated__input.x = y
+        self.attn_plugins_gated__input.x[y.device] = y
         return y
 
     return {"forward": forward}
@@ -79,8 +82,7 @@ def _shows(base: Any) -> dict[str, Any]:
 
 def _gates(base: Any) -> dict[str, Any]:
     def forward(self: Any, x: Tensor) -> Tensor:
-        box = self.attn_plugins_gated__input
-        source, box.x = box.x, None
-        return base.forward(self, x * self.attn_plugins_gated(source))
+        gate = self.attn_plugins_gated(self.attn_plugins_gated__input.x.pop(x.device))
+        return base.forward(self, x * gate)
 
     return {"forward": forward}

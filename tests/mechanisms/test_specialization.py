@@ -65,6 +65,16 @@ def test_models_that_norm_cls_apart_already():
         attn_plugins.patch(dinov3(untie_global_and_local_cls_norm=True), "specialization")
 
 
+def test_registers_of_the_models_own_go_with_cls():
+    model = trained(attn_plugins.patch(dinov2(num_register_tokens=2), "specialization"))
+    own = model.norm.attn_plugins_specialization
+    own.weight.data.zero_()
+    own.bias.data.fill_(7)
+    out = model.forward_features(images())
+    assert (out["x_norm_clstoken"] == 7).all() and (out["x_norm_regtokens"] == 7).all()
+    assert out["x_norm_regtokens"].shape[1] == 2 and (out["x_norm_patchtokens"] != 7).any(-1).all()
+
+
 SPECS = ["specialization", "cb_s", "context_broadcasting", "gated", "registers:num=2"]
 
 
