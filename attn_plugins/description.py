@@ -97,6 +97,7 @@ def _line(site: Site, note: str) -> LayerInfo:
 
 def _backend(module: nn.Module, normalizer: Any) -> str:
     weight = next(module.parameters(), torch.empty(0))
-    heads = getattr(normalizer, "num_heads", 1)
+    alpha = getattr(normalizer, "alpha", None)
+    heads = len(alpha) if isinstance(alpha, torch.Tensor) else 1
     q = torch.empty(1, heads, 2, 64, device=weight.device, dtype=weight.dtype)
-    return choose_backend(AttentionCall(q, q, q, normalizer, getattr(normalizer, "alpha", None))).NAME
+    return choose_backend(AttentionCall(q, q, q, normalizer, alpha)).NAME
