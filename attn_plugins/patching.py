@@ -65,7 +65,7 @@ def patch(model: M, spec: str | Spec, layers: Layers = None) -> M:
     chosen = select_layers(found, layers)
     for site in chosen:
         _check_class(site.path, site.module)
-        _check_not_hidden(site)
+        _check_not_hidden(site.path, site.module, patched_class(unpatched_class(type(site.module)), site.adapter))
         site.adapter.check(site.module)
     normalizers = [_build_normalizer(parsed.normalizer, site) for site in chosen]
     plan = plan_mechanisms(model, parsed.mechanisms)
@@ -91,11 +91,13 @@ def unpatch(model: M) -> M:
 
     Raises:
         ValueError: another library has made a subclass of a patched class since (``fully_shard`` on the
-            attention itself); nothing is changed.
+            attention itself), or set a method on a patched module; nothing is changed.
     """
     modules = dict(model.named_modules())
     for path, module in modules.items():
         _check_class(path, module)
+        if unpatched_class(type(module)) is not type(module):
+            _check_not_hidden(path, module, type(module))
     for module in modules.values():
         module.__class__ = unpatched_class(type(module))
         for name in _added(module):
@@ -178,14 +180,13 @@ def _check_class(path: str, module: nn.Module) -> None:
         )
 
 
-def _check_not_hidden(site: Site) -> None:
-    cls = patched_class(unpatched_class(type(site.module)), site.adapter)
+def _check_not_hidden(path: str, module: nn.Module, cls: type) -> None:
     methods = [name for name, value in vars(cls).items() if isinstance(value, FunctionType)]
-    hidden = [name for name in methods if name in vars(site.module)]
+    hidden = [name for name in methods if name in vars(module)]
     if hidden:
         raise UnsupportedModelError(
-            f"{site.path or 'the model'} has a {' and a '.join(hidden)} of its own, set on the module (as accelerate's "
-            "hooks do), which would hide the patch; patch before that is set"
+            f"{path or 'the model'} has a {' and a '.join(hidden)} of its own, set on the module (as accelerate's "
+            "hooks do), which hides that of its class; patch and unpatch while that is not set"
         )
 
 

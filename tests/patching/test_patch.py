@@ -133,6 +133,12 @@ def test_a_forward_that_hides_the_class_is_refused() -> None:
         attn_plugins.patch(model, "entmax15")
     assert [type(module) for module in model.modules()] == before
     assert attn_plugins.patch(model, "entmax15", layers=[0, 1, 3]) is model
+    model.blocks[0].attn.forward = model.blocks[0].attn.forward
+    with pytest.raises(attn_plugins.UnsupportedModelError, match=r"blocks\.0\.attn has a forward of its own"):
+        attn_plugins.unpatch(model)
+    del model.blocks[0].attn.forward
+    attn_plugins.unpatch(model)
+    assert [type(module) for module in model.modules()] == before
 
 
 class Doubled(Attention):
