@@ -41,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.kind == "attention" and args.device.startswith("cuda"):
+        return _run_cuda(args)
     options: dict[str, Any] = {"device": args.device}
     if args.repeats or args.quick:
         options["repeats"] = args.repeats or 2
@@ -67,6 +69,25 @@ def run(args: argparse.Namespace) -> int:
             options["specs"] = args.specs
         result = bench_step(args.arch, **options)
     print(table(result))
+    if args.json:
+        write_json(result, args.json)
+    return 0
+
+
+def _run_cuda(args: argparse.Namespace) -> int:
+    """The fused kernels beside every GPU peer, at the shapes of the goals."""
+    from ..bench.cuda import bench_cuda, cuda_table
+    from ..bench.report import write_json
+    from ..bench.roofline import Shape
+
+    options: dict[str, Any] = {"device": args.device, "steps": not args.quick}
+    if args.repeats or args.quick:
+        options["repeats"] = args.repeats or 2
+    if args.shape or args.quick:
+        batch, heads, tokens, dim = args.shape or (2, 2, 50, 64)
+        options["shapes"] = [Shape(f"N {tokens}", batch, heads, (tokens,), dim)]
+    result = bench_cuda(**options)
+    print(cuda_table(result))
     if args.json:
         write_json(result, args.json)
     return 0
