@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..probes.features import ViTFeatures
+from ..backbones.features import ViTFeatures
 from .attention import AttentionStatistics, cls_attention, statistics
 from .images import Batch, Images
 from .norms import TokenNorms, token_norms

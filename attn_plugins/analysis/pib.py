@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..probes.features import ViTFeatures
+from ..backbones.features import ViTFeatures
 from .boxes import Box
 from .images import Batch
 

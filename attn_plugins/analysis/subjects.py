@@ -56,8 +56,8 @@ def from_checkpoints(
     Raises:
         CheckpointError: a file cannot be read or contradicts ``plugins``.
     """
+    from ..backbones.architectures import load_backbone
     from ..checkpoints import identify
-    from ..probes.architectures import load_backbone
 
     def loader(path: Path) -> Callable[[], nn.Module]:
         return lambda: load_backbone(arch, path, plugins, repo)[0]

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from ..analysis.pca import pca_rgb
-from ..probes.features import ViTFeatures
+from ..backbones.features import ViTFeatures
 
 __all__ = ["draw", "load_images"]
 

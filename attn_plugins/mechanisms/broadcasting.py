@@ -22,7 +22,7 @@ def broadcast_context(x: Tensor, scale: Tensor | None = None) -> Tensor:
     Hyeon-Woo et al., "Scratching Visual Transformer's Back with Uniform Attention", ICCV 2023, Equation 1.
     """
     mean = x.mean(dim=1, keepdim=True)
-    return (x + mean) / 2 if scale is None else x + scale * mean
+    return (x + mean) / 2 if scale is None else x + scale.to(x.dtype) * mean
 
 
 @register_mechanism("context_broadcasting")

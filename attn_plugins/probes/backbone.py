@@ -11,9 +11,9 @@ from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from .architectures import load_backbone
+from ..backbones.architectures import load_backbone
+from ..backbones.features import ViTFeatures, center_pad, evenly_spaced
 from .cache import FeatureCache
-from .features import ViTFeatures, center_pad, evenly_spaced
 
 __all__ = ["FrozenViT"]
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from attn_plugins.backbones.features import center_pad
 from attn_plugins.checkpoints import CheckpointError, save
 from attn_plugins.probes.backbone import FrozenViT
-from attn_plugins.probes.features import center_pad
 
 from .conftest import ARCH, OPTIONS, tiny_vit
 from .test_features import images
