@@ -12,7 +12,7 @@ __all__ = ["add_parser", "run"]
 def add_parser(subparsers: Any) -> None:
     """Add ``bench`` to the command line."""
     parser = subparsers.add_parser("bench", help="time attention, or a whole training step, beside its peers")
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="attention | step | methods")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="attention | step | methods | probes")
     attention = kinds.add_parser("attention", help="forward and backward of one attention call")
     attention.add_argument("--shape", type=int, nargs=4, metavar=("B", "H", "N", "D"), help="default: 16 6 197 64")
     step = kinds.add_parser("step", help="forward, backward and AdamW of a timm model (needs timm)")
@@ -24,7 +24,12 @@ def add_parser(subparsers: Any) -> None:
         kind.add_argument("--batch", type=int, help="images per step (default: 16)")
     for kind in (attention, step):
         kind.add_argument("--specs", nargs="+", metavar="SPEC", help="spec strings to time (default: entmax15, ...)")
-    for kind in (attention, step, methods):
+    probes = kinds.add_parser("probes", help="a probe's step beside one with a trainable backbone (needs mmseg)")
+    probes.add_argument("--arch", default="timm/vit_small_patch16_224", help="as probes name it (default: %(default)s)")
+    probes.add_argument("--probe", default="voc2012", help="config with the head to time (default: %(default)s)")
+    probes.add_argument("--size", type=int, help="pixels of a side (default: 512)")
+    probes.add_argument("--batch", type=int, help="images per step (default: 2)")
+    for kind in (attention, step, methods, probes):
         kind.add_argument("--device", default="cpu", help="default: %(default)s")
         kind.add_argument("--threads", type=int, help="CPU threads (default: as torch chooses)")
         kind.add_argument("--repeats", type=int, help="samples of each peer")
@@ -37,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure, print the table, write the JSON."""
     import torch
 
+    from ..bench.probes import probes_table
     from ..bench.report import table, write_json
 
     if args.threads:
@@ -54,6 +60,12 @@ def run(args: argparse.Namespace) -> int:
         if args.specs:
             options["normalizers"] = args.specs
         result = bench_attention(**options)
+    elif args.kind == "probes":
+        from ..bench.probes import bench_probes
+
+        small = {"size": 64, "batch": 1} if args.quick else {}
+        options |= small | {name: getattr(args, name) for name in ("size", "batch") if getattr(args, name)}
+        result = bench_probes(args.arch, args.probe, **options)
     elif args.kind == "methods":
         from ..bench.methods import bench_methods
 
@@ -68,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         if args.specs:
             options["specs"] = args.specs
         result = bench_step(args.arch, **options)
-    print(table(result))
+    print(probes_table(result) if args.kind == "probes" else table(result))
     if args.json:
         write_json(result, args.json)
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,19 @@ def mim(action: str, probe: str, settings: dict[str, Any], *arguments: str, work
     return output
 
 
-def here(probe: str, settings: dict[str, Any], work_dir: Path, resume: bool = False) -> Runner:
-    """Build what `mim train` would build, in this process; not started."""
+def here(
+    probe: str,
+    settings: dict[str, Any],
+    work_dir: Path,
+    resume: bool = False,
+    change: Callable[[Config], None] | None = None,
+) -> Runner:
+    """Build what `mim train` would build, in this process; not started. `change` edits what no option can."""
     config = Config.fromfile(config_file(probe))
     config.merge_from_dict({key: parsed(value) for key, value in settings.items()})
     config.work_dir, config.resume, config.log_level = str(work_dir), resume, "ERROR"
+    if change is not None:
+        change(config)
     # Runners of one process share mmengine's message hub if they share a name.
     config.experiment_name = f"probe_{next(_number)}"
     return Runner.from_cfg(config)
