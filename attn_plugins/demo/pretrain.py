@@ -62,7 +62,7 @@ class Recipe:
     local_size: int = 32
     local_crops: int = 4
     learning_rate: float = 1e-3
-    momentum: float = 0.98
+    momentum: float = 0.9
 
     @property
     def arch_options(self) -> dict[str, Any]:
