@@ -49,7 +49,7 @@ def keep_old_fsdp_names() -> None:
 
 
 def _get_streams(module: Any) -> dict[str, Any]:
-    return {name: getattr(module, name) for name in _STREAMS if hasattr(module, name)}
+    return {name: vars(module)[name] for name in _STREAMS if name in vars(module)}
 
 
 def _set_streams(module: Any, streams: dict[str, Any]) -> None:

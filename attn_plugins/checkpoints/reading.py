@@ -88,4 +88,4 @@ def _unpickling_message(path: pathlib.Path, text: str) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return f"{type(error).__name__}: {error}".splitlines()[0]
