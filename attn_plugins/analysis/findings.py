@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..backbones.features import ViTFeatures
+from ..data.layouts.common import printed_progress
 from .attention import AttentionStatistics, cls_attention, statistics
 from .images import Batch, Images
 from .norms import TokenNorms, token_norms
 from .pib import PiB, pib
 from .subjects import Subject
 
-__all__ = ["KINDS", "Findings", "Settings", "examine", "printed"]
+__all__ = ["KINDS", "Findings", "Settings", "examine"]
 
 KINDS = ("pca", "pib", "attention", "norms")
 
@@ -59,15 +59,6 @@ class Findings:
     norms: TokenNorms | None = None
 
 
-def printed(what: str) -> Callable[[int, int], None]:
-    """Progress in one line of the terminal."""
-
-    def show(done: int, total: int) -> None:
-        print(f"\r{what}: {done}/{total}", end="\n" if done >= total else "", file=sys.stderr, flush=True)
-
-    return show
-
-
 @torch.no_grad()
 def examine(subject: Subject, images: Images, settings: Settings, kinds: Collection[str] = KINDS) -> Findings:
     """Load a model and look at it.
@@ -83,7 +74,7 @@ def examine(subject: Subject, images: Images, settings: Settings, kinds: Collect
     some = images.sample(settings.limit, settings.seed)
 
     def batches(what: str) -> Iterator[Batch]:
-        show = printed(f"{subject.name}: {what}")
+        show = printed_progress(f"{subject.name}, {what}")
         return some.batches(settings.size, settings.batch, settings.device, show)
 
     features = overlay = found_pib = found_attention = found_norms = None

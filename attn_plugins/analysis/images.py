@@ -17,6 +17,19 @@ from .boxes import Box, read_coco, read_xml
 __all__ = ["Batch", "Images", "find_images"]
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+DEPTH_SPLITS = {
+    "train": {
+        "nyudepthv2_train_files_with_gt.txt": "sync",
+        "eigen_train_files_with_gt.txt": "",
+        "SUNRGBD_train_splits.txt": "",
+    },
+    "val": {
+        "nyudepthv2_test_files_with_gt.txt": "official_splits/test",
+        "eigen_test_files_with_gt.txt": "",
+        "SUNRGBD_val_splits.txt": "",
+    },
+}
+"""Split files of NYUv2, KITTI and SUN RGB-D, lines "IMAGE DEPTH ...", and the folder that images are below."""
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 Progress = Callable[[int, int], None]
 
@@ -95,8 +108,8 @@ def find_images(root: Path, split: str = "val", annotations: Path | None = None)
     """The images below ``root``.
 
     Known layouts are PASCAL VOC (``JPEGImages``, ``ImageSets``, ``Annotations``), ImageNet (``val``,
-    ``Annotations/CLS-LOC``), ADE20K (``images/validation``) and Cityscapes (``leftImg8bit/val``); of anything
-    else, every image file below the folder is taken.
+    ``Annotations/CLS-LOC``), ADE20K (``images/validation``), Cityscapes (``leftImg8bit/val``) and the split files
+    of NYUv2, KITTI and SUN RGB-D; of anything else, every image file below the folder is taken.
 
     Args:
         root: the folder, or one image.
@@ -123,6 +136,10 @@ def _layout(root: Path, split: str) -> tuple[list[Path], Path | None]:
     names = root / "ImageSets" / "Segmentation" / f"{split}.txt"
     if names.is_file():
         return [root / "JPEGImages" / f"{name}.jpg" for name in names.read_text().split()], root / "Annotations"
+    for name, below in DEPTH_SPLITS.get(split, {}).items():
+        if (root / name).is_file():
+            lines = [line.split()[0].lstrip("/") for line in (root / name).read_text().splitlines() if line.strip()]
+            return [root / below / line for line in lines], None
     xml = root / "Annotations" / "CLS-LOC" / split
     for inside in (
         f"images/{split}idation" if split == "val" else "images/training",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -56,7 +55,7 @@ def from_checkpoints(
     Raises:
         CheckpointError: a file cannot be read or contradicts ``plugins``.
     """
-    from ..backbones.architectures import load_backbone
+    from ..backbones.architectures import load_backbone, sha256_of
     from ..checkpoints import identify
 
     def loader(path: Path) -> Callable[[], nn.Module]:
@@ -70,9 +69,7 @@ def from_checkpoints(
         name = (
             spec if alone else f"{spec} {path.parent.name}/{path.stem}" if epoch is None else f"{spec}, epoch {epoch}"
         )
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        subjects.append(Subject(name, loader(path), spec, path, sha256, epoch))
+        subjects.append(Subject(name, loader(path), spec, path, sha256_of(path), epoch))
     return subjects
 
 

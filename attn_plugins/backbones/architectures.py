@@ -16,7 +16,7 @@ from ..patching import patch
 from . import checkouts
 from .positions import OfficialPositions
 
-__all__ = ["load_backbone"]
+__all__ = ["load_backbone", "sha256_of"]
 
 _CODEBASES = {"dino": "dinov1", "dinov2": "dinov2", "dinov3": "dinov3", "timm": "timm"}
 _TIMM = {
@@ -83,7 +83,7 @@ def load_backbone(
         "arch": arch,
         "plugins": spec,
         "checkpoint": str(checkpoint) if checkpoint else None,
-        "sha256": _sha256(Path(checkpoint)) if checkpoint else None,
+        "sha256": sha256_of(Path(checkpoint)) if checkpoint else None,
     }
     return model, identity
 
@@ -189,6 +189,7 @@ def _load(model: nn.Module, state: dict[str, Tensor], what: str, arch: str) -> N
     model.load_state_dict(state)
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Of the file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,5 +1,6 @@
 """Where images and boxes come from, and what resizing and cutting does to them."""
 
+import importlib
 import json
 
 import numpy as np
@@ -100,3 +101,15 @@ def test_what_is_not_there_is_said(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
     with pytest.raises(ValueError, match="is no COCO annotation file"):
         find_images(tmp_path, annotations=tmp_path / "coco.json")
+
+
+@pytest.mark.parametrize("layout", ["ade20k", "cityscapes", "nyuv2", "kitti", "sunrgbd"])
+def test_every_data_set_of_the_probes_gives_its_images_and_not_its_maps(layout, tmp_path):
+    write = getattr(importlib.import_module(f"attn_plugins.data.layouts.{layout}"), f"write_{layout}")
+    root = write(tmp_path / layout, 2, 3, 0)
+    for split, count in (("train", 2), ("val", 3)):
+        images = find_images(root, split)
+        assert len(images) == count and images.annotations is None
+        for file in images.files:
+            with Image.open(file) as image:
+                assert image.mode == "RGB"
