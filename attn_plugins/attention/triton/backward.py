@@ -4,7 +4,8 @@ With s, p and u = s^(power - 1) as in :mod:`rows`, g_ij = dO_i . v_j and delta_i
 
     dS_ij = u_ij (g_ij - delta_i)      dQ = scale dS K      dK = scale dS^T Q      dV = p^T dO
 
-Each program owns the rows that it writes, so no order of additions depends on timing.
+Each program owns the rows that it writes, so no order of additions depends on timing. With SKIP, tiles in which no
+weight is positive end after their scores.
 """
 
 import triton
@@ -21,7 +22,7 @@ def _accumulate_queries(
     stride_kn, stride_vn, scale, power, n_keys, key_mask,
     BOUND: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
     FAMILY: tl.constexpr, ALPHA_GRAD: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_N: tl.constexpr, SKIP: tl.constexpr,
 ):  # fmt: skip
     """Add the BLOCK_N keys from ``first`` on to the sums of :func:`backward_queries_kernel`."""
     cols = first + tl.arange(0, BLOCK_N)
@@ -30,17 +31,19 @@ def _accumulate_queries(
     x = product(query, tl.trans(keys), PRECISION) * scale
     x = visible(x, rows[:, None], cols[None, :], n_keys, key_mask, BOUND, CAUSAL, MASKED)
     s = excess(x, tau[:, None])
-    u = slope(s, power, FAMILY)
-    g = product(grad, tl.trans(values), PRECISION) - shift[:, None]
-    ug = u * g
-    total += tl.sum(u, 1)
-    weighted += tl.sum(ug, 1)
-    acc = add_product(acc, ug.to(keys.dtype), keys, PRECISION)
-    base = add_product(base, u.to(keys.dtype), keys, PRECISION)
-    if ALPHA_GRAD:
-        w = s * u * (1 - tl.log(tl.where(s == 0, 1.0, s)))
-        spread += tl.sum(w, 1)
-        tilt += tl.sum(w * g, 1)
+    alive = tl.max(tl.max(s, 1), 0) > 0 if SKIP else True
+    if alive:
+        u = slope(s, power, FAMILY)
+        g = product(grad, tl.trans(values), PRECISION) - shift[:, None]
+        ug = u * g
+        total += tl.sum(u, 1)
+        weighted += tl.sum(ug, 1)
+        acc = add_product(acc, ug.to(keys.dtype), keys, PRECISION)
+        base = add_product(base, u.to(keys.dtype), keys, PRECISION)
+        if ALPHA_GRAD:
+            w = s * u * (1 - tl.log(tl.where(s == 0, 1.0, s)))
+            spread += tl.sum(w, 1)
+            tilt += tl.sum(w * g, 1)
     return acc, base, total, weighted, spread, tilt
 
 
@@ -58,7 +61,7 @@ def backward_queries_kernel(
     BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     CAUSAL: tl.constexpr, MASKED: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
     ALPHA_GRAD: tl.constexpr,
-    LENGTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    LENGTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SKIP: tl.constexpr,
 ):  # fmt: skip
     """dQ and delta of one block of queries (and each row's share of dL/dalpha), in one pass over the keys.
 
@@ -112,12 +115,12 @@ def backward_queries_kernel(
         acc, base, total, weighted, spread, tilt = _accumulate_queries(
             query, grad, shift, tau, acc, base, total, weighted, spread, tilt, k, v, rows, first,
             stride_kn, stride_vn, scale, power, n_keys, key_mask, False, CAUSAL, MASKED, PRECISION,
-            FAMILY, ALPHA_GRAD, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_V, BLOCK_N)  # fmt: skip
+            FAMILY, ALPHA_GRAD, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_V, BLOCK_N, SKIP)  # fmt: skip
     if whole < last:
         acc, base, total, weighted, spread, tilt = _accumulate_queries(
             query, grad, shift, tau, acc, base, total, weighted, spread, tilt, k, v, rows, whole,
             stride_kn, stride_vn, scale, power, n_keys, key_mask, True, CAUSAL, MASKED, PRECISION,
-            FAMILY, ALPHA_GRAD, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_V, BLOCK_N)  # fmt: skip
+            FAMILY, ALPHA_GRAD, HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_V, BLOCK_N, SKIP)  # fmt: skip
 
     rest = weighted / tl.where(total == 0, 1.0, total)
     tl.store(deltas + row + rows, shift + rest, mask=inside)
@@ -151,7 +154,6 @@ def backward_keys_kernel(
 
     Tiles are transposed, ``[keys, queries]``, so that both products take their left operand from registers. Rows
     past the last query have tau = inf, hence no weight; hidden and padded keys are dropped when they are stored.
-    SKIP passes over tiles in which no weight is positive.
     """
     batch, head, start, n_queries, n_keys, block = locate(
         tiles, n_tiles, tokens, n_keys, n_keys, heads, BLOCK_N, PACKED

@@ -110,25 +110,26 @@ def _forward(length: int, width: int, itemsize: int) -> list[Config]:
 
 def _queries(length: int, width: int, itemsize: int) -> list[Config]:
     if itemsize == 4:
-        return [_config(4, 1, BLOCK_M=32, BLOCK_N=16), _config(8, 1, BLOCK_M=64, BLOCK_N=32)]
-    small = _config(4, 2, BLOCK_M=64, BLOCK_N=64 if width <= 64 else 32)
-    if length <= 64:
-        return [small, _config(4, 2, BLOCK_M=64, BLOCK_N=32)]
-    return [small, _config(4, 3, BLOCK_M=64, BLOCK_N=32), _config(8, 2, BLOCK_M=128, BLOCK_N=64)]
+        return [_config(4, 1, BLOCK_M=32, BLOCK_N=16, SKIP=False), _config(8, 1, BLOCK_M=64, BLOCK_N=32, SKIP=False)]
+    narrow = 64 if width <= 64 else 32
+    table = [_config(4, 2, BLOCK_M=64, BLOCK_N=narrow, SKIP=False), _config(4, 3, BLOCK_M=64, BLOCK_N=32, SKIP=False)]
+    if length > _LONGEST_ON_CHIP:
+        table += [
+            _config(8, 2, BLOCK_M=128, BLOCK_N=64, SKIP=False),
+            _config(4, 2, BLOCK_M=64, BLOCK_N=narrow, SKIP=True),
+        ]
+    return table
 
 
 def _keys(length: int, width: int, itemsize: int) -> list[Config]:
     if itemsize == 4:
-        return [
-            _config(4, 1, BLOCK_M=16, BLOCK_N=32, SKIP=False),
-            _config(8, 1, BLOCK_M=32, BLOCK_N=64, SKIP=False),
-        ]
-    small = _config(4, 2, BLOCK_M=64 if width <= 64 else 32, BLOCK_N=64, SKIP=False)
-    table = [small, _config(4, 3, BLOCK_M=32, BLOCK_N=64, SKIP=False)]
+        return [_config(4, 1, BLOCK_M=16, BLOCK_N=32, SKIP=False), _config(8, 1, BLOCK_M=32, BLOCK_N=64, SKIP=False)]
+    narrow = 64 if width <= 64 else 32
+    table = [_config(4, 2, BLOCK_M=narrow, BLOCK_N=64, SKIP=False), _config(4, 3, BLOCK_M=32, BLOCK_N=64, SKIP=False)]
     if length > _LONGEST_ON_CHIP:
         table += [
             _config(8, 2, BLOCK_M=64, BLOCK_N=128, SKIP=False),
-            _config(4, 2, BLOCK_M=small.kwargs["BLOCK_M"], BLOCK_N=64, SKIP=True),
+            _config(4, 2, BLOCK_M=narrow, BLOCK_N=64, SKIP=True),
         ]
     return table
 
