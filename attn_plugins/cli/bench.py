@@ -16,9 +16,7 @@ def add_parser(subparsers: Any) -> None:
     attention = kinds.add_parser("attention", help="forward and backward of one attention call")
     attention.add_argument("--shape", type=int, nargs=4, metavar=("B", "H", "N", "D"), help="default: 16 6 197 64")
     step = kinds.add_parser("step", help="forward, backward and AdamW of a timm model (needs timm)")
-    methods = kinds.add_parser(
-        "methods", help="that step with the four methods of Table 1 (needs timm)"
-    )
+    methods = kinds.add_parser("methods", help="that step with the four methods of Table 1 (needs timm)")
     for kind in (step, methods):
         kind.add_argument("--arch", default="vit_small_patch16_224", help="timm model name (default: %(default)s)")
         kind.add_argument("--batch", type=int, help="images per step (default: 16)")
@@ -42,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure, print the table, write the JSON."""
     import torch
 
-    from ..bench.probes import probes_table
+    from ..bench.probes import bench_probes, probes_table
     from ..bench.report import table, write_json
 
     if args.threads:
@@ -61,8 +59,6 @@ def run(args: argparse.Namespace) -> int:
             options["normalizers"] = args.specs
         result = bench_attention(**options)
     elif args.kind == "probes":
-        from ..bench.probes import bench_probes
-
         small = {"size": 64, "batch": 1} if args.quick else {}
         options |= small | {name: getattr(args, name) for name in ("size", "batch") if getattr(args, name)}
         result = bench_probes(args.arch, args.probe, **options)

@@ -5,7 +5,7 @@ from .classification import ClassifierGrid, GridTop1
 from .depth_data import BorderCrop, ColorAugment, DepthSplit, KBCrop, LoadDepth, RandomDepthRotate
 from .depth_metric import DepthErrors
 from .heads import BNLinearHead, DepthBinsHead
-from .hooks import BackboneIdentityHook, ProbeResultHook
+from .hooks import BackboneIdentityHook, ClassCountHook, ProbeResultHook
 from .image_data import CheckLabels, LoadProbeImage
 from .imagenet_data import ImageNetFolder, PackImageLabel, RandomResizedCrop, ResizeCenterCrop
 from .loop import ProbeTrainLoop
@@ -19,6 +19,7 @@ __all__ = [
     "BackboneIdentityHook",
     "BorderCrop",
     "CheckLabels",
+    "ClassCountHook",
     "ClassifierGrid",
     "ColorAugment",
     "DepthBinsHead",

@@ -1,4 +1,4 @@
-"""Hooks: whose features a head was trained on, and what it reached."""
+"""Hooks: whose features a head was trained on, whether it fits its data, and what it reached."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmseg.registry import HOOKS
 from .backbone import FrozenViT
 from .cache import random_transforms
 
-__all__ = ["BackboneIdentityHook", "ProbeResultHook"]
+__all__ = ["BackboneIdentityHook", "ClassCountHook", "ProbeResultHook"]
 
 # The file may have been moved or copied between training and testing; its contents may not have changed.
 _MUST_AGREE = ("sha256", "plugins", "layers", "norm", "cls_token")
@@ -59,6 +59,32 @@ class BackboneIdentityHook(Hook):
 
 
 @HOOKS.register_module()
+class ClassCountHook(Hook):
+    """Refuses a segmentation head with another number of classes than the data set's, before the first iteration."""
+
+    def before_train(self, runner: Any) -> None:
+        """Compare with the training set's classes.
+
+        Raises:
+            ValueError: they differ.
+        """
+        self._check(runner, runner.train_dataloader.dataset)
+
+    def before_test(self, runner: Any) -> None:
+        """Compare with the test set's classes; errors as `before_train`."""
+        self._check(runner, runner.test_dataloader.dataset)
+
+    @staticmethod
+    def _check(runner: Any, dataset: Any) -> None:
+        has, needs = _model(runner).decode_head.num_classes, len(dataset.metainfo["classes"])
+        if has != needs:
+            raise ValueError(
+                f"the head has {has} classes, {type(dataset).__name__} has {needs}: set model.decode_head.num_classes "
+                f"and the pipelines' CheckLabels to {needs}"
+            )
+
+
+@HOOKS.register_module()
 class ProbeResultHook(Hook):
     """Keeps `WORK_DIR/probe.json`, which `attn-plugins table` reads: the backbone and every evaluation so far."""
 
@@ -89,5 +115,8 @@ class ProbeResultHook(Hook):
 
 
 def _backbone(runner: Any) -> FrozenViT:
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    return model.backbone
+    return _model(runner).backbone
+
+
+def _model(runner: Any) -> Any:
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model

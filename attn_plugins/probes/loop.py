@@ -53,7 +53,7 @@ class ProbeTrainLoop(IterBasedTrainLoop):
         kwargs: of `IterBasedTrainLoop`.
 
     Raises:
-        ValueError: the total batch cannot be dealt out evenly.
+        ValueError: the total batch cannot be dealt out evenly, or the split is empty.
     """
 
     def __init__(self, runner: Any, dataloader: Any, total_batch_size: int, **kwargs: Any) -> None:
@@ -61,7 +61,16 @@ class ProbeTrainLoop(IterBasedTrainLoop):
         share, self.parts = split_batch(total_batch_size, world, dataloader["batch_size"])
         # Written back, because the runner scales learning rates by the config's own batch size.
         dataloader["batch_size"] = share
-        super().__init__(runner, dataloader, **kwargs)
+        data = dataloader["dataset"]
+        try:
+            super().__init__(runner, dataloader, **kwargs)
+        except ValueError as error:
+            if "need at least one array" not in str(error):  # numpy's words, when mmengine packs an empty list
+                raise
+            raise ValueError(
+                f"the training split is empty: {data['type']} found nothing in data_root={data.get('data_root')!r} "
+                f"through ann_file={data.get('ann_file', '')!r}, {dict(data.get('data_prefix', {}))}"
+            ) from error
         note = f"total batch {total_batch_size} = {world} process(es) x {share} images"
         if self.parts > 1:
             note += f", each in {self.parts} parts with accumulated gradients; batch norm sees one part at a time"

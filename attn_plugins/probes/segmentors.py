@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from mmseg.models.segmentors import DepthEstimator, EncoderDecoder
 from mmseg.registry import MODELS
 from torch import Tensor
@@ -35,8 +36,8 @@ class DepthProbe(_SizedHead, DepthEstimator):
 
     def inference(self, inputs: Tensor, batch_img_metas: list[dict[str, Any]]) -> Tensor:
         """Depth `[B, 1, H, W]` in metres of `inputs [B, 3, H, W]`, normalised."""
-        depth = self.encode_decode(inputs, batch_img_metas)
-        if self.test_cfg.get("flip", False):
-            mirrored = self.encode_decode(inputs.flip(3), batch_img_metas)
-            depth = (depth + mirrored.flip(3)) / 2
-        return depth
+        if not self.test_cfg.get("flip", False):
+            return self.encode_decode(inputs, batch_img_metas)
+        both = self.encode_decode(torch.cat([inputs, inputs.flip(3)]), [*batch_img_metas, *batch_img_metas])
+        depth, mirrored = both.chunk(2)
+        return (depth + mirrored.flip(3)) / 2

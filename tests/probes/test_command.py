@@ -16,6 +16,8 @@ from attn_plugins.probes.command import data_options, mim_command, size_options
 from attn_plugins.probes.image_data import CheckLabels, LoadProbeImage
 from attn_plugins.probes.paths import config_file, configs_dir
 
+from .running import here, options
+
 
 @pytest.mark.parametrize("path", sorted(configs_dir().glob("*.py")), ids=lambda path: path.stem)
 def test_overrides_reach_every_loader_and_nothing_else(path: Path) -> None:
@@ -112,3 +114,25 @@ def test_labels_out_of_range_are_named() -> None:
     assert CheckLabels(21)(results) is results
     with pytest.raises(ValueError, match=r"mask\.png has labels \[20\]; expected 0 to 19"):
         CheckLabels(20)(results)
+
+
+def test_a_head_of_other_classes_is_refused(backbone_file: Path, roots: dict[str, Path], tmp_path: Path) -> None:
+    settings = options("voc2012_linear", backbone_file, roots, **{"model.decode_head.num_classes": 20})
+    with pytest.raises(ValueError, match="the head has 20 classes, PascalVOCDataset has 21"):
+        here("voc2012", settings, tmp_path).train()
+
+
+def test_a_total_batch_that_cannot_be_dealt_out_stops_the_run(backbone_file, roots, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    settings = options("voc2012_linear", backbone_file, roots, total=10, **{"train_dataloader.batch_size": 4})
+    with pytest.raises(ValueError, match=r"set train_dataloader\.batch_size to one of 1, 2, 5, 10"):
+        here("voc2012", settings, tmp_path).train()
+
+
+def test_an_empty_split_stops_the_run(backbone_file, roots, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    empty = tmp_path / "empty.txt"
+    empty.write_text("")
+    settings = options("voc2012_linear", backbone_file, roots, **{"train_dataloader.dataset.ann_file": empty})
+    with pytest.raises(
+        ValueError, match=r"the training split is empty: PascalVOCDataset found nothing in data_root=.*empty\.txt"
+    ):
+        here("voc2012", settings, tmp_path).train()

@@ -86,3 +86,36 @@ def test_batch_norm_over_two_processes_is_that_of_one(tmp_path: Path) -> None:
         torch.testing.assert_close(output, expected[rank::2], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(state, dict(norm.state_dict()), atol=1e-4, rtol=1e-5)
         torch.testing.assert_close(gradients, [norm.weight.grad, norm.bias.grad], atol=1e-4, rtol=1e-4)
+
+
+def test_flips_are_averaged(backbone_file: Path) -> None:
+    from mmengine.config import Config
+    from mmseg.registry import MODELS
+
+    from attn_plugins.probes.paths import config_file
+
+    config = Config.fromfile(config_file("nyuv2"))
+    config.model.backbone.checkpoint = str(backbone_file)
+    model = MODELS.build(config.model).eval()
+    nn.init.normal_(model.decode_head.conv_seg.weight, std=0.5)
+    x, metas = torch.randn(2, 3, 50, 61), [{"img_shape": (50, 61)}] * 2
+    with torch.no_grad():
+        averaged = model.inference(x, metas)
+        one, other = model.encode_decode(x, metas), model.encode_decode(x.flip(3), metas).flip(3)
+    torch.testing.assert_close(averaged, (one + other) / 2, atol=1e-5, rtol=1e-5)
+    assert (one - other).abs().max() > 0.01
+
+
+def test_targets_without_depth_are_counted_and_cost_nothing() -> None:
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    losses = [{"type": "SigLoss"}, {"type": "LogGradientLoss"}]
+    head = DepthBinsHead([6], 0.001, 10.0, align_corners=False, loss_decode=losses)
+    samples = [SegDataSample() for _ in range(2)]
+    for sample in samples:
+        sample.set_data({"gt_depth_map": PixelData(data=torch.zeros(1, 20, 28))})
+    found = head.loss_by_feat(head([torch.randn(2, 6, 5, 7)]), samples)
+    assert {name: float(value) for name, value in found.items()} == {
+        "loss_sig": 0.0, "loss_grad": 0.0, "images_without_depth": 2.0
+    }  # fmt: skip

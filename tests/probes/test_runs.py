@@ -68,7 +68,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(probe, backbone_file, roots,
 
 def test_kill_9_and_resume_through_mim(backbone_file, roots, tmp_path) -> None:  # type: ignore[no-untyped-def]
     many = {"default_hooks.checkpoint.interval": 2, "train_cfg.val_interval": 1000}
-    settings = options("voc2012_linear", backbone_file, roots, 40, **many)
+    settings = options("voc2012_linear", backbone_file, roots, 16, **many)
     command = mim_command("train", "voc2012", settings, work_dir=tmp_path / "killed")
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     while not (tmp_path / "killed/last_checkpoint").exists():
@@ -77,11 +77,11 @@ def test_kill_9_and_resume_through_mim(backbone_file, roots, tmp_path) -> None: 
     # mim's own child trains: both go.
     subprocess.run(["kill", "-9", "--", f"-{process.pid}"], check=True)
     assert process.wait() == -signal.SIGKILL
-    assert not (tmp_path / "killed/iter_40.pth").exists()
+    assert not (tmp_path / "killed/iter_16.pth").exists()
     output = mim("train", "voc2012", settings, "--resume", work_dir=tmp_path / "killed")
     assert "resumed epoch: 0, iter:" in output
     here("voc2012", settings, tmp_path / "whole").train()
-    torch.testing.assert_close(weights(tmp_path / "killed", 40), weights(tmp_path / "whole", 40), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(weights(tmp_path / "killed", 16), weights(tmp_path / "whole", 16), rtol=1e-4, atol=1e-6)
 
 
 def test_two_processes_match_one_through_mim(backbone_file, roots, tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -15,9 +15,7 @@ param_scheduler = [
     dict(type="LinearLR", start_factor=1e-3, begin=0, end=12800, by_epoch=False),
     dict(type="CosineAnnealingLR", eta_min_ratio=1e-8, T_max=max_iters, begin=0, end=max_iters, by_epoch=False),
 ]
-train_cfg = dict(
-    type="ProbeTrainLoop", total_batch_size=total_batch_size, max_iters=max_iters, val_interval=interval
-)
+train_cfg = dict(type="ProbeTrainLoop", total_batch_size=total_batch_size, max_iters=max_iters, val_interval=interval)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 default_hooks = dict(

@@ -28,9 +28,7 @@ optim_wrapper = dict(
 )
 auto_scale_lr = dict(enable=True, base_batch_size=256)
 param_scheduler = dict(type="CosineAnnealingLR", eta_min=0, T_max=max_iters, begin=0, end=max_iters, by_epoch=False)
-train_cfg = dict(
-    type="ProbeTrainLoop", total_batch_size=total_batch_size, max_iters=max_iters, val_interval=interval
-)
+train_cfg = dict(type="ProbeTrainLoop", total_batch_size=total_batch_size, max_iters=max_iters, val_interval=interval)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 default_hooks = dict(

@@ -14,12 +14,11 @@ param_scheduler = [
     dict(type="LinearLR", start_factor=1e-6, begin=0, end=1500, by_epoch=False),
     dict(type="PolyLR", power=1.0, eta_min=0, begin=0, end=max_iters, by_epoch=False),
 ]
-train_cfg = dict(
-    type="ProbeTrainLoop", total_batch_size=total_batch_size, max_iters=max_iters, val_interval=interval
-)
+train_cfg = dict(type="ProbeTrainLoop", total_batch_size=total_batch_size, max_iters=max_iters, val_interval=interval)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 default_hooks = dict(
+    class_count=dict(type="ClassCountHook"),
     checkpoint=dict(
         type="CheckpointHook",
         by_epoch=False,
