@@ -23,6 +23,7 @@ class Codebase:
         marks: attributes that every ViT of it has.
         registers: the number of its own register tokens, read from the instance.
         option: what its constructor calls them.
+        others: the number of further tokens before the patches (a distillation token).
         blocks: path of the list of blocks.
         norm: path of the final norm.
         cls_token: path of the [CLS] parameter.
@@ -32,6 +33,7 @@ class Codebase:
     marks: tuple[str, ...]
     registers: Callable[[Any], int]
     option: str
+    others: Callable[[Any], int] = lambda model: 0
     blocks: str = "blocks"
     norm: str = "norm"
     cls_token: str = "cls_token"
@@ -42,37 +44,38 @@ def _own(name: str) -> Callable[[Any], int]:
     return lambda model: int(vars(model).get(name) or 0)
 
 
-def _config(model: Any) -> int:
-    return int(getattr(model.config, "num_register_tokens", 0) or 0)
+def _timm_registers(model: Any) -> int:
+    return 0 if model.reg_token is None else model.reg_token.shape[1]
 
 
-_HF: dict[str, Any] = {
-    "registers": _config,
-    "option": "config.num_register_tokens",
-    "cls_token": "embeddings.cls_token",
-}
-CODEBASES = (
-    Codebase(
-        "dinov2",
-        ("prepare_tokens_with_masks", "num_register_tokens"),
-        _own("num_register_tokens"),
-        "num_register_tokens",
-    ),
-    Codebase("dinov3", ("prepare_tokens_with_masks", "n_storage_tokens"), _own("n_storage_tokens"), "n_storage_tokens"),
-    Codebase("dinov1", ("prepare_tokens", "get_last_selfattention"), lambda model: 0, ""),
-    Codebase(
-        "timm", ("_pos_embed", "num_prefix_tokens"), lambda model: _own("num_prefix_tokens")(model) - 1, "reg_tokens"
-    ),
-    Codebase("transformers", ("config", "embeddings", "layers", "layernorm"), **_HF, blocks="layers", norm="layernorm"),
-    Codebase(
+def _timm_others(model: Any) -> int:
+    return int(vars(model)["num_prefix_tokens"]) - 1 - _timm_registers(model)
+
+
+def _transformers(*marks: str, **paths: str) -> Codebase:
+    return Codebase(
         "transformers",
-        ("config", "embeddings", "encoder", "layernorm"),
-        **_HF,
-        blocks="encoder.layer",
-        norm="layernorm",
-    ),
-    Codebase("transformers", ("config", "embeddings", "rope_embeddings"), **_HF, blocks="model.layer"),
+        ("config", "embeddings", *marks),
+        lambda model: int(getattr(model.config, "num_register_tokens", 0) or 0),
+        "config.num_register_tokens",
+        lambda model: int(getattr(model.embeddings, "distillation_token", None) is not None),
+        cls_token="embeddings.cls_token",
+        **paths,
+    )
+
+
+_DINO = "prepare_tokens_with_masks"
+CODEBASES = (
+    Codebase("dinov2", (_DINO, "num_register_tokens"), _own("num_register_tokens"), "num_register_tokens"),
+    Codebase("dinov3", (_DINO, "n_storage_tokens"), _own("n_storage_tokens"), "n_storage_tokens"),
+    Codebase("dinov1", ("prepare_tokens", "get_last_selfattention"), lambda model: 0, ""),
+    Codebase("timm", ("_pos_embed", "num_prefix_tokens"), _timm_registers, "reg_tokens", _timm_others),
+    _transformers("layers", "layernorm", blocks="layers", norm="layernorm"),
+    _transformers("encoder", "layernorm", blocks="encoder.layer", norm="layernorm"),
+    _transformers("rope_embeddings", blocks="model.layer"),
 )
+TRANSFORMERS = {"vit", "vit_msn", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit"}
+"""Model types whose tokens are [CLS], perhaps a distillation token, registers and patches, and nothing else."""
 
 
 @dataclass
@@ -85,6 +88,7 @@ class ViT:
         blocks: its blocks, in order.
         norm: its final norm.
         registers: register tokens that its own codebase gave it.
+        others: further tokens before the patches.
         extra: tokens that the spec's mechanisms add after [CLS].
     """
 
@@ -93,12 +97,13 @@ class ViT:
     blocks: list[nn.Module] = field(repr=False)
     norm: Any = field(repr=False)
     registers: int = 0
+    others: int = 0
     extra: int = 0
 
     @property
     def prefix(self) -> int:
-        """Number of tokens before the patches: [CLS], the model's own registers, and ``extra``."""
-        return 1 + self.registers + self.extra
+        """Number of tokens before the patches: [CLS], ``registers``, ``others`` and ``extra``."""
+        return 1 + self.registers + self.others + self.extra
 
     @property
     def cls_token(self) -> nn.Parameter:
@@ -168,6 +173,11 @@ def find_vits(model: nn.Module) -> list[ViT]:
 
 
 def _dissect(root: Any, codebase: Codebase) -> ViT:
+    if codebase.name == "transformers" and root.config.model_type not in TRANSFORMERS:
+        raise UnsupportedModelError(
+            f"token mechanisms do not know transformers' model type {root.config.model_type!r}, only "
+            f"{', '.join(sorted(TRANSFORMERS))}; use a normalizer alone"
+        )
     try:
         blocks, norm, cls_token = (
             attrgetter(path)(root) for path in (codebase.blocks, codebase.norm, codebase.cls_token)
@@ -184,4 +194,4 @@ def _dissect(root: Any, codebase: Codebase) -> ViT:
     flat = (
         [block for chunk in blocks for block in chunk if not isinstance(block, nn.Identity)] if nested else list(blocks)
     )
-    return ViT(root, codebase, flat, norm, codebase.registers(root))
+    return ViT(root, codebase, flat, norm, codebase.registers(root), codebase.others(root))

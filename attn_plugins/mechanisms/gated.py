@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import UnsupportedModelError
 from ..registry import register_mechanism
 from .anatomy import ViT
 from .base import Mechanism, Owned
@@ -30,6 +31,11 @@ class Gated(Mechanism):
         for block in vit.blocks:
             vit.norm1(block)
             vit.projection(block)
+            if "postnorm" in type(block).__name__.lower() or "respost" in type(block).__name__.lower():
+                raise UnsupportedModelError(
+                    f"gated: {type(block).__qualname__} norms the attention's output, not its input, which "
+                    "the gate reads; use a model with norms in front"
+                )
 
     def apply(self, vit: ViT) -> None:
         for block in vit.blocks:

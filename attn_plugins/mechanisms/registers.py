@@ -43,7 +43,8 @@ class Registers(Mechanism):
                 f"registers: {name} has {vit.registers} register tokens of its own; for another number build it with "
                 f"{codebase.option}={self.extra_tokens} instead"
             )
-        if hasattr(vit.root, "out_features") or (codebase.name == "timm" and hasattr(vit.root, "rope")):
+        rotary_or_distilled = codebase.name == "timm" and (hasattr(vit.root, "rope") or vit.others)
+        if hasattr(vit.root, "out_features") or rotary_or_distilled:
             raise UnsupportedModelError(
                 f"registers: {name} counts its tokens in places that cannot be told of registers; "
                 f"use the plain model{f', or build it with {codebase.option}=N' if codebase.option else ''}"

@@ -43,11 +43,15 @@ class Specialization(Mechanism):
         for block in vit.blocks:
             for part in (vit.norm1, vit.norm2, vit.qkv):
                 part(block)
-            if isinstance(getattr(block, "gamma_1", None), nn.Parameter):
-                raise UnsupportedModelError(
-                    f"specialization: {type(block).__qualname__} of {name} keeps LayerScale as a bare parameter "
-                    "(gamma_1); use the official or the transformers model of the same weights"
-                )
+            bare = [(block, "gamma_1")]  # timm's Eva, which is DINOv3 too
+            if getattr(vit.attention(block), "qkv", None) is not None:
+                bare.append((vit.attention(block), "q_bias"))
+            for owner, parameter in bare:
+                if isinstance(getattr(owner, parameter, None), nn.Parameter):
+                    raise UnsupportedModelError(
+                        f"specialization: {type(owner).__qualname__} of {name} computes with its bare parameters "
+                        f"({parameter}, ...) and not by modules; use the official or the transformers model"
+                    )
 
     def apply(self, vit: ViT) -> None:
         for index, block in enumerate(vit.blocks):

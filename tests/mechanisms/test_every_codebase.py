@@ -5,10 +5,13 @@ import itertools
 import pickle
 
 import pytest
+import timm
 import torch
+from timm.models.vision_transformer import ResPostBlock
 
 import attn_plugins
 
+from . import tiny_vits
 from .plain import Plain
 from .tiny_vits import FAMILIES, images, trained
 
@@ -106,6 +109,52 @@ def test_equality_with_a_plain_reimplementation(name, spec):
     eps = model.norm.eps
     plain = Plain(model, eps=eps, halves="context" in spec)(x)
     torch.testing.assert_close(torch.cat([cls[:, None], patches], 1), plain, atol=1e-10, rtol=0)
+
+
+def eva(**options):
+    return timm.create_model("eva02_tiny_patch14_224", img_size=56, embed_dim=48, num_heads=3, depth=2, **options)
+
+
+def post_norm():
+    return tiny_vits.timm(block_fn=ResPostBlock)
+
+
+@pytest.mark.parametrize(
+    "build, spec, says",
+    [
+        (lambda: eva(init_values=1.0), "specialization", "EvaBlock of Eva computes with its bare parameters .gamma_1"),
+        (
+            lambda: eva(qkv_fused=True),
+            "specialization",
+            "EvaAttention of Eva computes with its bare parameters .q_bias",
+        ),
+        (eva, "registers", "Eva counts its tokens in places"),
+        (lambda: eva(num_reg_tokens=4), "registers", "has 4 register tokens of its own"),
+        (post_norm, "gated", "ResPostBlock norms the attention's output"),
+        (lambda: tiny_vits.timm(class_token=False, global_pool="avg"), "cb_s", "has no .CLS. token"),
+        (lambda: tiny_vits.transformers("Beit"), "cb_s", "model type 'beit', only deit"),
+    ],
+)
+def test_what_a_mechanism_cannot_change_is_refused_before_anything_changes(build, spec, says):
+    model = build()
+    names, classes = list(model.state_dict()), [type(module) for module in model.modules()]
+    with pytest.raises(attn_plugins.UnsupportedModelError, match=says):
+        attn_plugins.patch(model, f"entmax15+{spec}")
+    assert list(model.state_dict()) == names
+    assert [type(module) for module in model.modules()] == classes
+
+
+@pytest.mark.parametrize(
+    "build", [eva, lambda: tiny_vits.transformers("DeiT"), lambda: tiny_vits.transformers("ViTMSN")]
+)
+def test_identity_on_further_vits(build):
+    model = attn_plugins.patch(trained(build()), "softmax")
+    x = torch.randn(2, 3, *(2 * [56 if hasattr(model, "rope") else 32]))
+    read = model.forward_features if hasattr(model, "forward_features") else lambda x: model(x).last_hidden_state
+    with torch.no_grad():
+        before = read(x)
+        attn_plugins.patch(model, "specialization+cb_s+gated")
+        torch.testing.assert_close(read(x), before, atol=1e-5, rtol=0)
 
 
 def test_a_model_that_is_no_vit_is_refused_before_anything_changes():
