@@ -145,7 +145,8 @@ def test_what_a_mechanism_cannot_change_is_refused_before_anything_changes(build
 
 
 @pytest.mark.parametrize(
-    "build", [eva, lambda: tiny_vits.transformers("DeiT"), lambda: tiny_vits.transformers("ViTMSN")]
+    "build",
+    [lambda: eva(qkv_fused=False), lambda: tiny_vits.transformers("DeiT"), lambda: tiny_vits.transformers("ViTMSN")],
 )
 def test_identity_on_further_vits(build):
     model = attn_plugins.patch(trained(build()), "softmax")
