@@ -43,7 +43,7 @@ def patch_networks(spec: str, *networks: nn.Module) -> None:
         if wanted != "softmax" and present is None:
             patch(network, wanted)
             if any(parameter.is_meta for parameter in network.parameters()):
-                network.init_weights = types.MethodType(_init_weights, network)
+                network.init_weights = types.MethodType(_init_weights, network)  # type: ignore[assignment]
         refuse_others(network)
 
 

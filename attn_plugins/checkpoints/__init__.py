@@ -4,7 +4,7 @@ Loading never runs what is in a file, and never pairs weights with another atten
 """
 
 from .errors import CheckpointError
-from .identity import CheckpointInfo, agree, identify, recorded_spec
+from .identity import CheckpointInfo, agree, identify, recorded_spec, spec_inside
 from .layout import Shape
 from .loading import load_backbone, load_backbone_state
 from .reading import allowed_globals, read
@@ -22,4 +22,5 @@ __all__ = [
     "read",
     "recorded_spec",
     "save",
+    "spec_inside",
 ]

@@ -15,7 +15,7 @@ from .errors import CheckpointError
 from .layout import Shape, backbone_keys, candidates, sections, shape_of
 from .reading import read
 
-__all__ = ["CheckpointInfo", "agree", "identify", "identify_loaded", "recorded_spec"]
+__all__ = ["CheckpointInfo", "agree", "identify", "identify_loaded", "recorded_spec", "spec_inside"]
 
 _AVERAGED = ("teacher", "ema")  # what an evaluation wants where a file holds several
 
@@ -121,6 +121,17 @@ def recorded_spec(path: str | os.PathLike[str]) -> tuple[str | None, list[str]]:
     return spec, [key for state in states.values() for key in state if isinstance(key, str)]
 
 
+def spec_inside(contents: Any, where: str) -> str | None:
+    """The spec that contents of a file tell once they are loaded; None if they tell nothing or are no checkpoint.
+
+    Raises:
+        CheckpointError: they tell two.
+    """
+    if not isinstance(contents, Mapping):
+        return None
+    return _single(_told(contents, [("", state) for state in sections(contents).values()]), where)[0]
+
+
 def agree(recorded: str | None, requested: str | None, where: str) -> str:
     """The spec to use with a checkpoint: its own; a request may repeat it but not contradict it.
 
@@ -167,7 +178,19 @@ def _words(place: tuple[str, str]) -> set[str]:
 def _spec(
     checkpoint: Mapping[str, Any], states: Iterable[tuple[str, Mapping[str, Any]]], path: Path
 ) -> tuple[str | None, str | None]:
-    """The file's own spec and where it stands, all its places agreeing; states: (prefix of the backbone, its dict)."""
+    """The spec and where it stands; states: (prefix of the backbone, the dict that holds it)."""
+    # A config may have been written anew since, by a run that was refused: the file itself is believed first.
+    return _single(_told(checkpoint, states) or _config_beside(path), str(path))
+
+
+def _single(told: Mapping[str, str], where: str) -> tuple[str | None, str | None]:
+    if len({_canonical(spec) for spec in told.values()}) > 1:
+        raise CheckpointError(f"{where} tells more than one spec: {told}. It was put together from different runs.")
+    return next(((_canonical(spec), place) for place, spec in told.items()), (None, None))
+
+
+def _told(checkpoint: Mapping[str, Any], states: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, str]:
+    """{place: spec} of every place inside a file that tells one."""
     told: dict[str, str] = {}
     for prefix, state in states:
         for module, metadata in getattr(state, "_metadata", {}).items():
@@ -180,10 +203,7 @@ def _spec(
     ours = checkpoint.get(METADATA_KEY)
     if isinstance(ours, Mapping) and "spec" in ours:
         told[METADATA_KEY] = ours["spec"]
-    told = told or _config_beside(path)  # the config may have been written anew since, by a run that was refused
-    if len({_canonical(spec) for spec in told.values()}) > 1:
-        raise CheckpointError(f"{path} tells more than one spec: {told}. Keep the file with its own run's files.")
-    return next(((_canonical(spec), source) for source, spec in told.items()), (None, None))
+    return told
 
 
 def _config_beside(path: Path) -> dict[str, str]:

@@ -8,9 +8,13 @@ import runpy
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
+import torch
 from torch import nn
 
+from ..checkpoints import agree, spec_inside
 from ..old_torch import keep_old_fsdp_names, read_own_checkpoints
 from ..patching import find_attention
 from ..spec import parse
@@ -65,8 +69,22 @@ def _patching(spec: str | None) -> Iterator[list[str]]:
         layers = len(find_attention(model))
         say(f"{built[-1]} number {len(built)}: {layers} attention layers with {spec}")
 
-    with patch_as_built(patch):
+    with patch_as_built(patch), _loading_only(spec):
         yield built
+
+
+@contextlib.contextmanager
+def _loading_only(spec: str | None) -> Iterator[None]:
+    """Refuse to load weights of another spec, for trainers that take state dicts apart before they use them."""
+    load = torch.load
+
+    def checked(file: Any, *args: Any, **kwargs: Any) -> Any:
+        contents = load(file, *args, **kwargs)
+        agree(spec_inside(contents, str(file)), spec, str(file))
+        return contents
+
+    with mock.patch.object(torch, "load", checked):
+        yield
 
 
 def _run(script: list[str]) -> None:

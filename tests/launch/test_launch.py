@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_vit import TinyViT
 
-from attn_plugins import UnknownPluginError
-from attn_plugins.checkpoints import identify, read
+from attn_plugins import UnknownPluginError, patch
+from attn_plugins.checkpoints import CheckpointError, identify, read
 from attn_plugins.launch import main
 
 HERE = Path(__file__).parent
@@ -73,7 +74,7 @@ def test_entmax15_is_trained_stamped_resumed_and_not_resumed_as_anything_else(la
     }
     assert losses(launch("entmax15", TRAINER, "--out", tmp_path, "--steps", 4)) == whole[2:]
     for other in ("softmax", "sparsemax"):
-        with pytest.raises(ValueError, match=r"trained with attn_plugins \{'spec': 'entmax15'\}"):
+        with pytest.raises(CheckpointError, match=f"was trained with 'entmax15' and '{other}' was asked for"):
             launch(other, TRAINER, "--out", tmp_path, "--steps", 5)
 
 
@@ -137,3 +138,17 @@ def test_timms_models_are_patched_and_their_checkpoints_identified(launch, tmp_p
     launch("entmax15", script, tmp_path / "last.pth")
     info = identify(tmp_path / "last.pth")
     assert (info.architecture, info.patch_size, info.spec) == ("vit_tiny", 16, "entmax15")
+
+
+def test_a_trainer_that_takes_state_dicts_apart_cannot_mix_specs_either(launch, tmp_path):
+    torch.save({"state_dict": patch(TinyViT(), "entmax15").state_dict()}, tmp_path / "last.pth")
+    script = tmp_path / "evaluates.py"
+    script.write_text(
+        "import sys, torch\n"
+        "from tiny_vit import TinyViT\n"
+        "state = dict(torch.load(sys.argv[1])['state_dict'])\n"
+        "print('loaded', TinyViT().load_state_dict(state))\n"
+    )
+    assert "All keys matched" in launch("entmax15", script, tmp_path / "last.pth").stdout
+    with pytest.raises(CheckpointError, match="'entmax15' and 'softmax' was asked for"):
+        launch("softmax", script, tmp_path / "last.pth")
