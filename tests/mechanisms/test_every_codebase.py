@@ -149,13 +149,13 @@ def test_what_a_mechanism_cannot_change_is_refused_before_anything_changes(build
     [lambda: eva(qkv_fused=False), lambda: tiny_vits.transformers("DeiT"), lambda: tiny_vits.transformers("ViTMSN")],
 )
 def test_identity_on_further_vits(build):
-    model = attn_plugins.patch(trained(build()), "softmax")
-    x = torch.randn(2, 3, *(2 * [56 if hasattr(model, "rope") else 32]))
+    model = attn_plugins.patch(trained(build()).double(), "softmax")
+    x = images(size=56 if hasattr(model, "rope") else 32).double()
     read = model.forward_features if hasattr(model, "forward_features") else lambda x: model(x).last_hidden_state
     with torch.no_grad():
         before = read(x)
         attn_plugins.patch(model, "specialization+cb_s+gated")
-        torch.testing.assert_close(read(x), before, atol=1e-5, rtol=0)
+        torch.testing.assert_close(read(x), before, atol=1e-10, rtol=0)
 
 
 def test_a_model_that_is_no_vit_is_refused_before_anything_changes():
