@@ -165,9 +165,10 @@ def launch(kernel: str, grid: Any, args: tuple[Any, ...], shape: tuple[int, int,
         shape: ``(length, width, itemsize, packed)`` for :func:`choices`.
         meta: the kernel's constants that are not block sizes.
     """
-    if _measured():
-        _tuner(kernel, *shape)[grid](*args, **meta)
-        return
-    config = choices(kernel, *shape)[0]
-    launcher = {} if interpreting() else {"num_warps": config.num_warps, "num_stages": config.num_stages}
-    KERNELS[kernel][grid](*args, **meta, **config.kwargs, **launcher)
+    with torch.cuda.device_of(args[0]):  # triton launches on the current device, whichever the tensors are on
+        if _measured():
+            _tuner(kernel, *shape)[grid](*args, **meta)
+            return
+        config = choices(kernel, *shape)[0]
+        launcher = {} if interpreting() else {"num_warps": config.num_warps, "num_stages": config.num_stages}
+        KERNELS[kernel][grid](*args, **meta, **config.kwargs, **launcher)
