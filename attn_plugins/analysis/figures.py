@@ -98,7 +98,7 @@ def pib_exhibit(found: Sequence[Findings]) -> Exhibit:
     values = np.full((max(len(p.hits) for _, p in results), len(results)), np.nan)
     for column, (_, result) in enumerate(results):
         values[: len(result.hits), column] = [100 * share for share in result.share]
-    figure = Figure(figsize=(max(4.2, 0.95 * len(results) + 2), 0.36 * len(values) + 1.3), layout="constrained")
+    figure = Figure(figsize=(max(7.0, 0.95 * len(results) + 2), 0.34 * len(values) + 1.2), layout="constrained")
     axes = figure.subplots()
     shown = axes.imshow(values, cmap="cividis", aspect="auto", origin="lower", vmin=0, vmax=100)
     axes.set_yticks(range(len(values)))
@@ -121,6 +121,9 @@ def pib_exhibit(found: Sequence[Findings]) -> Exhibit:
     bar = figure.colorbar(shown, ax=axes, fraction=0.05, pad=0.02)
     bar.set_label("point-in-box, %", fontsize=9, color=GREY)
     bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8.5, length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
     rows = [{"model": s.name, "epoch": s.epoch} | row for s, p in results for row in p.table()]
     best = ", ".join(f"{s.name}: {100 * p.share[-1]:.0f} % in the last layer" for s, p in results)
     images = ", ".join(sorted({str(p.images) for _, p in results}))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from .subjects import epoch_of
 
 __all__ = ["LayerProbe", "collect_layers"]
 
@@ -48,8 +49,7 @@ def collect_layers(work_dirs: Sequence[Path]) -> list[LayerProbe]:
         scores = [entry["metrics"]["mIoU"] for entry in evaluations if "mIoU" in entry["metrics"]]
         if scores and len(backbone["layers"]) == 1:
             checkpoint = str(backbone["checkpoint"] or backbone["arch"])
-            number = re.search(r"(\d+)\D*$", Path(checkpoint).stem)
-            epoch = int(number[1]) if number else None
+            epoch = epoch_of(Path(checkpoint))
             cls = backbone["cls_token"] == "concat"
             found.append(LayerProbe(backbone["plugins"], checkpoint, epoch, backbone["layers"][0], cls, max(scores)))
     if not found:

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..stamp import spec_of
 
-__all__ = ["Subject", "from_checkpoints"]
+__all__ = ["Subject", "epoch_of", "from_checkpoints"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def from_checkpoints(
         return lambda: load_backbone(arch, path, plugins, repo)[0]
 
     specs = [(identify(path).spec or "softmax") if plugins == "auto" else plugins for path in paths]
-    epochs = [_epoch(path) for path in paths]
+    epochs = [epoch_of(path) for path in paths]
     subjects = []
     for path, spec, epoch in zip(paths, specs, epochs, strict=True):
         alone = specs.count(spec) == 1
@@ -73,6 +73,7 @@ def from_checkpoints(
     return subjects
 
 
-def _epoch(path: Path) -> int | None:
+def epoch_of(path: Path) -> int | None:
+    """The last number in a file's name: 40 for ``checkpoint0040.pth``."""
     number = re.search(r"(\d+)\D*$", path.stem)
     return int(number[1]) if number else None
