@@ -146,7 +146,7 @@ def _attempt(peer: Peer, inputs: tuple[Tensor, ...], grad: Tensor) -> str | None
     try:
         forward_backward(peer, inputs, grad)()
         torch.cuda.synchronize()
-    except (RuntimeError, ValueError, AssertionError, ImportError, TypeError) as error:
+    except (RuntimeError, ValueError, AssertionError, ImportError, OSError, AttributeError, TypeError) as error:
         return f"{type(error).__name__}: {str(error).strip()[:300]}"
     return None
 

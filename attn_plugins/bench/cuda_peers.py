@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from itertools import groupby
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -57,24 +58,34 @@ def _sdpa(backend: SDPBackend) -> Peer:
     return run
 
 
-def _adasplash() -> dict[str, Peer]:
-    from adasplash import adasplash_v1, triton_entmax
+# These two are imported when they run, so that one that does not load is reported like one that does not run.
 
+
+def _adasplash() -> dict[str, Peer]:
     # Its kernels read q, k and v as if they were contiguous; the copies are part of using it.
-    return {
-        ENTMAX[1]: lambda q, k, v: adasplash_v1(q.contiguous(), k.contiguous(), v.contiguous(), alpha=1.5),
-        ENTMAX[2]: composed(lambda z, dim: triton_entmax(z.contiguous(), alpha=1.5)),
-    }
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        from adasplash import adasplash_v1
+
+        return adasplash_v1(q.contiguous(), k.contiguous(), v.contiguous(), alpha=1.5)
+
+    def normalize(scores: Tensor, dim: int) -> Tensor:
+        from adasplash import triton_entmax
+
+        return triton_entmax(scores.contiguous(), alpha=1.5)
+
+    return {ENTMAX[1]: attend, ENTMAX[2]: composed(normalize)}
 
 
 def _xformers(shape: Shape) -> Peer:
-    from xformers.ops import fmha
-
-    bias = fmha.BlockDiagonalMask.from_seqlens(list(shape.lengths)) if shape.packed else None
+    biases: list[Any] = []
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        from xformers.ops import fmha
+
+        if not biases:
+            biases.append(fmha.BlockDiagonalMask.from_seqlens(list(shape.lengths)) if shape.packed else None)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        return fmha.memory_efficient_attention(q, k, v, attn_bias=bias).transpose(1, 2)
+        return fmha.memory_efficient_attention(q, k, v, attn_bias=biases[0]).transpose(1, 2)
 
     return run
 
