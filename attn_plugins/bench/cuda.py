@@ -147,7 +147,7 @@ def _attempt(peer: Peer, inputs: tuple[Tensor, ...], grad: Tensor) -> str | None
         forward_backward(peer, inputs, grad)()
         torch.cuda.synchronize()
     except (RuntimeError, ValueError, AssertionError, ImportError, OSError, AttributeError, TypeError) as error:
-        return f"{type(error).__name__}: {str(error).strip()[:300]}"
+        return f"{type(error).__name__}: {str(error).strip().partition("\n")[0][:300]}"
     return None
 
 
