@@ -147,7 +147,8 @@ def _attempt(peer: Peer, inputs: tuple[Tensor, ...], grad: Tensor) -> str | None
         forward_backward(peer, inputs, grad)()
         torch.cuda.synchronize()
     except (RuntimeError, ValueError, AssertionError, ImportError, OSError, AttributeError, TypeError) as error:
-        return f"{type(error).__name__}: {str(error).strip().partition("\n")[0][:300]}"
+        first_line = str(error).strip().partition("\n")[0]
+        return f"{type(error).__name__}: {first_line[:300]}"
     return None
 
 
