@@ -17,7 +17,7 @@ from .checkpoints import CheckpointError, agree, recorded_spec
 from .old_torch import keep_old_fsdp_names, read_own_checkpoints
 from .patching import PREFIX, patch
 from .spec import parse
-from .stamp import refuse_others, spec_of
+from .stamp import refuse_others, spec_of, stamp
 
 __all__ = ["before_load", "keep_old_fsdp_names", "patch_networks", "spec_from"]
 
@@ -25,22 +25,24 @@ __all__ = ["before_load", "keep_old_fsdp_names", "patch_networks", "spec_from"]
 def patch_networks(spec: str, *networks: nn.Module) -> None:
     """Patch student and teacher, or any networks that a trainer has just built, alike.
 
-    `softmax` leaves them as they are. Either way a `load_state_dict` with weights of another spec is refused from
-    now on, which is how a resumed run notices that it was started with another one.
+    With `softmax` they compute as they are. Either way their state dicts tell the spec from now on, and weights of
+    another are refused: that is how a resumed run notices that it was started with another one.
 
     Raises:
         UnknownPluginError, UnsupportedModelError, ValueError: as `attn_plugins.patch`.
     """
     read_own_checkpoints()
-    wanted = str(parse(spec))
+    wanted = parse(spec)
     for network in networks:
         present = spec_of(network)
-        if present not in (None, wanted):
+        if present not in (None, str(wanted)):
             raise ValueError(
-                f"asked for {wanted!r} by the trainer's own option, but {type(network).__name__} has {present!r} "
+                f"asked for {str(wanted)!r} by the trainer's own option, but {type(network).__name__} has {present!r} "
                 "already (from the launcher?): give the spec in one place"
             )
-        if wanted != "softmax" and present is None:
+        if str(wanted) == "softmax":
+            stamp(network, wanted, [])
+        elif present is None:
             patch(network, wanted)
             if any(parameter.is_meta for parameter in network.parameters()):
                 network.init_weights = types.MethodType(_init_weights, network)  # type: ignore[assignment]

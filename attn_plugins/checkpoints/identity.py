@@ -68,9 +68,8 @@ class CheckpointInfo:
 def identify(path: str | os.PathLike[str], key: str | None = None) -> CheckpointInfo:
     """Say what a checkpoint is, without loading its tensors into memory and without running anything in it.
 
-    Reads DINOv1's `checkpoint.pth`, DINOv2's and DINOv3's `teacher_checkpoint.pth` (with the `config.yaml` of
-    the run in its folder or the two above), released weights, state dicts exported by lightly-train or timm,
-    and the files of `attn_plugins.checkpoints.save`.
+    Reads DINOv1's `checkpoint.pth`, DINOv2's and DINOv3's `teacher_checkpoint.pth` (and the run's `config.yaml`),
+    released weights, state dicts exported by lightly-train or timm, and the files of `attn_plugins.checkpoints.save`.
 
     Args:
         path: the file.
@@ -78,8 +77,7 @@ def identify(path: str | os.PathLike[str], key: str | None = None) -> Checkpoint
 
     Raises:
         CheckpointError: the file cannot be read safely, holds no ViT, holds several and `key` picks none, or
-            tells
-            two specs.
+            tells two specs.
     """
     return identify_loaded(read(path, mmap=True), Path(path), key)
 

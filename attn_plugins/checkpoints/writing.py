@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +51,10 @@ def save(
         METADATA_KEY: {"spec": agree(spec_of(model), None, str(path)), **built},
         **extra,
     }
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            torch.save(contents, file)
-        Path(partial).replace(path)
-    except BaseException:
-        Path(partial).unlink()
-        raise
+        torch.save(contents, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     return path

@@ -42,7 +42,7 @@ def _rows(info: CheckpointInfo) -> dict[str, str]:
         "architecture": f"{shape.architecture} (embed_dim {shape.embed_dim}, depth {shape.depth}, ffn {shape.ffn})",
         "patch size": str(shape.patch_size),
         "positions": "rotary" if shape.grid is None else f"{shape.grid} x {shape.grid} patches",
-        "registers": str(shape.registers),
+        "registers": f"{shape.registers} of the model's own",
         "spec": f"{info.spec} (from {info.spec_source})" if info.spec else "none recorded (trained without plugins)",
         "backbone": f"{len(info.keys)} tensors at {_place(info.section, info.prefix)}",
     }

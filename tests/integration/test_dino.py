@@ -54,6 +54,8 @@ def test_softmax_by_the_launcher_gives_the_losses_of_the_unpatched_trainer(plain
 def test_softmax_by_the_flag_gives_the_losses_of_the_unpatched_trainer(plain, patched, images, tmp_path):
     assert train(patched, images, tmp_path)[1] == plain
     assert len(plain) == 2
+    refused, _ = train(patched, images, tmp_path, "--attn_plugins", "entmax15", epochs=3, fails=True)
+    assert "trained with attn_plugins {'spec': 'softmax'}" in refused
 
 
 def test_flag_and_launcher_train_the_same_entmax15(plain, entmax, upstream, images, tmp_path):

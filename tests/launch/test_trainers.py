@@ -15,11 +15,21 @@ from attn_plugins.stamp import spec_of
 from attn_plugins.trainers import before_load, patch_networks, spec_from
 
 
-def test_softmax_leaves_the_networks_alone():
-    student = tiny_vit.TinyViT()
-    before = {name: (type(module), set(vars(module))) for name, module in student.named_modules()}
+def test_softmax_changes_no_module_and_is_told_all_the_same():
+    student, plain = tiny_vit.TinyViT(), tiny_vit.TinyViT()
     patch_networks("softmax", student)
-    assert {name: (type(module), set(vars(module))) for name, module in student.named_modules()} == before
+    assert [type(module) for module in student.modules()] == [type(module) for module in plain.modules()]
+    assert all(set(vars(block)) == set(vars(plain.blocks[0])) for block in student.blocks)
+    assert student.state_dict()._metadata[""]["attn_plugins"] == {"spec": "softmax"}
+
+
+def test_softmax_is_not_resumed_as_anything_else():
+    trained, other = tiny_vit.TinyViT(), tiny_vit.TinyViT()
+    patch_networks("softmax", trained)
+    patch_networks("entmax15", other)
+    with pytest.raises(ValueError, match=r"trained with attn_plugins \{'spec': 'softmax'\}"):
+        other.load_state_dict(trained.state_dict())
+    trained.load_state_dict(trained.state_dict())
 
 
 def test_student_and_teacher_are_patched_alike():
