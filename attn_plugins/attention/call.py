@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -117,4 +118,4 @@ def split_mask(attn_mask: Any, query: Tensor, key: Tensor) -> tuple[Tensor | Non
 
 
 def _lengths(starts: list[int]) -> tuple[int, ...]:
-    return tuple(end - start for start, end in zip(starts[:-1], starts[1:], strict=True))
+    return tuple(end - start for start, end in pairwise(starts))

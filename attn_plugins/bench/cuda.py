@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from .attention import Peer, forward_backward
 from .cuda_steps import bench_cuda_steps, steps_table
 from .report import machine
 from .roofline import Ceilings, Shape, floor_ms, measure_ceilings, minimal_work
-from .timing import in_turns
+from .timing import cuda_clock, in_turns
 
 __all__ = ["GOALS", "SHAPES", "bench_cuda", "cuda_table", "require_cuda", "verdicts"]
 
@@ -30,7 +31,7 @@ GOALS = {
     "peers": "at least 2 times faster than every other entmax",
     "memory": "peak memory at most 1.05 times SDPA's",
 }
-_CALLS = 10
+_clock = functools.partial(cuda_clock, calls=10)
 _PACKAGES = ("torch", "triton", "entmax", "adasplash", "xformers")
 
 
@@ -158,16 +159,6 @@ def _check(ours: Peer, theirs: Peer, inputs: tuple[Tensor, ...]) -> None:
     error = float((actual - expected).norm() / expected.norm())
     if not error < 2e-2:
         raise RuntimeError(f"our output differs from entmax.entmax15 by {error:.1e} of its norm; nothing is timed")
-
-
-def _clock(function: Callable[[], object]) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(_CALLS):
-        function()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / _CALLS
 
 
 def _peak(function: Callable[[], object], device: torch.device) -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .report import as_dict, table
-from .timing import in_turns, wall_clock
+from .timing import cuda_clock, in_turns, wall_clock
 
 __all__ = ["bench_probes", "probes_table"]
 
@@ -47,7 +47,7 @@ def bench_probes(
     """
     settings: dict[str, Any] = {"arch": arch, "probe": probe, "size": size, "batch": batch, "spec": spec}
     steps = _steps(device=device, **settings)
-    timings = in_turns(steps, repeats, clock=_cuda_clock if device.startswith("cuda") else wall_clock)
+    timings = in_turns(steps, repeats, clock=cuda_clock if device.startswith("cuda") else wall_clock)
     result = as_dict("probe: forward, backward and AdamW of one training step", BASELINE, timings, device, settings)
     for name, peer in result["peers"].items():
         peer["images_per_s"] = 1000 * batch / peer["median_ms"]
@@ -126,15 +126,6 @@ def _step(model: nn.Module, losses: Callable[[], dict[str, torch.Tensor]]) -> Ca
         optimizer.step()
 
     return step
-
-
-def _cuda_clock(function: Callable[[], object]) -> float:
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    function()
-    end.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(end)
 
 
 def _peak_mib(step: Callable[[], object], name: str, device: str, settings: dict[str, Any]) -> float:

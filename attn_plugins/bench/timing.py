@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-__all__ = ["Clock", "Timing", "in_turns", "wall_clock"]
+import torch
+
+__all__ = ["Clock", "Timing", "cuda_clock", "in_turns", "wall_clock"]
 
 Clock = Callable[[Callable[[], object]], float]
 """Runs a function once and returns the milliseconds it took."""
@@ -44,6 +46,17 @@ def wall_clock(function: Callable[[], object]) -> float:
     started = time.perf_counter()
     function()
     return (time.perf_counter() - started) * 1e3
+
+
+def cuda_clock(function: Callable[[], object], calls: int = 1) -> float:
+    """A :data:`Clock` for work on a GPU: CUDA events around ``calls`` calls, the mean of one."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(calls):
+        function()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / calls
 
 
 def in_turns(

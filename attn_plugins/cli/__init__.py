@@ -27,9 +27,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; the status is 0, 1 (it found problems) or 2 (bad usage or input)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
-        prog="attn-plugins", description="Attention plugins for Vision Transformers."
-    )
+    parser = argparse.ArgumentParser(prog="attn-plugins", description="Attention plugins for Vision Transformers.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     # Only the command that is asked for is imported, so that `list` does not wait for mmseg.
     wanted = [arguments[0]] if arguments and arguments[0] in COMMANDS else COMMANDS
