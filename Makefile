@@ -10,8 +10,9 @@ ARGS   ?=
 demo: $(VENV)/.demo
 	$(BIN)/attn-plugins demo $(ARGS)
 
+# One thread a worker: two workers with two threads each would wait for each other on two cores.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
