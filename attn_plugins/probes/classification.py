@@ -86,9 +86,9 @@ class ClassifierGrid(BaseModel):
         labels = torch.cat([sample.gt_label for sample in data_samples]).to(inputs.device)
         if mode == "loss":
             return self._losses(logits, labels, data_samples)
-        predicted = {name: scores.argmax(1) for name, scores in logits.items()}
+        predicted = {name: scores.argmax(1).tolist() for name, scores in logits.items()}
         for index, sample in enumerate(data_samples):
-            sample.set_field({name: int(classes[index]) for name, classes in predicted.items()}, "pred_labels")
+            sample.set_field({name: classes[index] for name, classes in predicted.items()}, "pred_labels")
         return data_samples
 
     def _logits(self, features: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
