@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from attn_plugins.analysis import images as images_module
 from attn_plugins.analysis.boxes import read_coco, read_xml
 from attn_plugins.analysis.images import MEAN, STD, find_images
 from attn_plugins.data.layouts.imagenet import write_imagenet
@@ -113,3 +114,19 @@ def test_every_data_set_of_the_probes_gives_its_images_and_not_its_maps(layout, 
         for file in images.files:
             with Image.open(file) as image:
                 assert image.mode == "RGB"
+
+
+def test_no_more_than_a_batch_of_images_is_read_at_a_time(voc, monkeypatch):
+    read = []
+    load = images_module._load
+
+    def counted(file, size, boxes):
+        read.append(file)
+        return load(file, size, boxes)
+
+    monkeypatch.setattr(images_module, "_load", counted)
+    batches = find_images(voc).batches(16, 2)
+    assert read == []
+    for expected in (2, 4, 5):
+        next(batches)
+        assert len(read) == expected
