@@ -2,7 +2,6 @@
 
 import pytest
 import trainers
-from test_dinov2 import dataset  # noqa: F401  the same index of images
 
 from attn_plugins.checkpoints import identify, load_backbone_state
 
@@ -14,14 +13,14 @@ def upstream():
     return trainers.checkout("dinov3")
 
 
-def train(upstream, dataset, out, spec, *options, **settings):  # noqa: F811
+def train(upstream, dataset, out, spec, *options, **settings):
     script = (upstream / "dinov3/train/train.py", "--config-file", CONFIG, "--output-dir", out)
     output = trainers.on_cpu(spec, *script, f"train.dataset_path={dataset}", *options, path=upstream, **settings)
     return trainers.numbers(output, "total_loss"), output
 
 
 @pytest.mark.timeout(900)
-def test_two_processes_train_with_entmax15_and_the_teacher_says_so(upstream, dataset, tmp_path):  # noqa: F811
+def test_two_processes_train_with_entmax15_and_the_teacher_says_so(upstream, dataset, tmp_path):
     losses, output = train(upstream, dataset, tmp_path, "entmax15", processes=2)
     assert losses
     assert "nan" not in "".join(losses)
@@ -35,7 +34,7 @@ def test_two_processes_train_with_entmax15_and_the_teacher_says_so(upstream, dat
 
 
 @pytest.mark.timeout(900)
-def test_what_plugins_learn_is_initialised_with_the_network(upstream, dataset, tmp_path):  # noqa: F811
+def test_what_plugins_learn_is_initialised_with_the_network(upstream, dataset, tmp_path):
     losses, _ = train(upstream, dataset, tmp_path, "entmax_alpha")
     assert losses
     assert "nan" not in "".join(losses)
