@@ -70,8 +70,6 @@ def load_backbone(
         state, info = load_backbone_state(checkpoint, spec=None if plugins == "auto" else plugins)
     if info is not None and info.arch is not None and arch in ("auto", info.arch):
         arch, options = info.arch, {**info.arch_options, **options}
-    if arch == "auto" and info is not None:
-        options = {**info.arch_options, **options}
     arch = _resolve(arch, info, str(checkpoint))
     spec = (info.spec if info else None) or "softmax" if plugins == "auto" else plugins
     model, convert = _build(arch, info, repo, options)
@@ -95,8 +93,6 @@ def _resolve(arch: str, info: CheckpointInfo | None, path: str) -> str:
         raise ValueError(
             "arch='auto' takes the architecture from a checkpoint, none was given: set checkpoint= or arch="
         )
-    if info.arch is not None:
-        return info.arch
     if info.shape.num_heads is None:
         raise ValueError(
             f"{path} holds a {info.architecture}, which has no common name: say arch='timm/NAME' "
