@@ -138,6 +138,15 @@ def _timm(base: Any) -> dict[str, Any]:
 
         return run
 
+    def group_matcher(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """timm's, by which registers get the layer-wise learning-rate decay of [CLS]."""
+        groups: dict[str, Any] = base.group_matcher(self, *args, **kwargs)
+        return {**groups, "stem": groups["stem"] + "|attn_plugins_registers"}
+
+    def no_weight_decay(self: Any) -> set[str]:
+        """timm's, and registers: its layer-wise decay goes by this list and not by the ending of a name."""
+        return {*base.no_weight_decay(self), "attn_plugins_registers.register_tokens.bias"}
+
     embed = without_registers(base._pos_embed)
 
     def _pos_embed(self: Any, x: Tensor) -> Tensor:
@@ -146,6 +155,8 @@ def _timm(base: Any) -> dict[str, Any]:
     return {
         "num_prefix_tokens": property(lambda self: counted(self, "num_prefix_tokens")),
         "num_reg_tokens": property(lambda self: counted(self, "num_reg_tokens")),
+        "group_matcher": group_matcher,
+        "no_weight_decay": no_weight_decay,
         "set_input_size": without_registers(base.set_input_size),
         "_pos_embed": _pos_embed,
     }
