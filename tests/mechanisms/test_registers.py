@@ -77,7 +77,8 @@ def test_timm_gives_registers_the_learning_rate_and_no_weight_decay_as_its_own()
     found = {}
     for model, name in ((native, "reg_token"), (ours, "attn_plugins_registers.register_tokens.bias")):
         parameter = dict(model.named_parameters())[name]
-        groups = param_groups_layer_decay(model, weight_decay=0.1, layer_decay=0.5)
+        exempt = model.no_weight_decay()
+        groups = param_groups_layer_decay(model, 0.1, no_weight_decay_list=exempt, layer_decay=0.5)
         (found[name],) = (group for group in groups if any(p is parameter for p in group["params"]))
     own, added = found.values()
     assert added["lr_scale"] == own["lr_scale"] == min(group["lr_scale"] for group in groups)
@@ -163,7 +164,7 @@ def test_models_with_registers_of_their_own_are_refused_and_told_the_native_opti
 
 @pytest.mark.parametrize("num", ["0", "-1", "2.5", "many"])
 def test_numbers_that_count_no_tokens_are_refused(num):
-    with pytest.raises(ValueError, match="num="):
+    with pytest.raises(ValueError, match="registers: num="):
         attn_plugins.patch(timm(), f"registers:num={num}")
 
 
