@@ -276,15 +276,10 @@ def layers_exhibit(probes: Sequence[LayerProbe]) -> Exhibit:
             for cls in (False, True):
                 line = [p for p in own if p.checkpoint == checkpoint and p.cls == cls]
                 if line:
-                    epoch = f"epoch {line[0].epoch}" if line[0].epoch is not None else "patches"
                     style = _style(index) | {"linestyle": "--" if cls else "-"}
-                    axes.plot(
-                        [p.layer for p in line],
-                        [p.miou for p in line],
-                        label=epoch + (" + [CLS]" if cls else ""),
-                        **style,
-                    )
+                    axes.plot([p.layer for p in line], [p.miou for p in line], label=line[0].line, **style)
         _dress(axes, method, y="VOC mIoU, %")
+        _layer_axis(axes, 1 + max(probe.layer for probe in probes))
         axes.legend(frameon=False, fontsize=8)
     best = max(probes, key=lambda probe: probe.miou)
     return Exhibit(

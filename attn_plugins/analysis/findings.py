@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..backbones.features import ViTFeatures
-from ..data.layouts.common import printed_progress
+from ..progress import printed_progress
 from .attention import AttentionStatistics, cls_attention, statistics
 from .images import Batch, Images
 from .norms import TokenNorms, token_norms
@@ -31,9 +31,13 @@ class Settings:
         pictures: images that PCA and overlays show.
         limit: images that statistics are over; None for all.
         layer: layer of the overlays, negative from the end.
+        heads: heads of the overlays; None for the first four.
         basis, foreground: of the PCA, see :func:`.pca.pca_rgb`.
         device: "cpu" or "cuda".
         seed: which images are drawn.
+
+    Raises:
+        ValueError: one of them is out of range, or there is no such device.
     """
 
     size: int = 224
@@ -41,10 +45,24 @@ class Settings:
     pictures: int = 4
     limit: int | None = 200
     layer: int = -1
+    heads: Sequence[int] | None = None
     basis: str = "shared"
     foreground: float | None = None
     device: str = "cpu"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("size", "batch", "pictures", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}; use a number of at least 1")
+        if self.foreground is not None and not 0 < self.foreground < 1:
+            raise ValueError(f"foreground={self.foreground}; use a threshold between 0 and 1, or None")
+        kind = self.device.partition(":")[0]
+        if kind not in ("cpu", "cuda"):
+            raise ValueError(f"device={self.device!r}; use 'cpu' or 'cuda'")
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device={self.device!r}, but torch {torch.__version__} finds no GPU; use 'cpu'")
 
 
 @dataclass(frozen=True)
@@ -64,8 +82,8 @@ def examine(subject: Subject, images: Images, settings: Settings, kinds: Collect
     """Load a model and look at it.
 
     Raises:
-        ValueError: the image size is no multiple of the model's patch size, or point-in-box is asked for where no
-            image has a box.
+        ValueError: the image size is no multiple of the model's patch size, there is no such layer or head, or
+            point-in-box is asked for where no image has a box.
     """
     model = subject.load().to(settings.device)
     patch = ViTFeatures(model).patch_size
@@ -88,6 +106,8 @@ def examine(subject: Subject, images: Images, settings: Settings, kinds: Collect
             )
         if "attention" in kinds:
             overlay = cls_attention(model, shown.pixels[:1], settings.layer)[0].float().cpu()
+            if any(not 0 <= head < len(overlay) for head in settings.heads or ()):
+                raise ValueError(f"heads={settings.heads}: {subject.name} has heads 0 to {len(overlay) - 1}")
     if "pib" in kinds:
         found_pib = pib(model, batches("point-in-box"))
     if "attention" in kinds:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..progress import Progress
 from .boxes import Box, read_coco, read_xml
 
 __all__ = ["Batch", "Images", "find_images"]
@@ -31,7 +32,6 @@ DEPTH_SPLITS = {
 }
 """Split files of NYUv2, KITTI and SUN RGB-D, lines "IMAGE DEPTH ...", and the folder that images are below."""
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

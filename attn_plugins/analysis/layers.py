@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .subjects import epoch_of
+from .subjects import epoch_of, short_name
 
 __all__ = ["LayerProbe", "collect_layers"]
 
@@ -19,7 +19,7 @@ class LayerProbe:
     Attributes:
         method: plugin spec of the backbone.
         checkpoint: the backbone's file.
-        epoch: the number in its name (``checkpoint0040.pth`` is 40), None where there is none.
+        epoch: the epoch in its name (``checkpoint0040.pth`` is 40), None where there is none.
         layer: index of the block.
         cls: whether [CLS] was concatenated to every patch.
         miou: best validation mIoU, in percent.
@@ -32,9 +32,15 @@ class LayerProbe:
     cls: bool
     miou: float
 
+    @property
+    def line(self) -> str:
+        """What its line in the figure is called."""
+        told = short_name(Path(self.checkpoint)) if self.epoch is None else f"epoch {self.epoch}"
+        return told + (" + [CLS]" if self.cls else "")
+
 
 def collect_layers(work_dirs: Sequence[Path]) -> list[LayerProbe]:
-    """Every single-layer segmentation probe below the given folders, from the ``probe.json`` that each leaves.
+    """Every single-layer VOC probe below the given folders, from the ``probe.json`` that each leaves.
 
     Raises:
         ValueError: a file is damaged, or there is no such probe.
@@ -43,15 +49,15 @@ def collect_layers(work_dirs: Sequence[Path]) -> list[LayerProbe]:
     for file in sorted(file for folder in work_dirs for file in Path(folder).rglob("probe.json")):
         try:
             record = json.loads(file.read_text())
-            backbone, evaluations = record["backbone"], record["evaluations"]
+            backbone, evaluations, name = record["backbone"], record["evaluations"], record["probe"]
         except (json.JSONDecodeError, KeyError) as error:
             raise ValueError(f"{file} is damaged: {type(error).__name__} {error}") from error
         scores = [entry["metrics"]["mIoU"] for entry in evaluations if "mIoU" in entry["metrics"]]
-        if scores and len(backbone["layers"]) == 1:
+        if name == "voc2012" and scores and len(backbone["layers"]) == 1:
             checkpoint = str(backbone["checkpoint"] or backbone["arch"])
             epoch = epoch_of(Path(checkpoint))
             cls = backbone["cls_token"] == "concat"
             found.append(LayerProbe(backbone["plugins"], checkpoint, epoch, backbone["layers"][0], cls, max(scores)))
     if not found:
-        raise ValueError(f"no finished probe of a single layer below {', '.join(map(str, work_dirs))}")
+        raise ValueError(f"no finished VOC probe of a single layer below {', '.join(map(str, work_dirs))}")
     return sorted(found, key=lambda probe: (probe.method, probe.epoch or 0, probe.checkpoint, probe.cls, probe.layer))

@@ -36,7 +36,6 @@ def exhibits(
     images: Images,
     settings: Settings | None = None,
     kinds: Sequence[str] = KINDS,
-    heads: Sequence[int] | None = None,
 ) -> list[Exhibit]:
     """Examine each model in turn, one in memory at a time, and draw the figures.
 
@@ -45,7 +44,6 @@ def exhibits(
         images: what they are shown; point-in-box is left out where no annotations are known.
         settings: sizes and limits.
         kinds: which of "pca", "pib", "attention", "norms".
-        heads: heads of the overlay, by default the first four.
 
     Raises:
         ValueError: no models, or no such kind.
@@ -58,7 +56,7 @@ def exhibits(
         raise ValueError(f"unknown analysis {unknown[0]!r}; choose from {', '.join(KINDS)}")
     wanted = [kind for kind in kinds if kind != "pib" or images.annotations is not None or len(kinds) == 1]
     found = [examine(subject, images, settings, wanted) for subject in subjects]
-    return draw(found, images, settings, wanted, heads)
+    return draw(found, images, settings, wanted)
 
 
 def draw(
@@ -66,7 +64,6 @@ def draw(
     images: Images,
     settings: Settings,
     kinds: Sequence[str],
-    heads: Sequence[int] | None = None,
 ) -> list[Exhibit]:
     """The figures of what was found."""
     drawn = []
@@ -78,7 +75,7 @@ def draw(
     if "pib" in kinds:
         drawn.append(pib_exhibit(found))
     if "attention" in kinds:
-        drawn += [attention_exhibit(found), overlay_exhibit(found, rgb[0], settings.layer, heads)]
+        drawn += [attention_exhibit(found), overlay_exhibit(found, rgb[0], settings.layer, settings.heads)]
     if "norms" in kinds:
         drawn.append(norms_exhibit(found))
     return drawn
@@ -134,12 +131,12 @@ def write_report(
         ValueError: no models, or damaged probe results.
     """
     settings = settings or Settings()
-    figures = exhibits(subjects, images, settings)
+    # First what takes no time: a damaged result should not cost the analyses.
     sections = list(tables)
     if work_dirs:
         sections.append(_table_1(work_dirs))
-    if layer_dirs:
-        figures.append(layers_exhibit(collect_layers(layer_dirs)))
+    by_layer = [layers_exhibit(collect_layers(layer_dirs))] if layer_dirs else []
+    figures = exhibits(subjects, images, settings) + by_layer
     for exhibit in figures:
         exhibit.write(out.with_suffix(""))
     content = page(title, sections, figures, provenance(subjects, images, settings, command))

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..stamp import spec_of
 
-__all__ = ["Subject", "epoch_of", "from_checkpoints"]
+__all__ = ["Subject", "epoch_of", "from_checkpoints", "short_name"]
 
 
 @dataclass(frozen=True)
@@ -65,15 +65,26 @@ def from_checkpoints(
     epochs = [epoch_of(path) for path in paths]
     subjects = []
     for path, spec, epoch in zip(paths, specs, epochs, strict=True):
-        alone = specs.count(spec) == 1
-        name = (
-            spec if alone else f"{spec} {path.parent.name}/{path.stem}" if epoch is None else f"{spec}, epoch {epoch}"
-        )
+        twins = [other for other, same in zip(epochs, specs, strict=True) if same == spec]
+        if len(twins) == 1:
+            name = spec
+        elif epoch is not None and twins.count(epoch) == 1:
+            name = f"{spec}, epoch {epoch}"
+        else:
+            name = f"{spec}, {short_name(path)}"
         subjects.append(Subject(name, loader(path), spec, path, sha256_of(path), epoch))
     return subjects
 
 
+def short_name(path: Path) -> str:
+    """A file's folder and name: most trainers call all their files alike, in a folder a run."""
+    return "/".join(path.absolute().with_suffix("").parts[-2:])
+
+
 def epoch_of(path: Path) -> int | None:
-    """The last number in a file's name: 40 for ``checkpoint0040.pth``."""
-    number = re.search(r"(\d+)\D*$", path.stem)
+    """The epoch in a file's name (``checkpoint0040.pth``, ``epoch_40.pth``, ``epoch=40-step=100.ckpt``, ``ep40.pth``).
+
+    Other numbers, as in ``entmax15.pth``, ``vitb14_pretrain.pth`` or ``iter_4000.pth``, are none.
+    """
+    number = re.search(r"(?:^checkpoint|(?<![a-z])ep(?:och)?[-_=]?)(\d+)(?!\d)", path.stem)
     return int(number[1]) if number else None

@@ -46,7 +46,7 @@ def add_view_options(parser: argparse.ArgumentParser) -> None:
     """What is looked at; the defaults are those of ``analysis.findings.Settings``."""
     parser.add_argument("--size", type=int, help="side of the images in pixels (default: 224)")
     parser.add_argument("--batch", type=int, help="images a forward (default: 32)")
-    parser.add_argument("--limit", type=int, help="images that statistics are over (default: 200)")
+    parser.add_argument("--limit", type=int, help="images that statistics are over, or all (default: 200)")
     parser.add_argument("--pictures", type=int, help="images shown by PCA and overlays (default: 4)")
     parser.add_argument("--layer", type=int, help="layer of the overlays, negative from the end (default: -1)")
     parser.add_argument("--heads", type=int, nargs="+", help="heads of the overlays (default: the first four)")
@@ -89,6 +89,7 @@ def _exhibits(args: argparse.Namespace) -> Any:
     from ..analysis.report import exhibits
     from ..analysis.subjects import from_checkpoints
 
+    looked_at = settings(args)
     images = find_images(args.data, args.split, args.annotations)
     subjects = from_checkpoints(args.checkpoints, args.arch, args.plugins, args.repo)
-    return exhibits(subjects, images, settings(args), [args.kind], args.heads)
+    return exhibits(subjects, images, looked_at, [args.kind])

@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from ..analysis.report import write_report
     from ..analysis.subjects import from_checkpoints
 
+    looked_at = settings(args)
     images = find_images(args.data, args.split, args.annotations)
     subjects = from_checkpoints(args.checkpoints, args.arch, args.plugins, args.repo)
     command = shlex.join(["attn-plugins", *sys.argv[1:]])
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         args.out,
         subjects,
         images,
-        settings(args),
+        looked_at,
         work_dirs=args.work_dirs,
         layer_dirs=args.layer_dirs,
         command=command,

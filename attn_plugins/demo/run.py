@@ -23,10 +23,10 @@ from ..analysis.page import Section
 from ..analysis.report import write_report
 from ..analysis.subjects import from_checkpoints
 from ..checkpoints import save
-from ..data.layouts.common import printed_progress
 from ..data.layouts.voc import write_voc
 from ..probes.command import data_options, mim_command, size_options
 from ..probes.table import collect
+from ..progress import printed_progress
 from ..spec import parse
 from .picture import draw, load_images
 from .pretrain import ARCH, Method, Recipe, pretrain

@@ -141,21 +141,21 @@ def test_token_norms_are_those_of_the_block_outputs(monkeypatch):
     assert math.isclose(float(found.quantile(0.5)[1] / found.quantile(0.5)[0]), 2, rel_tol=0.02)
 
 
-def probe(folder, layer, cls, miou, checkpoint, spec="entmax15"):
+def probe(folder, layer, cls, miou, checkpoint, spec="entmax15", name="voc2012"):
     folder.mkdir(parents=True)
     backbone = {"plugins": spec, "checkpoint": checkpoint, "arch": "x", "layers": layer, "cls_token": cls}
     evaluations = [{"split": "val", "iter": n, "metrics": {"mIoU": value}} for n, value in enumerate(miou)]
-    (folder / "probe.json").write_text(
-        json.dumps({"probe": "voc2012", "backbone": backbone, "evaluations": evaluations})
-    )
+    (folder / "probe.json").write_text(json.dumps({"probe": name, "backbone": backbone, "evaluations": evaluations}))
 
 
 def test_layers_come_from_probe_files(tmp_path):
     probe(tmp_path / "a", [3], "none", [20.0, 31.5, 30.0], "run/checkpoint0040.pth")
     probe(tmp_path / "b", [5], "concat", [40.0], "run/checkpoint0100.pth")
     probe(tmp_path / "c", [2, 5, 8, 11], "concat", [50.0], "run/checkpoint0100.pth")
+    probe(tmp_path / "d", [5], "concat", [60.0], "run/checkpoint0100.pth", name="ade20k")
     found = collect_layers([tmp_path])
     assert [(p.layer, p.cls, p.miou, p.epoch) for p in found] == [(3, False, 31.5, 40), (5, True, 40.0, 100)]
+    assert [p.line for p in found] == ["epoch 40", "epoch 100 + [CLS]"]
     (tmp_path / "a" / "probe.json").write_text("{")
     with pytest.raises(ValueError, match="is damaged"):
         collect_layers([tmp_path])

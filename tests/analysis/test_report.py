@@ -163,10 +163,55 @@ def test_analyze_layers_and_what_is_refused(run, tmp_path, capsys):
     assert main(["analyze", "layers", str(folder), "--out", str(tmp_path)]) == 0
     assert (tmp_path / "layers.png").exists()
     assert main(["analyze", "layers", str(tmp_path), "--out", str(tmp_path)]) == 2
-    assert "no finished probe of a single layer" in capsys.readouterr().err
+    assert "no finished VOC probe of a single layer" in capsys.readouterr().err
     odd = ["analyze", "norms", str(folder / "0.pth"), "--data", str(data), "--size", "30", "--out", str(tmp_path)]
     assert main(odd) == 2
     assert "size=30 is no multiple of the patch size 8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "says"),
+    [
+        ("attention", ["--heads", "0", "3"], "heads=[0, 3]: softmax has heads 0 to 2"),
+        ("attention", ["--layer", "3"], "layer=3: the model has layers 0 to 2"),
+        ("pca", ["--pictures", "0"], "pictures=0; use a number of at least 1"),
+        ("norms", ["--batch", "0"], "batch=0; use a number of at least 1"),
+        ("norms", ["--limit", "-3"], "limit=-3; use a number of at least 1"),
+        ("pca", ["--foreground", "2"], "foreground=2.0; use a threshold between 0 and 1"),
+        ("norms", ["--device", "tpu"], "device='tpu'; use 'cpu' or 'cuda'"),
+    ],
+)
+def test_what_is_out_of_range_is_refused_in_words(run, tmp_path, capsys, kind, option, says):
+    folder, data = run
+    arguments = ["analyze", kind, str(folder / "0.pth"), "--data", str(data), "--size", "32", *option]
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert says in told and "/6" not in told  # before the time is spent
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU; this one has one")
+def test_a_gpu_that_is_not_there():
+    with pytest.raises(ValueError, match="finds no GPU; use 'cpu'"):
+        Settings(device="cuda:0")
+
+
+def test_a_report_shows_the_heads_that_were_asked_for(run, tmp_path):
+    folder, data = run
+    arguments = ["report", str(folder / "0.pth"), "--data", str(data), "--size", "32", "--limit", "2"]
+    assert main([*arguments, "--heads", "2", "--out", str(tmp_path / "r.html")]) == 0
+    rows = csv.DictReader((tmp_path / "r" / "overlay.csv").open())
+    assert [row["map"] for row in rows] == ["mean of heads", "head 2"]
+
+
+def test_damaged_probes_do_not_cost_the_analyses(run, tmp_path, capsys):
+    folder, data = run
+    (tmp_path / "probe.json").write_text("{")
+    arguments = ["report", str(folder / "0.pth"), "--data", str(data), "--size", "32", "--out", str(tmp_path / "r")]
+    for option in ("--work-dirs", "--layer-dirs"):
+        assert main([*arguments, option, str(tmp_path)]) == 2
+        told = capsys.readouterr().err
+        assert "probe.json" in told and "token norms" not in told
 
 
 def test_tables_of_ones_own(tmp_path, run):

@@ -20,12 +20,12 @@ from pathlib import Path
 
 from attn_plugins.data.layouts.ade20k import write_ade20k
 from attn_plugins.data.layouts.cityscapes import write_cityscapes
-from attn_plugins.data.layouts.common import printed_progress
 from attn_plugins.data.layouts.imagenet import write_imagenet
 from attn_plugins.data.layouts.kitti import write_kitti
 from attn_plugins.data.layouts.nyuv2 import write_nyuv2
 from attn_plugins.data.layouts.sunrgbd import write_sunrgbd
 from attn_plugins.data.layouts.voc import write_voc
+from attn_plugins.progress import printed_progress
 
 __all__ = ["LAYOUTS", "printed_progress"]
 

@@ -1,4 +1,4 @@
-"""What every layout shares: writing a whole root or nothing, image files, and progress."""
+"""What every layout shares: writing a whole root or nothing, and image files."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import fcntl
 import json
 import os
 import shutil
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,13 +16,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from attn_plugins.data.scenes import Scene, render
+from attn_plugins.progress import Progress
 
 __all__ = [
     "MANIFEST",
     "Progress",
     "Sample",
     "build_root",
-    "printed_progress",
     "samples",
     "save_depth",
     "save_image",
@@ -40,9 +38,6 @@ RENDERER = 1
 
 # Validation scenes are numbered from here, so that they stay the same whatever the number of training scenes.
 VAL_START = 1_000_000
-
-Progress = Callable[[int, int], None]
-"""Called with (scenes written, scenes in all)."""
 
 
 class Sample(NamedTuple):
@@ -186,19 +181,3 @@ def void_border(instances: NDArray[np.uint8], width: int) -> NDArray[np.bool_]:
         grown[:, :-1] |= edge[:, 1:]
         edge = grown
     return edge
-
-
-def printed_progress(what: str) -> Progress:
-    """Progress on stderr: one line that is rewritten on a terminal, a line every tenth in a log."""
-    start = time.monotonic()
-    live = sys.stderr.isatty()
-
-    def show(done: int, total: int) -> None:
-        step = 1 if live else max(total // 10, 1)
-        if done % step and done != total:
-            return
-        rate = done / max(time.monotonic() - start, 1e-9)
-        end = "\r" if live and done != total else "\n"
-        print(f"{what}: {done}/{total}, {rate:.1f} a second", end=end, file=sys.stderr, flush=True)
-
-    return show
