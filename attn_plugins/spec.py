@@ -64,7 +64,8 @@ def parse(spec: str | Spec) -> Spec:
 
     Raises:
         UnknownPluginError: a name is not registered.
-        ValueError: bad grammar, two normalizers, the same mechanism twice, or an unknown parameter.
+        ValueError: bad grammar, two normalizers, the same mechanism twice, or a parameter that is unknown, missing
+            or of another type than its default.
     """
     if isinstance(spec, Spec):
         return spec
@@ -121,7 +122,7 @@ def _value(text: str) -> Value:
     return text
 
 
-def _format(value: Value) -> str:
+def _format(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return str(value).replace("e+", "e")  # 1e+20: '+' joins plugins
@@ -136,7 +137,24 @@ def _check_params(plugin: Plugin, factory: object) -> None:
     if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
         return
     known = [name for name in signature.parameters if name not in given_by_library]
-    for key, _ in plugin.params:
+    for key, value in plugin.params:
         if key not in known:
             has = f"it has {', '.join(known)}" if known else "it has none"
             raise ValueError(f"{plugin.name!r} has no parameter {key!r}; {has}")
+        default = signature.parameters[key].default
+        wanted = _wanted(value, default)
+        if wanted is not None:
+            raise ValueError(f"{plugin.name}: {key}={value!r}; it is {wanted}, such as {_format(default)}")
+    missing = [name for name in known if signature.parameters[name].default is inspect.Parameter.empty]
+    missing = [name for name in missing if name not in plugin.kwargs]
+    if missing:
+        raise ValueError(f"{plugin.name!r} needs {', '.join(f'{name}=' for name in missing)}, which has no default")
+
+
+def _wanted(value: Value, default: object) -> str | None:
+    """What a parameter with this default takes, if ``value`` is not that."""
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) else "true or false"
+    if isinstance(default, (int, float)) and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        return "a number"
+    return None

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import attn_plugins
 from attn_plugins import Spec, UnknownPluginError, parse
+from attn_plugins.registry import NORMALIZERS
 from attn_plugins.spec import Plugin, _parse_plugin
 
 
@@ -78,6 +80,11 @@ def test_any_parameters_survive_the_string(params: dict[str, bool | int | float 
         ("entmax15:alpha=1", "'entmax15' has no parameter 'alpha'; it has none"),
         ("entmax15:dim=0", "no parameter 'dim'"),
         ("entmax_alpha:num_heads=3", "no parameter 'num_heads'"),
+        ("entmax:alpha=x", "entmax: alpha='x'; it is a number, such as 1.5"),
+        ("entmax:alpha=true", "alpha=True; it is a number"),
+        ("entmax_alpha:init=high", "init='high'; it is a number"),
+        ("entmax_alpha:learnable=1", "learnable=1; it is true or false, such as true"),
+        ("registers:num=four", "num='four'; it is a number, such as 4"),
     ],
 )
 def test_mistakes(text: str, message: str) -> None:
@@ -102,3 +109,15 @@ def test_what_is_no_string_is_refused(value: object) -> None:
 
 def test_no_plugin_has_a_name() -> None:
     assert parse("softmax") == Spec() == attn_plugins.Spec()
+
+
+def test_a_parameter_without_a_default_must_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NORMALIZERS, "_entries", dict(NORMALIZERS._entries))
+
+    @attn_plugins.register_normalizer("tempered")
+    def tempered(scores: torch.Tensor, tau: float, dim: int = -1) -> torch.Tensor:
+        return torch.softmax(scores / tau, dim)
+
+    with pytest.raises(ValueError, match="'tempered' needs tau=, which has no default"):
+        parse("tempered")
+    assert str(parse("tempered:tau=2")) == "tempered:tau=2"

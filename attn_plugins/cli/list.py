@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _line(name: str, factory: Any) -> None:
     parameters = [
-        f"{p.name}={p.default}"
+        f"{p.name}={'VALUE' if p.default in (None, p.empty) else str(p.default).lower()}"
         for p in inspect.signature(factory).parameters.values()
         if p.name not in ("self", "scores", "dim", "num_heads")
     ]

@@ -71,8 +71,9 @@ class LastViT(Mechanism):
     adds_parameters = False
 
     def __init__(self, k: int = 7, sigma: float | None = None, eps: float = 1e-6, published: bool = False) -> None:
-        if k < 1 or (sigma is not None and sigma <= 0):
-            raise ValueError(f"last_vit: k={k}, sigma={sigma}; k is at least 1 and sigma above 0")
+        width = 1.0 if sigma is None else sigma
+        if not isinstance(k, int) or k < 1 or not isinstance(width, (int, float)) or width <= 0:
+            raise ValueError(f"last_vit: k={k}, sigma={sigma}; k is at least 1 and sigma above 0, k a whole number")
         self.options = {"k": k, "sigma": sigma, "eps": eps}
         self.published = published
 

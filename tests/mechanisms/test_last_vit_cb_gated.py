@@ -83,7 +83,7 @@ def test_more_patches_than_there_are_and_half_precision():
     assert model(images().bfloat16()).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("spec", ["last_vit:k=0", "last_vit:sigma=-1"])
+@pytest.mark.parametrize("spec", ["last_vit:k=0", "last_vit:k=1.5", "last_vit:sigma=-1", "last_vit:sigma=wide"])
 def test_last_vit_refuses_what_has_no_meaning(spec):
     with pytest.raises(ValueError, match="k is at least 1 and sigma above 0"):
         attn_plugins.patch(timm(), spec)
