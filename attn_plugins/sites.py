@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from numbers import Integral
 
 from torch import nn
 
@@ -145,7 +146,7 @@ def select_layers(found: Survey, layers: Layers) -> list[Site]:
     elif callable(layers):
         chosen = [site for site in everything if layers(site.path, site.module)]
     else:
-        keys = [layers] if isinstance(layers, (int, str)) else list(layers)
+        keys = list(layers) if isinstance(layers, Iterable) and not isinstance(layers, str) else [layers]
         wanted = {site.path for key in keys for site in _named(found, key)}
         chosen = [site for site in everything if site.path in wanted]
     if not chosen:
@@ -153,14 +154,14 @@ def select_layers(found: Survey, layers: Layers) -> list[Site]:
     return chosen
 
 
-def _named(found: Survey, key: int | str) -> list[Site]:
+def _named(found: Survey, key: object) -> list[Site]:
     sites = found.layers
     if isinstance(key, str):
         named = [s for s in (*sites, *found.pooling) if s.path == key or s.path.startswith(key + ".")]
         if named:
             return named
-    elif isinstance(key, int) and not isinstance(key, bool) and -len(sites) <= key < len(sites):
-        return [sites[key]]
+    elif isinstance(key, Integral) and not isinstance(key, bool) and -len(sites) <= int(key) < len(sites):
+        return [sites[int(key)]]  # NumPy's integers are Integral too
     raise ValueError(f"there is no attention layer {key!r}; there are {len(sites)}: {_paths(sites)}")
 
 
