@@ -65,11 +65,13 @@ def _transformers(*marks: str, **paths: str) -> Codebase:
 
 
 _DINO = "prepare_tokens_with_masks"
+_TIMM = ("_pos_embed", "num_prefix_tokens")
 CODEBASES = (
     Codebase("dinov2", (_DINO, "num_register_tokens"), _own("num_register_tokens"), "num_register_tokens"),
     Codebase("dinov3", (_DINO, "n_storage_tokens"), _own("n_storage_tokens"), "n_storage_tokens"),
     Codebase("dinov1", ("prepare_tokens", "get_last_selfattention"), lambda model: 0, ""),
-    Codebase("timm", ("_pos_embed", "num_prefix_tokens"), _timm_registers, "reg_tokens", _timm_others),
+    Codebase("timm", (*_TIMM, "rope"), _timm_registers, "num_reg_tokens", _timm_others),  # Eva, and DINOv3 there
+    Codebase("timm", _TIMM, _timm_registers, "reg_tokens", _timm_others),
     _transformers("layers", "layernorm", blocks="layers", norm="layernorm"),
     _transformers("encoder", "layernorm", blocks="encoder.layer", norm="layernorm"),
     _transformers("rope_embeddings", blocks="model.layer"),

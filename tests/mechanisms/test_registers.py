@@ -20,6 +20,12 @@ from .tiny_vits import (
 )
 
 
+def eva(**options):
+    from timm.models.eva import Eva
+
+    return Eva(16, 8, num_classes=0, embed_dim=WIDTH, depth=1, num_heads=3, use_rot_pos_emb=True, **options)
+
+
 def registers_of(model):
     return dict(model.named_parameters())["attn_plugins_registers.register_tokens.bias"]
 
@@ -146,7 +152,9 @@ def test_dinov1_outputs_have_no_registers_at_any_size():
 @pytest.mark.parametrize(
     "build, says",
     [
-        (lambda: timm(reg_tokens=2), "has 2 register tokens of its own.*reg_tokens=4"),
+        (lambda: timm(reg_tokens=2), "has 2 register tokens of its own.* reg_tokens=4"),
+        (lambda: eva(num_reg_tokens=2), "has 2 register tokens of its own.* num_reg_tokens=4"),
+        (lambda: eva(), "be told of registers.* num_reg_tokens=N"),
         (lambda: dinov2(num_register_tokens=1), "has 1 register tokens.*num_register_tokens=4"),
         (lambda: dinov3(n_storage_tokens=4), "has 4 register tokens.*n_storage_tokens=4"),
         (lambda: transformers("Dinov2WithRegisters"), "has 4 register tokens.*num_register_tokens=4"),
