@@ -107,12 +107,11 @@ def pib_exhibit(found: Sequence[Findings]) -> Exhibit:
     axes.tick_params(length=0, labelsize=8.5)
     for (row, column), value in np.ndenumerate(values):
         if not np.isnan(value):
-            low, high = results[column][1].interval(row)
-            half = 50 * (high - low)
+            low, high = (100 * bound for bound in results[column][1].interval(row))
             axes.text(
                 column,
                 row,
-                f"{value:.0f} ±{half:.0f}",
+                f"{value:.0f} ({low:.0f}–{high:.0f})",
                 ha="center",
                 va="center",
                 fontsize=7.5,
@@ -131,7 +130,7 @@ def pib_exhibit(found: Sequence[Findings]) -> Exhibit:
         "pib",
         "Point-in-box",
         f"Share of {images} images whose patch most similar to [CLS] has its centre inside a foreground box, per layer "
-        "(paper's Figure 2a); ± is half of Wilson's 95 % interval.",
+        "(paper's Figure 2a); Wilson's 95 % interval in brackets.",
         f"Heat map of point-in-box by layer and model. {best}.",
         figure,
         rows,

@@ -8,10 +8,13 @@ import torch
 from torch import nn
 
 from attn_plugins.analysis import norms as norms_module
+from attn_plugins.analysis.figures import pib_exhibit
+from attn_plugins.analysis.findings import Findings
 from attn_plugins.analysis.images import Batch
 from attn_plugins.analysis.layers import collect_layers
 from attn_plugins.analysis.norms import token_norms
-from attn_plugins.analysis.pib import hits, pib, wilson
+from attn_plugins.analysis.pib import PiB, hits, pib, wilson
+from attn_plugins.analysis.subjects import Subject
 
 
 class Told(nn.Module):
@@ -139,6 +142,13 @@ def test_token_norms_are_those_of_the_block_outputs(monkeypatch):
         exact = float((output > 3 * median).double().mean())
         assert float(found.outlier_share()[layer]) == pytest.approx(exact, abs=2e-3)
     assert math.isclose(float(found.quantile(0.5)[1] / found.quantile(0.5)[0]), 2, rel_tol=0.02)
+
+
+def test_the_heat_map_shows_intervals_that_proportions_can_have():
+    found = Findings(Subject.of(torch.nn.Identity(), "model"), pib=PiB((6, 1), 6, 0))
+    told = [text.get_text() for text in pib_exhibit([found]).figure.axes[0].texts]
+    # Wilson's intervals of 6 and of 1 in 6, by hand: z = 1.96.
+    assert told == ["100 (61–100)", "17 (3–56)"]
 
 
 def probe(folder, layer, cls, miou, checkpoint, spec="entmax15", name="voc2012"):
