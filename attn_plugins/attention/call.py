@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..functional import Normalizer, bind
@@ -93,8 +94,13 @@ def split_mask(attn_mask: Any, query: Tensor, key: Tensor) -> tuple[Tensor | Non
         ``(mask, None)`` or ``(None, lengths)``.
 
     Raises:
-        ValueError: lengths that do not cover the tokens, or a mask of another type.
+        ValueError: lengths that do not cover the tokens, or a mask of another type or dtype.
     """
+    if isinstance(attn_mask, Tensor) and attn_mask.dtype != torch.bool and not attn_mask.is_floating_point():
+        raise ValueError(
+            f"attn_mask is bool (True takes part) or floating point (added), not {attn_mask.dtype}; use mask.bool(), "
+            "or mask.tolist() if these are the lengths of a packed batch"
+        )
     if attn_mask is None or isinstance(attn_mask, Tensor):
         return attn_mask, None
     if hasattr(attn_mask, "q_seqinfo"):  # xformers' BlockDiagonalMask, without importing xformers
@@ -107,7 +113,8 @@ def split_mask(attn_mask: Any, query: Tensor, key: Tensor) -> tuple[Tensor | Non
         lengths = tuple(attn_mask)
     else:
         raise ValueError(
-            f"attn_mask is a tensor, an xformers BlockDiagonalMask or a list of lengths, not {type(attn_mask).__name__}"
+            "attn_mask is a tensor, an xformers BlockDiagonalMask or a list of lengths, not "
+            f"{type(attn_mask).__name__}: {attn_mask!r}"
         )
     if any(n < 0 for n in lengths) or sum(lengths) != query.shape[-2] or query.shape[-2] != key.shape[-2]:
         raise ValueError(

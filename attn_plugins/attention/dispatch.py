@@ -59,13 +59,16 @@ def attention(
 
     Raises:
         UnknownPluginError: the normalizer's name is not registered.
-        ValueError: an unknown backend, or one that cannot run this call; contradicting masks.
+        ValueError: an unknown backend, or one that cannot run this call; masks that contradict or have another dtype;
+            heads that cannot be shared.
     """
     mask, lengths = split_mask(attn_mask, query, key)
     if is_causal and mask is not None:
         raise ValueError("attn_mask and is_causal=True exclude each other; fold the causal mask into attn_mask")
     if enable_gqa and key.shape[-3] != query.shape[-3]:
-        groups = query.shape[-3] // key.shape[-3]
+        groups, rest = divmod(query.shape[-3], key.shape[-3])
+        if rest:
+            raise ValueError(f"enable_gqa: {query.shape[-3]} query heads are no multiple of {key.shape[-3]} key heads")
         key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
     function = resolve_normalizer(normalizer)
     call = AttentionCall(
@@ -111,7 +114,7 @@ def choose_backend(call: AttentionCall, backend: str = "auto") -> ModuleType:
         return BACKENDS[backend]
     for module in BACKENDS.values():
         if module.unsupported(call) is None:
-            if module is reference and call.alpha is not None and call.query.device.type != "cpu":
+            if module is reference and call.alpha is not None and call.query.device.type not in ("cpu", "meta"):
                 _announce(f"attention runs without a fused kernel: {triton.NAME} cannot, {triton.unsupported(call)}")
             return module
     raise AssertionError("the reference backend runs everything")

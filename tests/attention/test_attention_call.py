@@ -228,3 +228,7 @@ def test_what_does_not_fit_is_refused():
         attention(q, q, q, dropout_p=0.1, normalizer="entmax15", backend="cpu")
     with pytest.raises(ValueError, match="exclude each other"):
         attention(q, q, q, attn_mask=torch.ones(5, 5, dtype=torch.bool), is_causal=True)
+    with pytest.raises(ValueError, match=r"attn_mask is bool .*not torch.int64; use mask.bool"):
+        attention(q, q, q, attn_mask=torch.ones(5, 5, dtype=torch.long), normalizer="entmax15")
+    with pytest.raises(ValueError, match="5 query heads are no multiple of 2 key heads"):
+        attention(torch.zeros(1, 5, 5, 4), q, q, enable_gqa=True)
