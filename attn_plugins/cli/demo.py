@@ -21,6 +21,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--out", type=Path, default=Path("demo_out"), help="folder of the run (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="pre-training steps of every method")
+    parser.add_argument("--quick", action="store_true", help="a third of the steps and iterations")
     parser.add_argument("--methods", nargs="+", metavar="SPEC", help="plugin specs to compare")
     parser.set_defaults(func=run)
 
@@ -28,8 +29,10 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from .. import demo
 
-    recipe = demo.Recipe(seed=args.seed)
+    settings = demo.Settings(methods=tuple(args.methods or demo.METHODS), recipe=demo.Recipe(seed=args.seed))
+    if args.quick:
+        settings = settings.shortened(3)
     if args.steps is not None:
-        recipe = replace(recipe, steps=args.steps)
-    demo.run(args.out, demo.Settings(methods=tuple(args.methods or demo.METHODS), recipe=recipe))
+        settings = replace(settings, recipe=replace(settings.recipe, steps=args.steps))
+    demo.run(args.out, settings)
     return 0

@@ -7,10 +7,9 @@ import io
 import json
 import os
 import re
-import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,12 @@ from ..analysis.report import write_report
 from ..analysis.subjects import from_checkpoints
 from ..checkpoints import save
 from ..data.layouts.voc import write_voc
-from ..probes.command import data_options, mim_command, size_options
-from ..probes.table import collect
+from ..probes.table import COLUMNS
 from ..progress import printed_progress
 from ..spec import parse
 from .picture import draw, load_images
 from .pretrain import ARCH, Method, Recipe, pretrain
+from .probing import probe_columns, probe_voc, write_columns
 
 __all__ = ["METHODS", "Settings", "run"]
 
@@ -54,7 +53,8 @@ class Settings:
         recipe: of the pre-training.
         num_train, num_val: scenes.
         size: (H, W) of the scenes, pixels.
-        probe_iters: iterations of each probe, in place of the protocol's 40,000.
+        probe_iters: iterations of the VOC probe, in place of the protocol's 40,000.
+        column_iters: iterations of each other probe.
     """
 
     methods: tuple[str, ...] = METHODS
@@ -63,15 +63,29 @@ class Settings:
     num_val: int = 60
     size: tuple[int, int] = (192, 256)
     probe_iters: int = 150
+    column_iters: int = 30
 
     def __post_init__(self) -> None:
         if not self.methods:
             raise ValueError("name at least one method, e.g. softmax")
         for spec in self.methods:
             parse(spec)
-        for name, value in (("--steps", self.recipe.steps), ("probe_iters", self.probe_iters)):
+        for name, value in (
+            ("--steps", self.recipe.steps),
+            ("probe_iters", self.probe_iters),
+            ("column_iters", self.column_iters),
+        ):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
+
+    def shortened(self, divisor: int) -> Settings:
+        """The same run with fewer steps and iterations."""
+        return replace(
+            self,
+            recipe=replace(self.recipe, steps=max(self.recipe.steps // divisor, 1)),
+            probe_iters=max(self.probe_iters // divisor, 1),
+            column_iters=max(self.column_iters // divisor, 1),
+        )
 
 
 def run(out: Path, settings: Settings, say: Callable[[str], None] = print) -> list[dict[str, Any]]:
@@ -103,7 +117,9 @@ def run(out: Path, settings: Settings, say: Callable[[str], None] = print) -> li
         _write(out / "table.csv", _csv(rows))
         _write(finished, json.dumps({"settings": asdict(settings), "rows": rows}, indent=1) + "\n")
     say("")
-    say(_table(rows))
+    say(_table([HEAD, *_cells(rows)]))
+    say("")
+    say(_table([("Table 1", *(column.title for column in COLUMNS)), *_columns(rows)]))
     say("")
     say(f"table    {finished}, {out / 'table.csv'}")
     say(f"picture  {out / 'picture.png'}")
@@ -125,10 +141,11 @@ def _compute(out: Path, settings: Settings, say: Callable[[str], None]) -> list[
     say(f"[2/4] pre-training {len(settings.methods)} ViTs with DINO, {settings.recipe.steps} steps each")
     methods = _pretrain(out, settings, data)
     checkpoints = [_save_backbone(out, method) for method in methods]
-    say(f"[3/4] probing the frozen backbones, {settings.probe_iters} iterations each")
-    mious = [_probe(out, *pair, data, settings, say) for pair in zip(methods, checkpoints, strict=True)]
+    say(f"[3/4] probing the frozen backbones: the seven columns of Table 1, {settings.probe_iters} iterations on VOC")
+    roots = write_columns(out / "data", settings.recipe.seed)
+    values = [_probe(out, *pair, data, roots, settings, say) for pair in zip(methods, checkpoints, strict=True)]
     say("[4/4] drawing the picture and the report")
-    rows = [_row(method, methods[0], miou, data) for method, miou in zip(methods, mious, strict=True)]
+    rows = [_row(method, methods[0], found, data) for method, found in zip(methods, values, strict=True)]
     _draw(out, settings, data, methods)
     _report(out, settings, data, checkpoints, rows)
     return rows
@@ -188,57 +205,31 @@ def _save_backbone(out: Path, method: Method) -> Path:
 
 
 def _probe(
-    out: Path, method: Method, checkpoint: Path, data: Path, settings: Settings, say: Callable[[str], None]
-) -> float:
-    """mIoU, in percent, of the linear VOC probe on one backbone; read from its work dir if it is finished."""
-    work_dir, iters = out / "probes" / _slug(method.spec), settings.probe_iters
-    miou = _finished(work_dir)
-    if miou is not None:
-        say(f"      {method.spec}: mIoU {miou:.2f} (finished before)")
-        return miou
-    options = {
-        "model.backbone.checkpoint": checkpoint,
-        **data_options(str(data), workers=0),
-        **size_options("voc2012", CROP),
-        "train_cfg.max_iters": iters,
-        "train_cfg.val_interval": iters,
-        "param_scheduler.0.end": max(iters // 20, 1),
-        "param_scheduler.1.end": iters,
-        "default_hooks.checkpoint.interval": iters,
-        "default_hooks.logger.interval": max(iters // 4, 1),
-    }
-    work_dir.mkdir(parents=True, exist_ok=True)
-    command = mim_command("train", "voc2012", options, "--gpus", "0", work_dir=work_dir)
-    with (work_dir / "output.txt").open("w") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        assert process.stdout is not None
-        for line in process.stdout:
-            log.write(line)
-            if shown := re.search(r"Iter\((train|val)\) *(\[ *\d+/\d+\])(?:.*((?:loss|mIoU): [\d.]+))?", line):
-                say(f"      {method.spec}: {shown[1]} {shown[2]} {shown[3] or ''}".rstrip())
-    miou = None if process.wait() else _finished(work_dir)
-    if miou is None:
-        raise ValueError(f"the probe of {method.spec} failed; see {work_dir / 'output.txt'}")
-    return miou
+    out: Path,
+    method: Method,
+    checkpoint: Path,
+    data: Path,
+    roots: dict[str, Path],
+    settings: Settings,
+    say: Callable[[str], None],
+) -> dict[str, float]:
+    folder = out / "probes" / _slug(method.spec)
+    miou = probe_voc(method.spec, checkpoint, data, folder / "voc2012", settings.probe_iters, CROP, say)
+    others = probe_columns(method.spec, checkpoint, roots, folder, settings.column_iters, say)
+    return {"voc2012": miou, **others}
 
 
-def _finished(work_dir: Path) -> float | None:
-    if not (work_dir / "probe.json").exists():
-        return None
-    (row,) = collect([work_dir])
-    return None if row.unfinished else row.last["voc2012"]
-
-
-def _row(method: Method, baseline: Method, miou: float, data: Path) -> dict[str, Any]:
+def _row(method: Method, baseline: Method, values: dict[str, float], data: Path) -> dict[str, Any]:
     images = load_images([data / "JPEGImages" / f"{name}.jpg" for name in _lines(data, "val")[:16]])
     with torch.no_grad():
         zeros = statistics(method.backbone.eval(), images).zero_share
     return {
         "method": method.spec,
-        "mIoU": round(miou, 2),
+        "mIoU": round(values["voc2012"], 2),
         "zero_share": round(float(zeros.mean()), 4),
         "step_ms": round(1000 * method.step_seconds, 1),
         "step_ratio": round(method.step_seconds / baseline.step_seconds, 3),
+        **{column.probe: round(values[column.probe], column.digits) for column in COLUMNS},
     }
 
 
@@ -254,9 +245,12 @@ def _cells(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     ]
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> str:
-    lines = [HEAD, *_cells(rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEAD))]
+def _columns(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    return [(row["method"], *(f"{row[c.probe]:.{c.digits}f}" for c in COLUMNS)) for row in rows]
+
+
+def _table(lines: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     head, *body = ("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
     return "\n".join([head, "-" * len(head), *body])
 

@@ -11,7 +11,7 @@ from mmengine.config import Config
 
 from .paths import config_file
 
-__all__ = ["data_options", "mim_command", "size_options"]
+__all__ = ["data_options", "iteration_options", "mim_command", "size_options"]
 
 _LOADERS = ("train", "val", "test")
 
@@ -53,6 +53,30 @@ def size_options(probe: str, crop: tuple[int, int], scale: tuple[int, int] | Non
     if config.model.get("test_cfg", {}).get("mode") == "slide":
         options["model.test_cfg.crop_size"] = crop
         options["model.test_cfg.stride"] = tuple(-(-2 * side // 3) for side in crop)
+    return options
+
+
+def iteration_options(probe: str, iterations: int) -> dict[str, Any]:
+    """Options that shorten a config's training; warm-up and decay keep their share of it.
+
+    Args:
+        probe: name or path of the config.
+        iterations: optimizer steps; validated and saved once, at the end.
+    """
+    config = Config.fromfile(config_file(probe))
+    share = iterations / config.train_cfg.max_iters
+    options = {
+        "train_cfg.max_iters": iterations,
+        "train_cfg.val_interval": iterations,
+        "default_hooks.checkpoint.interval": iterations,
+        "default_hooks.logger.interval": max(iterations // 4, 1),
+    }
+    schedulers = config.param_scheduler
+    named = {"": schedulers} if isinstance(schedulers, Mapping) else {f".{i}": s for i, s in enumerate(schedulers)}
+    for name, scheduler in named.items():
+        for key in ("end", "T_max"):
+            if key in scheduler:
+                options[f"param_scheduler{name}.{key}"] = max(round(scheduler[key] * share), 1)
     return options
 
 

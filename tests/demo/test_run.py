@@ -14,6 +14,7 @@ from PIL import Image
 
 from attn_plugins.cli import main
 from attn_plugins.demo import Recipe, Settings, run
+from attn_plugins.probes.table import COLUMNS, collect
 
 SETTINGS = Settings(
     methods=("softmax", "entmax15"),
@@ -22,6 +23,7 @@ SETTINGS = Settings(
     num_val=4,
     size=(64, 96),
     probe_iters=4,
+    column_iters=2,
 )
 
 
@@ -40,9 +42,14 @@ def test_the_table_holds_what_was_measured(finished):
     assert softmax["zero_share"] == 0 and 0 < entmax["zero_share"] < 1
     assert softmax["step_ratio"] == 1 and all(row["step_ms"] > 0 for row in rows)
     for row in rows:
-        record = json.loads((out / "probes" / row["method"] / "probe.json").read_text())
+        record = json.loads((out / "probes" / row["method"] / "voc2012" / "probe.json").read_text())
         assert record["backbone"]["plugins"] == row["method"]
         assert row["mIoU"] == pytest.approx(record["evaluations"][-1]["metrics"]["mIoU"], abs=0.01)
+    (first, _) = collect([out / "probes"])
+    assert {name: round(value, 3) for name, value in first.last.items()} == pytest.approx(
+        {column.probe: next(r for r in rows if r["method"] == first.method)[column.probe] for column in COLUMNS},
+        abs=0.01,
+    ), "all seven columns of Table 1"
     assert json.loads((out / "table.json").read_text())["rows"] == rows
     with (out / "table.csv").open() as file:
         assert [row["method"] for row in csv.DictReader(file)] == ["softmax", "entmax15"]

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, DictAction
-from mmengine.runner import Runner
 
 from attn_plugins.probes.command import data_options, mim_command, size_options
-from attn_plugins.probes.paths import config_file
 
 # Which written layout each config reads.
 LAYOUT_OF = {
@@ -27,7 +22,6 @@ LAYOUT_OF = {
     "sunrgbd_linear4_depth": "sunrgbd",
     "sunrgbd_linear4_depth_train": "sunrgbd",
 }
-_number = itertools.count()
 
 
 def options(
@@ -57,35 +51,6 @@ def mim(action: str, probe: str, settings: dict[str, Any], *arguments: str, work
     output = done.stdout + done.stderr
     assert done.returncode == 0, output[-4000:]
     return output
-
-
-def here(
-    probe: str,
-    settings: dict[str, Any],
-    work_dir: Path,
-    resume: bool = False,
-    change: Callable[[Config], None] | None = None,
-) -> Runner:
-    """Build what `mim train` would build, in this process; not started. `change` edits what no option can."""
-    config = Config.fromfile(config_file(probe))
-    config.merge_from_dict({key: parsed(value) for key, value in settings.items()})
-    config.work_dir, config.resume, config.log_level = str(work_dir), resume, "ERROR"
-    if change is not None:
-        change(config)
-    # Runners of one process share mmengine's message hub if they share a name.
-    config.experiment_name = f"probe_{next(_number)}"
-    return Runner.from_cfg(config)
-
-
-def parsed(value: Any) -> Any:
-    """As mmengine reads it from the command line."""
-    return (
-        DictAction._parse_iterable(value)
-        if isinstance(value, str)
-        else str(value)
-        if isinstance(value, Path)
-        else value
-    )
 
 
 def weights(work_dir: Path, iteration: int) -> dict[str, torch.Tensor]:

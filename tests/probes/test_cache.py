@@ -9,8 +9,9 @@ import torch
 
 from attn_plugins.probes.backbone import FrozenViT
 from attn_plugins.probes.cache import random_transforms
+from attn_plugins.probes.running import build_runner as here
 
-from .running import here, options
+from .running import options
 from .test_features import images
 
 

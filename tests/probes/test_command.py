@@ -15,8 +15,9 @@ from attn_plugins.cli import main
 from attn_plugins.probes.command import data_options, mim_command, size_options
 from attn_plugins.probes.image_data import CheckLabels, LoadProbeImage
 from attn_plugins.probes.paths import config_file, configs_dir
+from attn_plugins.probes.running import build_runner as here
 
-from .running import here, options
+from .running import options
 
 
 @pytest.mark.parametrize("path", sorted(configs_dir().glob("*.py")), ids=lambda path: path.stem)

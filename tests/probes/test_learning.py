@@ -16,8 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from attn_plugins.data.layouts import LAYOUTS
+from attn_plugins.probes.running import build_runner as here
 
-from .running import here, options
+from .running import options
 
 pytestmark = pytest.mark.slow
 

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from attn_plugins.probes.command import mim_command
+from attn_plugins.probes.running import build_runner as here
 from attn_plugins.probes.table import collect
 
 from .conftest import ARCH, OPTIONS, save, tiny_vit
-from .running import LAYOUT_OF, here, mim, options, weights
+from .running import LAYOUT_OF, mim, options, weights
 
 pytestmark = pytest.mark.slow
 
