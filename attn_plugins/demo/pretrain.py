@@ -51,7 +51,7 @@ class Recipe:
         momentum: of the teacher at the start; it rises to 1 with a cosine.
     """
 
-    steps: int = 60
+    steps: int = 36
     batch_size: int = 32
     seed: int = 0
     patch_size: int = 8

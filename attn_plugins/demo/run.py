@@ -62,8 +62,8 @@ class Settings:
     num_train: int = 400
     num_val: int = 60
     size: tuple[int, int] = (192, 256)
-    probe_iters: int = 150
-    column_iters: int = 30
+    probe_iters: int = 100
+    column_iters: int = 12
 
     def __post_init__(self) -> None:
         if not self.methods:
@@ -161,12 +161,12 @@ def _draw(out: Path, settings: Settings, data: Path, methods: Sequence[Method]) 
 def _report(
     out: Path, settings: Settings, data: Path, checkpoints: Sequence[Path], rows: Sequence[dict[str, Any]]
 ) -> None:
-    side = settings.size[0] // settings.recipe.patch_size * settings.recipe.patch_size
+    side = min(settings.size[0], 128) // settings.recipe.patch_size * settings.recipe.patch_size
     write_report(
         out / "report.html",
         from_checkpoints(checkpoints),
         find_images(data),
-        ReportSettings(size=side, seed=settings.recipe.seed),
+        ReportSettings(size=side, limit=32, seed=settings.recipe.seed),
         work_dirs=[out / "probes"],
         tables=[Section("The run", NOTE, HEAD, tuple(_cells(rows)))],
         command="attn-plugins demo",
@@ -220,7 +220,7 @@ def _probe(
 
 
 def _row(method: Method, baseline: Method, values: dict[str, float], data: Path) -> dict[str, Any]:
-    images = load_images([data / "JPEGImages" / f"{name}.jpg" for name in _lines(data, "val")[:16]])
+    images = load_images([data / "JPEGImages" / f"{name}.jpg" for name in _lines(data, "val")[:8]])
     with torch.no_grad():
         zeros = statistics(method.backbone.eval(), images).zero_share
     return {

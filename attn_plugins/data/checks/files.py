@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
 __all__ = ["SAMPLED", "Problem", "find_folders", "listed_files", "read_pair", "read_picture", "sample", "split_lines"]
 
@@ -130,12 +130,16 @@ def sample(items: Sequence[T]) -> list[T]:
 
 def read_picture(path: Path) -> tuple[str, NDArray[Any]] | Problem:
     """(mode, pixels) of a picture read to its last byte, or the problem that stops it."""
+    lenient = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # some training libraries switch it on for the whole process
     try:
         with Image.open(path) as picture:
             picture.load()
             return picture.mode, np.asarray(picture)
     except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError on a broken PNG
         return Problem("unreadable", path, f"cannot be decoded: {error}", "copy or unpack the file again")
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
 
 
 def read_pair(image: Path, target: Path) -> tuple[list[Problem], tuple[str, NDArray[Any]] | None]:
