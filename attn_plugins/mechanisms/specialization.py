@@ -19,6 +19,9 @@ from .layout import Layout, share_layout
 __all__ = ["Specialization"]
 
 COPY = "attn_plugins_specialization"
+TOKENS = COPY + "__tokens"
+GAMMAS = ("gamma_1", "gamma_2")
+"""LayerScale of timm's Eva blocks (EVA-02, DINOv3 there), which are parameters and not modules."""
 
 
 @register_mechanism("specialization")
@@ -43,15 +46,14 @@ class Specialization(Mechanism):
         for block in vit.blocks:
             for part in (vit.norm1, vit.norm2, vit.qkv):
                 part(block)
-            bare = [(block, "gamma_1")]  # timm's Eva, which is DINOv3 too
-            if getattr(vit.attention(block), "qkv", None) is not None:
-                bare.append((vit.attention(block), "q_bias"))
-            for owner, parameter in bare:
-                if isinstance(getattr(owner, parameter, None), nn.Parameter):
-                    raise UnsupportedModelError(
-                        f"specialization: {type(owner).__qualname__} of {name} computes with its bare parameters "
-                        f"({parameter}, ...) and not by modules; use the official or the transformers model"
-                    )
+            attention = vit.attention(block)
+            fused = getattr(attention, "qkv", None) is not None
+            if fused and isinstance(getattr(attention, "q_bias", None), nn.Parameter):
+                raise UnsupportedModelError(
+                    f"specialization: {type(attention).__qualname__} of {name} computes with its bare parameters "
+                    "(q_bias, v_bias) and the weight of its qkv, which is not called; build it with qkv_fused=False, "
+                    "or use the official or the transformers model"
+                )
 
     def apply(self, vit: ViT) -> None:
         for index, block in enumerate(vit.blocks):
@@ -63,6 +65,8 @@ class Specialization(Mechanism):
                 _specialize(module)
             if vit.layer_scales(block) and hasattr(block, "forward_nested"):
                 add_layer(block, _scales_inside)
+            if isinstance(getattr(block, GAMMAS[0], None), nn.Parameter):
+                _specialize_bare_scales(block)
         # DINOv3 may have a final norm for [CLS] of its own.
         if list(vit.norm.parameters()) and not getattr(vit.root, "untie_cls_and_patch_norms", False):
             setattr(vit.norm, LAYOUT, Layout(vit.prefix))
@@ -88,6 +92,53 @@ def _by_kind(base: Any) -> dict[str, Any]:
         return layout.apply(x, apart)
 
     return {"forward": forward}
+
+
+def _specialize_bare_scales(block: nn.Module) -> None:
+    if not hasattr(block, COPY):
+        own = nn.Module()
+        for name in GAMMAS:
+            own.register_parameter(name, copy.deepcopy(getattr(block, name)))
+        setattr(block, COPY, own)
+    add_layer(block, _bare_scales)
+
+
+def _bare_scales(base: Any) -> dict[str, Any]:
+    def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        setattr(self, TOKENS, x.shape[1])
+        try:
+            return base.forward(self, x, *args, **kwargs)
+        finally:
+            delattr(self, TOKENS)
+
+    def reset_parameters(self: Any) -> None:
+        base.reset_parameters(self)
+        for name, parameter in getattr(self, COPY).named_parameters():
+            parameter.data.copy_(getattr(self, name))
+
+    return {"forward": forward, "reset_parameters": reset_parameters} | {name: _per_token(name) for name in GAMMAS}
+
+
+def _per_token(name: str) -> property:
+    """Inside the block's forward the scale of every token, ``[N, C]``; elsewhere the parameter, ``[C]`` or None."""
+
+    def get(self: Any) -> Tensor | None:
+        # FSDP and the replicas of nn.DataParallel keep plain tensors in place of the parameters.
+        state = self.__dict__
+        own: Any = state[name] if name in state else nn.Module.__getattr__(self, name)
+        if own is None or TOKENS not in state:
+            return own
+        prefix = getattr(self, LAYOUT).prefix
+        scale = getattr(self._modules[COPY], name)
+        return torch.cat([scale.expand(prefix, -1), own.expand(state[TOKENS] - prefix, -1)])
+
+    def put(self: Any, value: Tensor) -> None:
+        self.__dict__[name] = value
+
+    def drop(self: Any) -> None:
+        del self.__dict__[name]
+
+    return property(get, put, drop)
 
 
 def _scales_inside(base: Any) -> dict[str, Any]:
