@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .subjects import epoch_of, short_name
@@ -40,24 +41,38 @@ class LayerProbe:
 
 
 def collect_layers(work_dirs: Sequence[Path]) -> list[LayerProbe]:
-    """Every single-layer VOC probe below the given folders, from the ``probe.json`` that each leaves.
+    """Every finished single-layer VOC probe below the given folders, from the ``probe.json`` that each leaves.
+
+    A probe that has not come to its last iteration is left out, with a warning that names it.
 
     Raises:
-        ValueError: a file is damaged, or there is no such probe.
+        ValueError: a file is damaged, two probes are of the same layer of the same checkpoint, or there is no such
+            probe.
     """
-    found = []
+    found: dict[LayerProbe, Path] = {}
     for file in sorted(file for folder in work_dirs for file in Path(folder).rglob("probe.json")):
         try:
             record = json.loads(file.read_text())
-            backbone, evaluations, name = record["backbone"], record["evaluations"], record["probe"]
+            backbone, name, goal = record["backbone"], record["probe"], record["max_iters"]
+            evaluations = [entry for entry in record["evaluations"] if entry["split"] == "val"]
         except (json.JSONDecodeError, KeyError) as error:
             raise ValueError(f"{file} is damaged: {type(error).__name__} {error}") from error
         scores = [entry["metrics"]["mIoU"] for entry in evaluations if "mIoU" in entry["metrics"]]
-        if name == "voc2012" and scores and len(backbone["layers"]) == 1:
-            checkpoint = str(backbone["checkpoint"] or backbone["arch"])
-            epoch = epoch_of(Path(checkpoint))
-            cls = backbone["cls_token"] == "concat"
-            found.append(LayerProbe(backbone["plugins"], checkpoint, epoch, backbone["layers"][0], cls, max(scores)))
+        if name != "voc2012" or not scores or len(backbone["layers"]) != 1:
+            continue
+        if evaluations[-1]["iter"] < goal:
+            warnings.warn(f"{file} is left out: at iteration {evaluations[-1]['iter']} of {goal}", stacklevel=2)
+            continue
+        checkpoint = str(backbone["checkpoint"] or backbone["arch"])
+        epoch = epoch_of(Path(checkpoint))
+        cls = backbone["cls_token"] == "concat"
+        probe = LayerProbe(backbone["plugins"], checkpoint, epoch, backbone["layers"][0], cls, max(scores))
+        other = next((file for known, file in found.items() if replace(known, miou=probe.miou) == probe), None)
+        if other is not None:
+            raise ValueError(
+                f"{other} and {file} are both of layer {probe.layer} of {checkpoint}: name the one to report"
+            )
+        found[probe] = file
     if not found:
         raise ValueError(f"no finished VOC probe of a single layer below {', '.join(map(str, work_dirs))}")
     return sorted(found, key=lambda probe: (probe.method, probe.epoch or 0, probe.checkpoint, probe.cls, probe.layer))

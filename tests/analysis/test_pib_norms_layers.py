@@ -151,11 +151,12 @@ def test_the_heat_map_shows_intervals_that_proportions_can_have():
     assert told == ["100 (61–100)", "17 (3–56)"]
 
 
-def probe(folder, layer, cls, miou, checkpoint, spec="entmax15", name="voc2012"):
+def probe(folder, layer, cls, miou, checkpoint, spec="entmax15", name="voc2012", goal=None):
     folder.mkdir(parents=True)
     backbone = {"plugins": spec, "checkpoint": checkpoint, "arch": "x", "layers": layer, "cls_token": cls}
-    evaluations = [{"split": "val", "iter": n, "metrics": {"mIoU": value}} for n, value in enumerate(miou)]
-    (folder / "probe.json").write_text(json.dumps({"probe": name, "backbone": backbone, "evaluations": evaluations}))
+    evaluations = [{"split": "val", "iter": n, "metrics": {"mIoU": value}} for n, value in enumerate(miou, 1)]
+    record = {"probe": name, "max_iters": goal or len(miou), "backbone": backbone, "evaluations": evaluations}
+    (folder / "probe.json").write_text(json.dumps(record))
 
 
 def test_layers_come_from_probe_files(tmp_path):
@@ -168,4 +169,26 @@ def test_layers_come_from_probe_files(tmp_path):
     assert [p.line for p in found] == ["epoch 40", "epoch 100 + [CLS]"]
     (tmp_path / "a" / "probe.json").write_text("{")
     with pytest.raises(ValueError, match="is damaged"):
+        collect_layers([tmp_path])
+
+
+def test_unfinished_probes_are_left_out_and_named(tmp_path):
+    probe(tmp_path / "done", [3], "none", [20.0], "run/checkpoint0040.pth")
+    probe(tmp_path / "early", [5], "none", [70.0, 80.0], "run/checkpoint0040.pth", goal=10)
+    with pytest.warns(UserWarning, match="early.probe.json is left out: at iteration 2 of 10"):
+        assert [(p.layer, p.miou) for p in collect_layers([tmp_path])] == [(3, 20.0)]
+    with (
+        pytest.warns(UserWarning, match="is left out"),
+        pytest.raises(ValueError, match="no finished VOC probe of a single layer"),
+    ):
+        collect_layers([tmp_path / "early"])
+
+
+def test_two_probes_of_one_point_are_refused(tmp_path):
+    probe(tmp_path / "a", [3], "none", [20.0], "run/checkpoint0040.pth")
+    probe(tmp_path / "b", [3], "concat", [25.0], "run/checkpoint0040.pth")
+    probe(tmp_path / "c", [3], "none", [30.0], "run/checkpoint0040.pth", spec="softmax")
+    assert len(collect_layers([tmp_path])) == 3
+    probe(tmp_path / "d", [3], "none", [22.0], "run/checkpoint0040.pth")
+    with pytest.raises(ValueError, match=r"a.probe.json and .*d.probe.json are both of layer 3 of run/checkpoint0040"):
         collect_layers([tmp_path])
