@@ -46,7 +46,9 @@ def add_view_options(parser: argparse.ArgumentParser) -> None:
     """What is looked at; the defaults are those of ``analysis.findings.Settings``."""
     parser.add_argument("--size", type=int, help="side of the images in pixels (default: 224)")
     parser.add_argument("--batch", type=int, help="images a forward (default: 32)")
-    parser.add_argument("--limit", type=int, help="images that statistics are over, or all (default: 200)")
+    parser.add_argument(
+        "--limit", type=_limit, help="images that statistics are over, a number or 'all' (default: 200)"
+    )
     parser.add_argument("--pictures", type=int, help="images shown by PCA and overlays (default: 4)")
     parser.add_argument("--layer", type=int, help="layer of the overlays, negative from the end (default: -1)")
     parser.add_argument("--heads", type=int, nargs="+", help="heads of the overlays (default: the first four)")
@@ -56,6 +58,13 @@ def add_view_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="which images are drawn (default: 0)")
 
 
+def _limit(text: str) -> int | str:
+    try:
+        return text if text == "all" else int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor 'all'") from error
+
+
 def settings(args: argparse.Namespace) -> Any:
     """The settings that were given, the rest by default."""
     from dataclasses import fields
@@ -63,7 +72,10 @@ def settings(args: argparse.Namespace) -> Any:
     from ..analysis.findings import Settings
 
     given = {field.name: getattr(args, field.name) for field in fields(Settings)}
-    return Settings(**{name: value for name, value in given.items() if value is not None})
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if args.limit == "all":
+        chosen["limit"] = None
+    return Settings(**chosen)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ from PIL import Image
 import attn_plugins
 from attn_plugins.analysis.exhibit import Exhibit
 from attn_plugins.analysis.findings import Settings
-from attn_plugins.analysis.images import find_images
+from attn_plugins.analysis.images import Images, find_images
 from attn_plugins.analysis.report import as_table, exhibits, write_report
 from attn_plugins.analysis.subjects import Subject, from_checkpoints
 from attn_plugins.checkpoints import save
@@ -167,6 +167,19 @@ def test_analyze_layers_and_what_is_refused(run, tmp_path, capsys):
     odd = ["analyze", "norms", str(folder / "0.pth"), "--data", str(data), "--size", "30", "--out", str(tmp_path)]
     assert main(odd) == 2
     assert "size=30 is no multiple of the patch size 8" in capsys.readouterr().err
+
+
+def test_statistics_over_all_images(run, tmp_path, monkeypatch, capsys):
+    folder, data = run
+    drawn, sample = [], Images.sample
+    monkeypatch.setattr(Images, "sample", lambda self, count, seed: drawn.append(count) or sample(self, count, seed))
+    arguments = ["analyze", "norms", str(folder / "0.pth"), "--data", str(data), "--size", "32", "--pictures", "1"]
+    for option in ([], ["--limit", "3"], ["--limit", "all"]):
+        assert main([*arguments, *option, "--out", str(tmp_path)]) == 0
+    assert [count for count in drawn if count != 1] == [200, 3, None]  # one is for the pictures
+    with pytest.raises(SystemExit):
+        main([*arguments, "--limit", "every"])
+    assert "'every' is neither a number nor 'all'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
