@@ -50,7 +50,7 @@ def collect_layers(work_dirs: Sequence[Path]) -> list[LayerProbe]:
             probe.
     """
     found: dict[LayerProbe, Path] = {}
-    for file in sorted(file for folder in work_dirs for file in Path(folder).rglob("probe.json")):
+    for file in sorted({file.resolve() for folder in work_dirs for file in Path(folder).rglob("probe.json")}):
         try:
             record = json.loads(file.read_text())
             backbone, name, goal = record["backbone"], record["probe"], record["max_iters"]

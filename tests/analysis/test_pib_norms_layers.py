@@ -188,7 +188,7 @@ def test_two_probes_of_one_point_are_refused(tmp_path):
     probe(tmp_path / "a", [3], "none", [20.0], "run/checkpoint0040.pth")
     probe(tmp_path / "b", [3], "concat", [25.0], "run/checkpoint0040.pth")
     probe(tmp_path / "c", [3], "none", [30.0], "run/checkpoint0040.pth", spec="softmax")
-    assert len(collect_layers([tmp_path])) == 3
+    assert len(collect_layers([tmp_path, tmp_path / "a"])) == 3
     probe(tmp_path / "d", [3], "none", [22.0], "run/checkpoint0040.pth")
     with pytest.raises(ValueError, match=r"a.probe.json and .*d.probe.json are both of layer 3 of run/checkpoint0040"):
         collect_layers([tmp_path])
