@@ -1,7 +1,6 @@
 """A backbone is loaded whole, with its own attention, or refused; compared with official DINOv2 modules and timm."""
 
 import copy
-import os
 import pickle
 
 import pytest
@@ -11,7 +10,12 @@ from attn_plugins import patch, unpatch
 from attn_plugins.checkpoints import CheckpointError, identify, load_backbone, load_backbone_state, save
 from attn_plugins.stamp import refuse_others, spec_of
 
-os.environ.setdefault("XFORMERS_DISABLED", "1")  # where it is installed, lightly-train takes it, and it has no CPU
+
+@pytest.fixture(autouse=True)
+def no_xformers(monkeypatch):
+    """Where it is installed, lightly-train's DINOv2 takes its kernels, and it has none for a CPU."""
+    source = pytest.importorskip("lightly_train._models.dinov2_vit.dinov2_vit_src.layers.attention")
+    monkeypatch.setattr(source, "XFORMERS_AVAILABLE", False)
 
 
 def dinov2_vit(*, chunks=0, image=56, registers=0):
