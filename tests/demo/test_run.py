@@ -18,7 +18,7 @@ from attn_plugins.probes.table import COLUMNS, collect
 
 SETTINGS = Settings(
     methods=("softmax", "entmax15"),
-    recipe=Recipe(steps=2, batch_size=4, embed_dim=32, depth=2, num_heads=2, global_size=32, local_size=16),
+    recipe=Recipe(steps=2, batch_size=4, embed_dim=32, depth=4, num_heads=2, global_size=32, local_size=16),
     num_train=8,
     num_val=4,
     size=(64, 96),

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from triton_cases import DEVICE, qkv
 
 from attn_plugins import attention
@@ -55,13 +56,14 @@ def test_shapes_and_dtypes_that_are_not_taken(tensors, said):
 
 
 def test_falling_to_the_reference_on_an_accelerator_is_said_once():
-    tensors = [torch.randn(1, 2, 7, 16, device="meta") for _ in range(3)]
+    with FakeTensorMode():  # tensors that say they are on a GPU, where there need be none
+        tensors = [torch.empty(1, 2, 7, 16, device="cuda") for _ in range(3)]
     dispatch._announce.cache_clear()
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        names = {dispatch.choose_backend(call(*tensors)).NAME for _ in range(2)}
+        names = {dispatch.choose_backend(call(*tensors, normalizer="entmax:alpha=3.0")).NAME for _ in range(2)}
     assert names == {"reference"}
-    reason = "it runs on CUDA tensors only, not on meta"
+    reason = "it computes entmax with 1.05 <= alpha <= 2.0 only"
     assert [str(w.message) for w in seen] == [f"attention runs without a fused kernel: triton cannot, {reason}"]
 
 
