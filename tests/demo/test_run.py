@@ -54,7 +54,9 @@ def test_the_table_holds_what_was_measured(finished):
     with (out / "table.csv").open() as file:
         assert [row["method"] for row in csv.DictReader(file)] == ["softmax", "entmax15"]
     text = "\n".join(lines)
-    assert "mIoU" in text and "entmax15: train" in text and "entmax15: val" in text, "progress is shown throughout"
+    assert "mIoU" in text and "entmax15: voc2012 train" in text and "entmax15: kitti rmse" in text, (
+        "progress is shown throughout"
+    )
 
 
 @pytest.mark.slow
