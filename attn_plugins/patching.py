@@ -80,7 +80,11 @@ def patch(model: M, spec: str | Spec, layers: Layers = None) -> M:
         plan.apply()
         stamp(_innermost(model), parsed, [_spec_now(site) for site in found.layers])
         undo.pop_all()
-    logger.info("patched %d of %d attention layers with %s", len(chosen), len(found.layers), parsed)
+    if logger.isEnabledFor(logging.INFO):
+        backends = ", ".join(sorted({line.backend for line in describe(model) if line.backend}))
+        logger.info(
+            "patched %d of %d attention layers with %s, backend %s", len(chosen), len(found.layers), parsed, backends
+        )
     if found.unreached:
         _warn(found, parsed)
     return model

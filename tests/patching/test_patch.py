@@ -243,3 +243,11 @@ def test_describe_tells_path_class_adapter_spec_and_backend() -> None:
     ]
     assert lines[0].backend is None and lines[1].backend in ("cpu", "reference") and lines[2].backend == "sdpa"
     assert [row.split()[0] for row in str(lines).splitlines()] == ["layer", *(x.path for x in lines)]
+
+
+def test_the_log_says_what_was_patched_and_which_backend_computes_it(caplog: pytest.LogCaptureFixture) -> None:
+    model = TinyViT()
+    with caplog.at_level("INFO", logger="attn_plugins"):
+        attn_plugins.patch(model, "entmax15", layers=[0, 1])
+    (backend,) = {line.backend for line in attn_plugins.describe(model) if line.backend}
+    assert caplog.messages == [f"patched 2 of 4 attention layers with entmax15, backend {backend}"]
