@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,5 +36,5 @@ def run(args: argparse.Namespace) -> int:
         settings = settings.shortened(3)
     if args.steps is not None:
         settings = replace(settings, recipe=replace(settings.recipe, steps=args.steps))
-    demo.run(args.out, settings)
+    demo.run(args.out, settings, command=shlex.join(["attn-plugins", *sys.argv[1:]]))
     return 0

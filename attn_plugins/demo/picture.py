@@ -11,12 +11,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
+from ..analysis.images import MEAN, STD
 from ..analysis.pca import pca_rgb
 from ..backbones.features import ViTFeatures
 
 __all__ = ["draw", "load_images"]
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GAP, HEAD = 6, 26
 
 

@@ -88,7 +88,9 @@ class Settings:
         )
 
 
-def run(out: Path, settings: Settings, say: Callable[[str], None] = print) -> list[dict[str, Any]]:
+def run(
+    out: Path, settings: Settings, say: Callable[[str], None] = print, command: str = "attn_plugins.demo.run"
+) -> list[dict[str, Any]]:
     """Run what is not done yet, and write `table.{json,csv}`, `picture.png` and `report.html` in `out`.
 
     Every stage leaves complete files or none, so a run that was interrupted goes on where it stopped, and one
@@ -98,6 +100,7 @@ def run(out: Path, settings: Settings, say: Callable[[str], None] = print) -> li
         out: folder of the run.
         settings: what to compute.
         say: prints a line.
+        command: what the report says it was made by.
 
     Returns:
         The rows of the table.
@@ -113,7 +116,7 @@ def run(out: Path, settings: Settings, say: Callable[[str], None] = print) -> li
         rows = json.loads(finished.read_text())["rows"]
         say(f"{out} is complete:")
     else:
-        rows = _compute(out, settings, say)
+        rows = _compute(out, settings, say, command)
         _write(out / "table.csv", _csv(rows))
         _write(finished, json.dumps({"settings": asdict(settings), "rows": rows}, indent=1) + "\n")
     say("")
@@ -128,7 +131,7 @@ def run(out: Path, settings: Settings, say: Callable[[str], None] = print) -> li
     return rows
 
 
-def _compute(out: Path, settings: Settings, say: Callable[[str], None]) -> list[dict[str, Any]]:
+def _compute(out: Path, settings: Settings, say: Callable[[str], None], command: str) -> list[dict[str, Any]]:
     say(f"[1/4] rendering {settings.num_train} + {settings.num_val} scenes in PASCAL VOC's layout")
     data = write_voc(
         out / "data",
@@ -147,7 +150,7 @@ def _compute(out: Path, settings: Settings, say: Callable[[str], None]) -> list[
     say("[4/4] drawing the picture and the report")
     rows = [_row(method, methods[0], found, data) for method, found in zip(methods, values, strict=True)]
     _draw(out, settings, data, methods)
-    _report(out, settings, data, checkpoints, rows)
+    _report(out, settings, data, checkpoints, rows, command)
     return rows
 
 
@@ -159,7 +162,12 @@ def _draw(out: Path, settings: Settings, data: Path, methods: Sequence[Method]) 
 
 
 def _report(
-    out: Path, settings: Settings, data: Path, checkpoints: Sequence[Path], rows: Sequence[dict[str, Any]]
+    out: Path,
+    settings: Settings,
+    data: Path,
+    checkpoints: Sequence[Path],
+    rows: Sequence[dict[str, Any]],
+    command: str,
 ) -> None:
     side = min(settings.size[0], 128) // settings.recipe.patch_size * settings.recipe.patch_size
     write_report(
@@ -169,7 +177,7 @@ def _report(
         ReportSettings(size=side, limit=32, seed=settings.recipe.seed),
         work_dirs=[out / "probes"],
         tables=[Section("The run", NOTE, HEAD, tuple(_cells(rows)))],
-        command="attn-plugins demo",
+        command=command,
         title="Attention plugins: demo",
     )
 

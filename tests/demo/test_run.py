@@ -31,7 +31,7 @@ SETTINGS = Settings(
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "out"
     lines: list[str] = []
-    return out, run(out, SETTINGS, lines.append), lines
+    return out, run(out, SETTINGS, lines.append, command="attn-plugins demo --out elsewhere"), lines
 
 
 @pytest.mark.slow
@@ -53,6 +53,7 @@ def test_the_table_holds_what_was_measured(finished):
     assert json.loads((out / "table.json").read_text())["rows"] == rows
     with (out / "table.csv").open() as file:
         assert [row["method"] for row in csv.DictReader(file)] == ["softmax", "entmax15"]
+    assert "attn-plugins demo --out elsewhere" in (out / "report.html").read_text()
     text = "\n".join(lines)
     assert "mIoU" in text and "entmax15: voc2012 train" in text and "entmax15: kitti rmse" in text, (
         "progress is shown throughout"
