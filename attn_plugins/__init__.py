@@ -4,8 +4,8 @@
 """
 
 from . import functional, mechanisms
-from .adapters import Adapter, register_adapter
 from .attention import attention
+from .codebases import Adapter, register_adapter
 from .errors import UnknownPluginError, UnsupportedModelError
 from .patching import describe, patch, patched, unpatch
 from .registry import register_mechanism, register_normalizer

@@ -16,8 +16,8 @@ from torch import nn
 from .checkpoints import CheckpointError, agree, recorded_spec
 from .old_torch import keep_old_fsdp_names, read_own_checkpoints
 from .patching import PREFIX, patch
+from .patching.record import refuse_others, spec_of, stamp
 from .spec import parse
-from .stamp import refuse_others, spec_of, stamp
 
 __all__ = ["before_load", "keep_old_fsdp_names", "patch_networks", "spec_from"]
 

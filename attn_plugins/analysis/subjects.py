@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ..stamp import spec_of
+from ..patching.record import spec_of
 
 __all__ = ["Subject", "epoch_of", "from_checkpoints", "short_name"]
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..patching.record import METADATA_KEY
 from ..spec import parse
-from ..stamp import METADATA_KEY
 from .errors import CheckpointError
 from .layout import Shape, backbone_keys, candidates, sections, shape_of
 from .reading import read

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..stamp import spec_of
+from ..patching.record import spec_of
 from .errors import CheckpointError
 from .identity import CheckpointInfo, agree, identify_loaded
 from .layout import flat_key, grid_side

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..stamp import METADATA_KEY, spec_of
+from ..patching.record import METADATA_KEY, spec_of
 from .identity import agree
 
 __all__ = ["save"]

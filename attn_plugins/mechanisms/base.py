@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..adapters.base import PREFIX
+from ..codebases.base import PREFIX
 from ..registry import MECHANISMS
 from ..spec import Plugin
 from .anatomy import ViT, find_vits

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ..adapters.base import PREFIX, unpatched_class
+from ..codebases.base import PREFIX, unpatched_class
 
 __all__ = ["LAYOUT", "Overrides", "add_layer", "lift"]
 

@@ -8,7 +8,7 @@ import torch
 
 from attn_plugins import patch, unpatch
 from attn_plugins.checkpoints import CheckpointError, identify, load_backbone, load_backbone_state, save
-from attn_plugins.stamp import refuse_others, spec_of
+from attn_plugins.patching.record import refuse_others, spec_of
 
 
 @pytest.fixture(autouse=True)

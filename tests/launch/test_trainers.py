@@ -11,7 +11,7 @@ import torch
 from attn_plugins import UnknownPluginError, patch
 from attn_plugins.checkpoints import CheckpointError
 from attn_plugins.old_torch import keep_old_fsdp_names, read_own_checkpoints
-from attn_plugins.stamp import spec_of
+from attn_plugins.patching.record import spec_of
 from attn_plugins.trainers import before_load, patch_networks, spec_from
 
 

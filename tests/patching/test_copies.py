@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapters.twin import assert_same_outputs
+from codebases.twin import assert_same_outputs
 from torch import nn
 
 import attn_plugins
@@ -77,7 +77,7 @@ def test_torch_save_of_the_whole_model(spec: str) -> None:
     torch.save(model, file)
     file.seek(0)
     needed = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-    assert "attn_plugins.adapters.base._rebuild" in needed
+    assert "attn_plugins.codebases.base._rebuild" in needed
     file.seek(0)
     classes = {type(module) for module in model.modules()}
     with torch.serialization.safe_globals([*map(_imported, needed), *((cls, str(id(cls))) for cls in classes)]):

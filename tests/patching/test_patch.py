@@ -8,7 +8,7 @@ import entmax
 import pytest
 import timm
 import torch
-from adapters.twin import assert_same_outputs, normalized_by
+from codebases.twin import assert_same_outputs, normalized_by
 from torch import Tensor, nn
 
 import attn_plugins
@@ -212,7 +212,7 @@ def test_an_adapter_that_fails_late_leaves_the_model_alone(monkeypatch: pytest.M
             raise MemoryError("no room for this class")
         return original(base, *rest)  # type: ignore[arg-type]
 
-    original = attn_plugins.patching.patched_class
+    original = attn_plugins.patching.inplace.patched_class
     monkeypatch.setattr(attn_plugins.patching, "patched_class", fails)
     with pytest.raises(MemoryError):
         attn_plugins.patch(model, "entmax_alpha")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import entmax
 import pytest
 import torch
-from adapters.twin import assert_same_outputs, normalized_by
+from codebases.twin import assert_same_outputs, normalized_by
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 

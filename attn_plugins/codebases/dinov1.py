@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ..attention import attention
 from .base import Adapter, Container
-from .code import code_names, returns_pair
 from .qkv import PLAIN, dropout_p, finish, split_heads
+from .recognise import code_names, returns_pair
 
 __all__ = ["ADAPTER"]
 

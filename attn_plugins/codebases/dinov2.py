@@ -19,8 +19,8 @@ from typing import Any
 from torch import Tensor
 
 from .base import Adapter
-from .code import code_names, returns_pair
 from .qkv import PLAIN, attend
+from .recognise import code_names, returns_pair
 
 __all__ = ["ADAPTER"]
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 from typing import Any
 
 from .base import Adapter
-from .code import methods
 from .intercept import intercepted
+from .recognise import methods
 
 __all__ = ["ADAPTER"]
 

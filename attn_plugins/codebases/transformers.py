@@ -19,7 +19,7 @@ from torch import Tensor
 from ..attention import attention
 from ..errors import UnsupportedModelError
 from .base import Adapter
-from .code import code_names
+from .recognise import code_names
 
 __all__ = ["ADAPTER"]
 

@@ -14,8 +14,8 @@ import inspect
 from typing import Any
 
 from .base import Adapter
-from .code import code_names, methods, softmax_between_products
 from .intercept import intercepted
+from .recognise import code_names, methods, softmax_between_products
 
 __all__ = ["ADAPTER"]
 

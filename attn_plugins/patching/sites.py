@@ -8,10 +8,10 @@ from numbers import Integral
 
 from torch import nn
 
-from .adapters import Adapter, Container, adapter_for
-from .adapters.base import unpatched_class
-from .adapters.code import methods
-from .errors import UnsupportedModelError
+from ..codebases import Adapter, Container, adapter_for
+from ..codebases.base import unpatched_class
+from ..codebases.recognise import methods
+from ..errors import UnsupportedModelError
 
 __all__ = ["Layers", "Site", "Survey", "find_attention", "select_layers", "survey"]
 

@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from .adapters.base import NORMALIZER, PREFIX, patched_class, unpatched_class
+from ..codebases.base import NORMALIZER, PREFIX, patched_class, unpatched_class
+from ..errors import UnsupportedModelError
+from ..functional.normalizer import build
+from ..mechanisms import plan_mechanisms
+from ..spec import Plugin, Spec, parse
 from .description import Description, LayerInfo, describe
-from .errors import UnsupportedModelError
-from .functional.normalizer import build
-from .mechanisms import plan_mechanisms
+from .record import STAMP, stamp, unstamp
 from .sites import Layers, Site, Survey, find_attention, select_layers, survey
-from .spec import Plugin, Spec, parse
-from .stamp import STAMP, stamp, unstamp
 
 __all__ = ["Description", "LayerInfo", "describe", "find_attention", "patch", "patched", "unpatch"]
 

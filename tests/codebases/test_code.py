@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.functional import scaled_dot_product_attention
 
 import attn_plugins
-from attn_plugins.adapters import Adapter, adapter_for, register_adapter
+from attn_plugins.codebases import Adapter, adapter_for, register_adapter
 from attn_plugins.registry import ADAPTERS
 
 from .twin import assert_same_outputs, normalized_by

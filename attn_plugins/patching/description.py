@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from .adapters.base import NORMALIZER, unpatched_class
-from .attention import choose_backend
-from .attention.call import AttentionCall
-from .mechanisms import applied_mechanisms
+from ..attention import choose_backend
+from ..attention.call import AttentionCall
+from ..codebases.base import NORMALIZER, unpatched_class
+from ..mechanisms import applied_mechanisms
+from ..spec import Plugin
 from .sites import Site, survey
-from .spec import Plugin
 
 __all__ = ["Description", "LayerInfo", "describe"]
 
