@@ -258,13 +258,6 @@ class FusedAttribute(Spelled):
         return self.join(self.attention(*self.qkv(x)))
 
 
-@spelling("SDPA by getattr")
-class FusedGetattr(Spelled):
-    def forward(self, x: Tensor) -> Tensor:
-        sdpa = getattr(fn, "scaled_dot_product" + "_attention")
-        return self.join(sdpa(*self.qkv(x), scale=1.0))
-
-
 @spelling("Tensor.softmax, unbound")
 class Unbound(Spelled):
     def forward(self, x: Tensor) -> Tensor:
@@ -277,13 +270,6 @@ class Special(Spelled):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x)
         return self.join(torch.special.softmax(q @ k.mT, dim=-1) @ v)
-
-
-@spelling("softmax of an aten operator")
-class Aten(Spelled):
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x)
-        return self.join(torch.ops.aten.softmax.int(q @ k.mT, -1) @ v)
 
 
 @spelling("everything by keyword")

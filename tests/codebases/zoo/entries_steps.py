@@ -227,18 +227,6 @@ class KeysFirst(Spelled):
 ZOO.add("k @ q, then turned", KeysFirst, one)(usual)
 
 
-class KeysFirstDim(Spelled):
-    """Scores stay [keys, queries]: the softmax over dimension -2 is the one over keys, and v is on the left."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x)
-        weights = torch.matmul(k, q.transpose(-1, -2)).softmax(dim=-2)
-        return self.join((v.transpose(-1, -2) @ weights).transpose(-1, -2))
-
-
-ZOO.add("k @ q, softmax over dim -2", KeysFirstDim, one)(usual)
-
-
 class ChannelsFirst(nn.Module):
     """SAGAN and VQGAN: [B, C, N], b = q.T @ k, and v @ weights.T."""
 

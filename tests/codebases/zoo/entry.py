@@ -94,7 +94,7 @@ def _leaf(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, list):
         return [_leaf(item, dtype) for item in value]
     if isinstance(value, Tensor) and value.is_floating_point():
-        return value.to(dtype).requires_grad_()
+        return value.detach().clone().to(dtype).requires_grad_()
     return value
 
 

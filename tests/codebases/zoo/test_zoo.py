@@ -17,6 +17,8 @@ from . import (
     entries_dino,
     entries_heads,
     entries_masks,
+    entries_mha,
+    entries_pooled,
     entries_spelling,
     entries_steps,
     entries_windows,
@@ -28,7 +30,9 @@ ENTRIES: list[Entry] = [
     *entries_masks.ZOO,
     *entries_windows.ZOO,
     *entries_heads.ZOO,
+    *entries_pooled.ZOO,
     *entries_cross.ZOO,
+    *entries_mha.ZOO,
     *entries_spelling.ZOO,
     *entries_steps.ZOO,
 ]
