@@ -152,22 +152,35 @@ class Chunked(Spelled):
 ZOO.add("chunks of queries", Chunked, lambda: (tokens(), 4))(usual)
 
 
+def fused_core(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, scale=1.0)
+
+
+def written_core(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.mT).softmax(-1) @ v
+
+
 class Checkpointed(Spelled):
-    """The core is recomputed in the backward pass, after forward has returned."""
+    """The core, no method of the class, is recomputed in the backward pass, after forward has returned."""
 
     def __init__(self, use_reentrant: bool, fused: bool) -> None:
         super().__init__()
         self.use_reentrant, self.fused = use_reentrant, fused
 
+    def forward(self, x: Tensor) -> Tensor:
+        core = fused_core if self.fused else written_core
+        return self.join(checkpoint(core, *self.qkv(x), use_reentrant=self.use_reentrant))
+
+
+class CheckpointedMethod(Checkpointed):
     def core(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if self.fused:
-            return F.scaled_dot_product_attention(q, k, v, scale=1.0)
         return (q @ k.mT).softmax(-1) @ v
 
     def forward(self, x: Tensor) -> Tensor:
         return self.join(checkpoint(self.core, *self.qkv(x), use_reentrant=self.use_reentrant))
 
 
+ZOO.add("checkpointed method, reentrant", lambda: CheckpointedMethod(True, False), one)(usual)
 ZOO.add("checkpoint, reentrant", lambda: Checkpointed(True, False), one)(usual)
 ZOO.add("checkpoint, not reentrant", lambda: Checkpointed(False, False), one)(usual)
 ZOO.add("checkpointed SDPA, reentrant", lambda: Checkpointed(True, True), one)(usual)

@@ -112,7 +112,9 @@ def gradients(model: Host, output: Any, inputs: tuple[Any, ...]) -> dict[str, Te
     """Of a fixed random projection of every output, by input and parameter; what has none is left out."""
     generator = torch.Generator().manual_seed(2)
     outputs = [y for y in tensors(output) if y.requires_grad]
-    loss = sum((y * torch.randn(y.shape, generator=generator, dtype=y.dtype)).sum() for y in outputs)
+    # Drawn in float64 whatever the output is: a map in float32 must meet the same numbers.
+    factors = [torch.randn(y.shape, generator=generator, dtype=torch.float64) for y in outputs]
+    loss = sum((y * factor).sum() for y, factor in zip(outputs, factors, strict=True))
     leaves = {f"input {i}": x for i, x in enumerate(tensors(inputs)) if x.requires_grad}
     leaves |= dict(model.named_parameters())
     for leaf in leaves.values():
