@@ -10,8 +10,8 @@ import sys
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -128,6 +128,7 @@ _HOMES: dict[str, tuple[Any, ...]] = {
 def _modules() -> dict[str, types.ModuleType]:
     modules = {name: types.ModuleType(name) for name in _HOMES}
     for name, members in _HOMES.items():
+        modules[name].__spec__ = ModuleSpec(name, None)  # importlib.util.find_spec asks for one
         parent, _, child = name.rpartition(".")
         if parent:
             setattr(modules[parent], child, modules[name])
@@ -143,5 +144,13 @@ MODULES = _modules()
 @contextmanager
 def installed() -> Iterator[None]:
     """Within this context the packages can be imported."""
-    with mock.patch.dict(sys.modules, MODULES):
+    before = {name: sys.modules.get(name) for name in MODULES}
+    sys.modules.update(MODULES)
+    try:
         yield
+    finally:
+        for name, module in before.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
