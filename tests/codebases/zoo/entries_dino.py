@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .entry import DIM, HEADS, SIDE, TOKENS, Normalize, Zoo, attend, merge, one, qkv_of, rope, split, tokens
+from .entry import DIM, HEADS, SIDE, TOKENS, Normalize, Zoo, attend, merge, one, qkv_of, rope, tokens
 
 ZOO = Zoo()
 
@@ -273,39 +273,3 @@ class Recorded(Qkv):
 
 
 ZOO.add("vissl, map kept", Recorded, one)(plain)
-
-
-class Pretrained(nn.Module):
-    """PyTorch-Pretrained-ViT: split_last, merge_last and the scores as an attribute."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.proj_q, self.proj_k, self.proj_v = nn.Linear(DIM, DIM), nn.Linear(DIM, DIM), nn.Linear(DIM, DIM)
-        self.drop = nn.Dropout(0.0)
-        self.n_heads = HEADS
-        self.scores: Tensor | None = None
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        q, k, v = self.proj_q(x), self.proj_k(x), self.proj_v(x)
-        q, k, v = (split_last(t, (self.n_heads, -1)).transpose(1, 2) for t in [q, k, v])
-        scores = q @ k.transpose(-2, -1) / k.size(-1) ** 0.5
-        if mask is not None:
-            scores -= 10000.0 * (1.0 - mask[:, None, None, :].to(scores.dtype))
-        scores = self.drop(F.softmax(scores, dim=-1))
-        h = (scores @ v).transpose(1, 2).contiguous()
-        self.scores = scores
-        return merge_last(h, 2)
-
-
-def split_last(x: Tensor, shape: tuple[int, int]) -> Tensor:
-    return x.view(*x.shape[:-1], *(s if s > 0 else x.shape[-1] // shape[0] for s in shape))
-
-
-def merge_last(x: Tensor, n: int) -> Tensor:
-    return x.view(*x.shape[:-n], -1)
-
-
-@ZOO.add("pytorch-pretrained-vit", Pretrained, lambda: (tokens(), (torch.arange(TOKENS) < 7).expand(2, -1)))
-def pretrained(m: Any, normalize: Normalize, x: Tensor, mask: Tensor) -> Any:
-    q, k, v = (split(p(x)) for p in (m.proj_q, m.proj_k, m.proj_v))
-    return merge(attend(normalize, q, k, v, bias=-1e4 * (~mask)[:, None, None].to(x.dtype)))

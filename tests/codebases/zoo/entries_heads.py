@@ -1,4 +1,4 @@
-"""Mixed heads, class attention, channels, gates, and vit-pytorch's style."""
+"""Mixed heads, class attention, channels, gates, and the plain ViTs of two libraries."""
 
 from __future__ import annotations
 
@@ -114,8 +114,29 @@ def xcit(m: Any, normalize: Normalize, x: Tensor) -> Any:
     return m.proj(merge((normalize(q @ k.mT * m.temperature) @ v).mT))
 
 
+class ChannelGroups(Qkv):
+    """DaViT: what is called k and v makes the map of channels, and q is read by it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, N, C = x.shape
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
+        k = k * N**-0.5
+        attention = k.transpose(-1, -2) @ v
+        attention = attention.softmax(dim=-1)
+        x = (attention @ q.transpose(-1, -2)).transpose(-1, -2)
+        return self.proj(x.transpose(1, 2).reshape(B, N, C))
+
+
+@ZOO.add("davit channels", ChannelGroups, one)
+def davit(m: Any, normalize: Normalize, x: Tensor) -> Any:
+    q, k, v = qkv_of(m.qkv(x))
+    return m.proj(merge((normalize(TOKENS**-0.5 * k.mT @ v) @ q.mT).mT))
+
+
 class Gpsa(nn.Module):
     """ConViT: a gate mixes the weights of content with those of position; both are rows over keys."""
+
+    rel_indices: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -208,3 +229,39 @@ def mix_heads(m: Any, normalize: Normalize, x: Tensor, context: Tensor) -> Any:
     scores = torch.einsum("bhij,hg->bgij", scores, m.mix_heads_pre_attn)
     weights = torch.einsum("bhij,hg->bgij", normalize(scores), m.mix_heads_post_attn)
     return m.to_out(merge(weights @ v))
+
+
+class Pretrained(nn.Module):
+    """PyTorch-Pretrained-ViT: split_last, merge_last and the scores as an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj_q, self.proj_k, self.proj_v = nn.Linear(DIM, DIM), nn.Linear(DIM, DIM), nn.Linear(DIM, DIM)
+        self.drop = nn.Dropout(0.0)
+        self.n_heads = HEADS
+        self.scores: Tensor | None = None
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        q, k, v = self.proj_q(x), self.proj_k(x), self.proj_v(x)
+        q, k, v = (split_last(t, (self.n_heads, -1)).transpose(1, 2) for t in [q, k, v])
+        scores = q @ k.transpose(-2, -1) / k.size(-1) ** 0.5
+        if mask is not None:
+            scores -= 10000.0 * (1.0 - mask[:, None, None, :].to(scores.dtype))
+        scores = self.drop(F.softmax(scores, dim=-1))
+        h = (scores @ v).transpose(1, 2).contiguous()
+        self.scores = scores
+        return merge_last(h, 2)
+
+
+def split_last(x: Tensor, shape: tuple[int, int]) -> Tensor:
+    return x.view(*x.shape[:-1], *(s if s > 0 else x.shape[-1] // shape[0] for s in shape))
+
+
+def merge_last(x: Tensor, n: int) -> Tensor:
+    return x.view(*x.shape[:-n], -1)
+
+
+@ZOO.add("pytorch-pretrained-vit", Pretrained, lambda: (tokens(), (torch.arange(TOKENS) < 7).expand(2, -1)))
+def pretrained(m: Any, normalize: Normalize, x: Tensor, mask: Tensor) -> Any:
+    q, k, v = (split(p(x)) for p in (m.proj_q, m.proj_k, m.proj_v))
+    return merge(attend(normalize, q, k, v, bias=-1e4 * (~mask)[:, None, None].to(x.dtype)))

@@ -35,6 +35,8 @@ def relative_index() -> Tensor:
 class Eva02(nn.Module):
     """Separate projections, biases for q and v only, RoPE, a shared relative bias, a norm before the projection."""
 
+    relative_position_index: Tensor
+
     def __init__(self, xattn: bool = False) -> None:
         super().__init__()
         self.num_heads, self.scale, self.xattn = HEADS, (DIM // HEADS) ** -0.5, xattn
@@ -164,6 +166,8 @@ def pi3(m: Any, normalize: Normalize, x: Tensor, mask: Tensor, xpos: Any) -> Any
 
 class Beit(Qkv):
     """One weight for qkv with a bias made of q's and v's, and the model's relative bias on top of the layer's."""
+
+    relative_position_index: Tensor
 
     def __init__(self) -> None:
         super().__init__(bias=False)

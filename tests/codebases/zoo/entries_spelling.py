@@ -76,7 +76,8 @@ class Partial(Spelled):
 class ByName(Spelled):
     def __init__(self, act: str = "softmax") -> None:
         super().__init__()
-        self.act: Callable[..., Tensor] = {"softmax": torch.softmax, "sigmoid": torch.sigmoid}[act]
+        choices: dict[str, Any] = {"softmax": torch.softmax, "sigmoid": torch.sigmoid}
+        self.act = choices[act]
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x)

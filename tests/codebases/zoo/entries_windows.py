@@ -22,6 +22,8 @@ SHIFTED[1, :6, 6:] = SHIFTED[1, 6:, :6] = -100.0
 class Swin(Qkv):
     """x: [windows * B, N, C], a table of biases, and a mask [windows, N, N] for shifted windows."""
 
+    relative_position_index: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * SIDE - 1) ** 2, HEADS))
@@ -57,6 +59,9 @@ def swin(m: Any, normalize: Normalize, x: Tensor, mask: Tensor) -> Any:
 
 class SwinV2(Qkv):
     """Cosine attention with a clamped scale per head and biases from an MLP through a sigmoid."""
+
+    relative_position_index: Tensor
+    coords: Tensor
 
     def __init__(self) -> None:
         super().__init__(bias=False)
@@ -162,6 +167,8 @@ def hiera(m: Any, normalize: Normalize, x: Tensor) -> Any:
 class Levit(nn.Module):
     """Keys narrower than values, BatchNorm in the projections, one learned bias per offset, a strided query."""
 
+    attention_bias_idxs: Tensor
+
     def __init__(self, key_dim: int = 4, value_dim: int = 8) -> None:
         super().__init__()
         self.num_heads, self.scale, self.key_dim, self.d = HEADS, key_dim**-0.5, key_dim, value_dim
@@ -195,7 +202,7 @@ def levit(m: Any, normalize: Normalize, x: Tensor) -> Any:
 class TinyVit(nn.Module):
     """A norm inside, q k v of each head side by side, biases that are indexed in training and kept otherwise."""
 
-    ab: Tensor
+    attention_bias_idxs: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -219,7 +226,7 @@ class TinyVit(nn.Module):
 def tinyvit(m: Any, normalize: Normalize, x: Tensor) -> Any:
     bias = m.attention_biases[:, m.attention_bias_idxs]
     parts = [part.chunk(3, -1) for part in m.qkv(3 * m.norm(x)).chunk(HEADS, -1)]
-    return m.proj(torch.cat([attend(normalize, *qkv, bias=b) for qkv, b in zip(parts, bias, strict=True)], -1))
+    return m.proj(torch.cat([attend(normalize, q, k, v, bias=b) for (q, k, v), b in zip(parts, bias, strict=True)], -1))
 
 
 class Nest(Qkv):

@@ -47,6 +47,8 @@ class Entry:
 class Host(nn.Module):
     """The model around one attention module."""
 
+    attn: Any
+
     def __init__(self, attn: nn.Module) -> None:
         super().__init__()
         self.attn = attn

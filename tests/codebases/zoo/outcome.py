@@ -21,6 +21,8 @@ REFUSALS = {"refused", "raised"}
 class Beside(nn.Module):
     """Attention that can be patched, and another module beside it; both outputs are returned."""
 
+    x: Tensor
+
     def __init__(self, odd: nn.Module) -> None:
         super().__init__()
         self.good, self.odd = Mae(), odd
@@ -103,6 +105,6 @@ def _same_gradient(actual: Any, wanted: Any, arguments: tuple[Any, ...]) -> bool
 
     def gradient(output: Any) -> tuple[Tensor, ...]:
         leaves = [x for x in tensors(arguments) if x.requires_grad]
-        return torch.autograd.grad(sum(y.pow(2).sum() for y in tensors(output)), leaves)
+        return torch.autograd.grad(torch.stack([y.pow(2).sum() for y in tensors(output)]).sum(), leaves)
 
     return all(map(torch.allclose, gradient(actual), gradient(wanted)))

@@ -119,17 +119,17 @@ class NattenBranch(Branch):
         return _neighbours(q, k, v)
 
 
-ALONE = [
+ALONE: list[tuple[type[nn.Module], str]] = [
     (Flash, "flash_attn_func"),
     (Varlen, "flash_attn_varlen_func"),
     (Sage, "sageattn"),
     (Flex, "flex_attention"),
     (Natten, "na2d_"),
 ]
-BRANCHES = [FlashBranch, VarlenBranch, SageBranch, FlexBranch, NattenBranch]
+BRANCHES: list[type[Branch]] = [FlashBranch, VarlenBranch, SageBranch, FlexBranch, NattenBranch]
 
 
-@pytest.mark.parametrize("cls", [cls for cls, _ in ALONE] + BRANCHES)
+@pytest.mark.parametrize("cls", [*(cls for cls, _ in ALONE), *BRANCHES])
 def test_the_stub_computes_softmax(cls: type[nn.Module]) -> None:
     torch.manual_seed(0)
     model, x = cls().double(), tokens().double()

@@ -152,7 +152,8 @@ class Eomt(nn.Module):
         self.blocks = nn.ModuleList(Joint() for _ in range(3))
 
     def _attn(self, module: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return module.proj(F.scaled_dot_product_attention(*module.qkv(x).chunk(3, -1), attn_mask=mask))
+        q, k, v = module.qkv(x).chunk(3, -1)
+        return module.proj(F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 from torch import nn
 
@@ -10,6 +13,8 @@ from .entry import DIM, SIDE, Entry, built, entmax15, made, one, softmax, tensor
 from .negatives import GRID_IN, TOKENS_IN
 from .outcome import REFUSALS, alone, beside
 from .test_zoo import same
+
+Inputs = Callable[[], tuple[Any, ...]]
 
 NEGATIVES = [
     *(pytest.param(cls, one, id=cls.__name__) for cls in TOKENS_IN),
@@ -20,12 +25,12 @@ every_either = pytest.mark.parametrize("entry", [pytest.param(entry, id=entry.na
 
 
 @pytest.mark.parametrize(("cls", "inputs"), NEGATIVES)
-def test_refused_where_there_is_nothing_else(cls: type[nn.Module], inputs: object) -> None:
+def test_refused_where_there_is_nothing_else(cls: type[nn.Module], inputs: Inputs) -> None:
     assert alone(cls, inputs) in REFUSALS
 
 
 @pytest.mark.parametrize(("cls", "inputs"), NEGATIVES)
-def test_named_beside_attention_that_is_patched(cls: type[nn.Module], inputs: object) -> None:
+def test_named_beside_attention_that_is_patched(cls: type[nn.Module], inputs: Inputs) -> None:
     assert beside(cls, inputs) in {*REFUSALS, "named"}
 
 

@@ -114,7 +114,7 @@ def gradients(model: Host, output: Any, inputs: tuple[Any, ...]) -> dict[str, Te
     outputs = [y for y in tensors(output) if y.requires_grad]
     # Drawn in float64 whatever the output is: a map in float32 must meet the same numbers.
     factors = [torch.randn(y.shape, generator=generator, dtype=torch.float64) for y in outputs]
-    loss = sum((y * factor).sum() for y, factor in zip(outputs, factors, strict=True))
+    loss = torch.stack([(y * factor).sum() for y, factor in zip(outputs, factors, strict=True)]).sum()
     leaves = {f"input {i}": x for i, x in enumerate(tensors(inputs)) if x.requires_grad}
     leaves |= dict(model.named_parameters())
     for leaf in leaves.values():
@@ -133,6 +133,15 @@ def test_unpatched_outputs_come_back_bit_for_bit(entry: Entry) -> None:
     attn_plugins.unpatch(model)
     assert [type(module) for module in model.modules()] == kinds
     assert all(torch.equal(a, b) for a, b in zip(tensors(model(*inputs)), before, strict=True))
+
+
+@every_entry
+def test_a_copy_computes_the_same(entry: Entry) -> None:
+    model, inputs = built(entry.build), made(entry.inputs)
+    patched(entry, model, "entmax15")
+    other = copy.deepcopy(model)
+    attn_plugins.unpatch(model)  # the copy has to stand on its own
+    same(other(*inputs), entry.reference(model.attn, entmax15, *inputs))
 
 
 @every_entry
