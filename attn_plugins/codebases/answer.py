@@ -22,7 +22,7 @@ from . import flow
 from .flow import Mark, Marks, TracedMarks, Use
 from .fused import ANSWERS
 
-__all__ = ["ANSWERED", "NORMALIZER", "Answering", "answered", "current", "proved"]
+__all__ = ["ANSWERED", "NORMALIZER", "Answering", "answered", "current", "proved", "proved_on"]
 
 NORMALIZER = PREFIX + "normalizer"
 ANSWERED = PREFIX + "answered"
@@ -156,6 +156,15 @@ class Answering(TorchFunctionMode):
             return False
         return last if mark.labels is None else mark.labels[dim] in ("a", "b")
 
+    def _softmin(self, func: Any, args: Any, kwargs: Any) -> Any:
+        source = args[0] if args else kwargs["input"]
+        turned = -source
+        mark = self.marks.get(source)
+        if mark is not None:
+            self.marks.put(turned, mark)
+        rest = {key: value for key, value in kwargs.items() if key not in ("input", "_stacklevel")}
+        return self._softmax(F.softmax, (turned, *args[1:2]), rest)
+
     def _weights(self, scores: Tensor, dim: int) -> Tensor:
         rows = scores if dim == scores.dim() - 1 else scores.movedim(dim, -1)
         if self.heads is not None:
@@ -192,10 +201,33 @@ class Answering(TorchFunctionMode):
                 self._multiply(operands[0], operands[1], flow.einsum_operands(args[0], operands), out)
         return out
 
+    def _times(self, func: Any, args: Any, kwargs: Any) -> Any:
+        out = func(*args, **kwargs)
+        a, b = args[0], args[1] if len(args) > 1 else kwargs.get("other")
+        if not isinstance(out, Tensor):
+            return out
+        if self.marks:
+            self._follow(func, args, kwargs, out)
+        if isinstance(a, Tensor) and isinstance(b, Tensor) and self.marks.get(out) is None:
+            labels = flow.times_labels(a, b)
+            if labels is not None:
+                self.marks.put(out, Mark("times", labels))
+        return out
+
+    def _sum(self, func: Any, args: Any, kwargs: Any) -> Any:
+        out = func(*args, **kwargs)
+        source = args[0] if args else kwargs.get("input")
+        mark = self.marks.get(source)
+        if mark is not None and mark.kind == "times" and isinstance(out, Tensor):
+            labels = flow.summed_labels(mark.labels, source, out, args[1:], kwargs)
+            if labels is not None:  # q and k, multiplied element by element: scores
+                self.marks.put(out, Mark("scores", labels))
+        return out
+
     def _multiply(self, a: Tensor, b: Tensor, letters: Any, out: Tensor) -> None:
         marks = [(self.marks.get(t), t, other, n) for n, (t, other) in enumerate(((a, b), (b, a)))]
         for mark, tensor, other, place in marks:
-            if mark is None:
+            if mark is None or mark.kind == "times":
                 continue
             if mark.kind == "scores" and flow.is_activation(other):
                 continue
@@ -310,6 +342,11 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     F.scaled_dot_product_attention: Answering._sdpa,
     F.multi_head_attention_forward: Answering._multi_head,
     **dict.fromkeys((F.softmax, torch.softmax, torch.special.softmax, Tensor.softmax), Answering._softmax),
+    **dict.fromkeys((torch._softmax, torch.ops.aten.softmax, torch.ops.aten.softmax.int), Answering._softmax),
+    **dict.fromkeys((torch.ops.aten._softmax, torch.ops.aten._softmax.default), Answering._softmax),
+    F.softmin: Answering._softmin,
+    **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__), Answering._times),
+    **dict.fromkeys((torch.sum, Tensor.sum), Answering._sum),
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__), Answering._product),
     **dict.fromkeys((torch.bmm, Tensor.bmm, torch.baddbmm, Tensor.baddbmm), Answering._product),
     torch.einsum: Answering._einsum,
@@ -409,6 +446,21 @@ def proved(forward: Callable[..., Any]) -> Callable[..., Any]:
             raise UnsupportedModelError(_nothing(self))
         return out
 
+    return run
+
+
+def proved_on(module: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for a forward that is set on the instance ``module``."""
+
+    @functools.wraps(forward)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        before = answers()
+        out = forward(*args, **kwargs)
+        if answers() == before and not torch.compiler.is_compiling():
+            raise UnsupportedModelError(_nothing(module))
+        return out
+
+    run._attn_plugins_proved = True  # type: ignore[attr-defined]
     return run
 
 

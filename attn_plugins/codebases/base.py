@@ -11,7 +11,7 @@ from torch import nn
 from .. import swap
 from ..registry import ADAPTERS
 from ..swap import PREFIX, Overrides
-from .answer import NORMALIZER, answered, proved
+from .answer import NORMALIZER, answered, proved, proved_on
 
 __all__ = ["NORMALIZER", "PREFIX", "Adapter", "Container", "Layer", "adapter_for", "register_adapter"]
 
@@ -94,7 +94,17 @@ class Layer:
             made = {name: answered(getattr(base, name)) for name in self.methods}
         if not adapter.may_skip and callable(getattr(base, "forward", None)):
             made["forward"] = proved(made.get("forward", base.forward))
+            made["__setattr__"] = _proving_setattr(base)
         return made
+
+
+def _proving_setattr(base: Any) -> Callable[[Any, str, Any], None]:
+    """A forward that is set on the instance (accelerate's hooks, a monkey patch) hides the class's: prove it too."""
+
+    def set_attribute(self: Any, name: str, value: Any) -> None:
+        base.__setattr__(self, name, proved_on(self, value) if name == "forward" and callable(value) else value)
+
+    return set_attribute
 
 
 def register_adapter(adapter: Adapter) -> Adapter:

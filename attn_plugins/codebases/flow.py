@@ -26,6 +26,8 @@ __all__ = [
     "is_activation",
     "product_labels",
     "reduces",
+    "summed_labels",
+    "times_labels",
     "weights_summed",
 ]
 
@@ -133,6 +135,25 @@ def einsum_labels(terms: list[str], result: str, operands: Sequence[Tensor]) -> 
         "a" if c in first and c not in second and a else "b" if c in second and c not in first and b else None
         for c in result
     )
+
+
+def times_labels(a: Tensor, b: Tensor) -> Labels:
+    """Labels of ``a * b`` where each of two activations of equal rank is broadcast to the other; None elsewhere."""
+    if a.dim() != b.dim() or a.dim() < 3 or not (is_activation(a) and is_activation(b)):
+        return None
+    sizes = zip(a.shape, b.shape, strict=True)
+    labels = tuple("a" if m > n == 1 else "b" if n > m == 1 else None for m, n in sizes)
+    return labels if any(labels) and a.is_floating_point() and b.is_floating_point() else None
+
+
+def summed_labels(labels: Any, source: Tensor, out: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Labels:
+    """Labels of the sum of such a product over one dimension that both have; None where it is another sum."""
+    dim = kwargs.get("dim", args[0] if args else None)
+    dim = dim[0] if isinstance(dim, (list, tuple)) and len(dim) == 1 else dim
+    if not isinstance(dim, int) or labels[dim] is not None:
+        return None
+    dim %= source.dim()
+    return labels if out.dim() == source.dim() else (*labels[:dim], *labels[dim + 1 :])
 
 
 def weights_summed(mark: Mark, dim: int) -> bool | None:

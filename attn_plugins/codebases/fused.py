@@ -15,6 +15,8 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import torch
+import torch.utils.checkpoint
 from torch import Tensor
 
 from ..attention import attention
@@ -176,7 +178,8 @@ def _asked(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def answer_functions() -> None:
-    """Let the functions of :data:`ANSWERS` and ``torch.utils.checkpoint`` that are loaded now ask first."""
+    """Let ``torch.utils.checkpoint.checkpoint`` and the functions of :data:`ANSWERS` that are loaded now ask first."""
+    redirect("checkpoint", torch.utils.checkpoint.checkpoint)
     for module_name in [key for key in list(sys.modules) if key.partition(".")[0] in FUSED_ROOTS]:
         for name in ANSWERS:
             value = vars(sys.modules[module_name]).get(name)

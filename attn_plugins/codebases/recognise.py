@@ -10,6 +10,7 @@ What is found here says where to look, and is proved when the model runs (:mod:`
 
 from __future__ import annotations
 
+import builtins
 import dis
 import functools
 import importlib.util
@@ -28,11 +29,15 @@ from torch import Tensor, nn
 
 from .fused import FUSED_ROOTS, fused_name
 
-__all__ = ["Analysis", "analyse", "unwrapped"]
+__all__ = ["Analysis", "analyse", "scripted_attention", "unwrapped"]
 
 CALLS = {F.scaled_dot_product_attention: "scaled_dot_product_attention"}
 CALLS[F.multi_head_attention_forward] = "multi_head_attention_forward"
-_SOFTMAX = (F.softmax, torch.softmax, torch.special.softmax, Tensor.softmax, nn.Softmax)
+CALLS[torch.ops.aten.scaled_dot_product_attention] = "scaled_dot_product_attention"
+CALLS[torch.ops.aten.scaled_dot_product_attention.default] = "scaled_dot_product_attention"
+_SOFTMAX: tuple[Any, ...] = (F.softmax, torch.softmax, torch.special.softmax, Tensor.softmax, nn.Softmax, F.softmin)
+_SOFTMAX += (torch._softmax, torch.ops.aten.softmax, torch.ops.aten.softmax.int, torch.ops.aten._softmax)
+_SOFTMAX += (torch.ops.aten._softmax.default,)
 _EXP = (torch.exp, torch.exp2, Tensor.exp, Tensor.exp_, F.log_softmax, torch.log_softmax, F.gumbel_softmax)
 _PRODUCT = (torch.matmul, torch.bmm, torch.baddbmm, torch.einsum, torch.tensordot, operator.matmul)
 _TENSOR_METHODS = {"softmax": "softmax", "exp": "exp", "exp_": "exp", "log_softmax": "exp"}
@@ -43,9 +48,11 @@ _OBJECTS: list[tuple[Any, str]] = [
     *((known, "product") for known in _PRODUCT),
     *((known, "call") for known in CALLS),
 ]
+_NAMED = {"scaled_dot_product_attention": F.scaled_dot_product_attention, "softmax": F.softmax}
+"""What ``getattr(F, "...")`` gives."""
 # Their code is theirs: it holds no attention of a model.
 _FOREIGN = {"torch", "torchvision.ops", "numpy", "einops", "math", "functools", "warnings", "logging", "contextlib"}
-_SKIPPED = {"CACHE", "EXTENDED_ARG", "PUSH_NULL", "NOP", "PRECALL", "RESUME"}
+_SKIPPED = {"CACHE", "EXTENDED_ARG", "NOP", "PRECALL", "RESUME"}
 _MAX_DEPTH = 8
 
 _UNKNOWN, _SELF = object(), object()
@@ -126,6 +133,7 @@ class _Reader:
         mro = cls.__mro__
         self.owners = mro[: mro.index(nn.Module)] if nn.Module in mro else mro[:-1]
         self.running: list[Any] = []
+        self.left_out: set[str] = set()
 
     def analysis(self) -> Analysis:
         events = {name: list(self._method(name)) for name in self._names()}
@@ -135,41 +143,35 @@ class _Reader:
         calls = {name for name, seen in events.items() if any(event.kind == "call" for event in seen)}
         if not whole:
             attending &= calls
-        inner = {name for name in attending if not (self._callees(name) & attending)}
+        inner = {name for name in attending if _attends(self._without(name, attending))}
         fused = {event.name for seen in events.values() for event in seen if event.kind == "fused"}
-        missed = "" if inner else _why_missed([event for seen in events.values() for event in seen], whole, events)
+        heads = any(hasattr(self.module, name) for name in ("num_heads", "num_attention_heads", "n_heads", "heads"))
+        every = [event for seen in events.values() for event in seen]
+        missed = "" if inner else _why_missed(every, whole, events, heads)
         methods = {name: _softmax_between(events[name]) for name in sorted(inner)}
         return Analysis(methods, bool(inner & calls), tuple(sorted(fused)), missed)
 
     def _names(self) -> list[str]:
-        """Methods other than those that nn.Module has too, ``forward`` excepted; not the constructor."""
+        """Methods of instances, other than those that nn.Module has too, ``forward`` excepted."""
         names = dict.fromkeys(name for owner in self.owners for name in vars(owner))
         return [
             name
             for name in names
-            if (name == "forward" or not hasattr(nn.Module, name)) and unwrapped(self._static(name)) is not None
+            if (name == "forward" or not hasattr(nn.Module, name))
+            and not isinstance(self._static(name), (staticmethod, classmethod, property))
+            and unwrapped(self._static(name)) is not None
         ]
+
+    def _without(self, name: str, others: set[str]) -> list[Event]:
+        """What a method does besides calling ``others``."""
+        self.left_out = others - {name}
+        try:
+            return list(self._method(name))
+        finally:
+            self.left_out = set()
 
     def _static(self, name: str) -> Any:
         return next((vars(owner)[name] for owner in self.owners if name in vars(owner)), None)
-
-    def _callees(self, name: str) -> set[str]:
-        found: set[str] = set()
-        for function, _ in self._own_functions(name):
-            for code in _codes(function.__code__):
-                found.update(ins.argval for ins in dis.get_instructions(code) if isinstance(ins.argval, str))
-        return (found & set(self._names())) - {name}
-
-    def _own_functions(self, name: str) -> Iterator[tuple[types.FunctionType, int]]:
-        """The method, and those of its bases that it calls by ``super()``, with the owner's place in the MRO."""
-        for place, owner in enumerate(self.owners):
-            function = unwrapped(vars(owner).get(name))
-            if function is None:
-                continue
-            yield function, place
-            names = {name for code in _codes(function.__code__) for name in code.co_names}
-            if not names & {"super", *(base.__name__ for base in owner.__mro__[1:])}:
-                return
 
     def _method(self, name: str) -> Iterator[Event]:
         for place, owner in enumerate(self.owners):
@@ -194,8 +196,10 @@ class _Reader:
     def _code(self, code: types.CodeType, function: types.FunctionType, own: str, place: int | None) -> list[Event]:
         steps = [step for step in dis.get_instructions(code) if step.opname not in _SKIPPED]
         placed: list[tuple[int, int, Event]] = []
-        imported: dict[str, Any] = {}
+        local: dict[str, Any] = {}  # what imports inside the function bind
+        package, pending = "", _UNKNOWN
         top: Any = None
+        before: Any = None
 
         def add(value: Any, index: int) -> None:
             where = _call(steps, index)
@@ -208,15 +212,22 @@ class _Reader:
             if isinstance(step.argval, types.CodeType):
                 inner = self._code(step.argval, function, own, place)
                 placed.extend((index, len(placed) + n, event) for n, event in enumerate(inner))
-            if _is_product(step):
+            if _is_product(step) or (_multiplies(step) and _summed(steps[index + 1 :])):
                 placed.append((index, len(placed), Event("product")))
             if name == "IMPORT_NAME":
-                imported[""] = str(step.argval)
+                package = str(step.argval)
+                pending = _module(package.partition(".")[0])
             elif name == "IMPORT_FROM":
-                imported[str(step.argval)] = _imported(imported.get("", ""), str(step.argval))
+                pending = _imported(package, str(step.argval))
+            elif name.startswith("STORE_") and pending is not _UNKNOWN:
+                local[str(step.argval)], pending = pending, _UNKNOWN
+            elif name == "LOAD_CONST" and step.argval in _NAMED and "getattr" in code.co_names:
+                add(_NAMED[step.argval], index)
             loaded = _loads(step)
             if loaded is not None:
-                top = self._load(step, loaded, function, own, imported)
+                before, top = top, self._load(step, loaded, function, own, local)
+            elif name.startswith("CALL") and step.arg == 1 and before is type and top is _SELF:
+                top = self.cls
             elif name in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "LOAD_SUPER_METHOD"):
                 top = self._attribute(top if "SUPER" not in name else _UNKNOWN, str(step.argval), place, code)
             else:
@@ -227,13 +238,13 @@ class _Reader:
                 add(top, index)
         return [event for _, _, event in sorted(placed, key=lambda item: item[:2])]
 
-    def _load(self, step: dis.Instruction, name: str, function: Any, own: str, imported: dict[str, Any]) -> Any:
+    def _load(self, step: dis.Instruction, name: str, function: Any, own: str, local: dict[str, Any]) -> Any:
         if own and name == own and step.opname != "LOAD_GLOBAL":
             return _SELF
-        if name in imported:
-            return imported[name]
+        if name in local:
+            return local[name]
         if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            return function.__globals__.get(name, _UNKNOWN)
+            return function.__globals__.get(name, getattr(builtins, name, _UNKNOWN))
         if step.opname in ("LOAD_DEREF", "LOAD_CLASSDEREF"):
             cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=False))
             try:
@@ -243,12 +254,16 @@ class _Reader:
         return _UNKNOWN
 
     def _attribute(self, owner: Any, name: str, place: int | None, code: types.CodeType) -> Any:
+        if owner is _SELF and name == "__class__":
+            return self.cls
         if owner is _SELF:
             static = self._static(name)
             if static is not None:
                 return _Method(name)
             held = vars(self.module).get(name, self.module._modules.get(name, _UNKNOWN))
             return held if held is not None else _UNKNOWN
+        if isinstance(owner, (type(torch.ops), type(torch.ops.aten), torch._ops.OpOverloadPacket)):
+            return getattr(owner, name, _UNKNOWN)  # operators are looked up when they are asked for
         if isinstance(owner, types.ModuleType):
             return vars(owner).get(name, _UNKNOWN)
         if isinstance(owner, (type, nn.Module)):
@@ -274,7 +289,7 @@ class _Reader:
             kind = _TENSOR_METHODS.get(value.name)
             return [] if kind is None else [Event(kind, value.name, dim)]
         if isinstance(value, _Method):
-            return list(self._method(value.name))
+            return [] if value.name in self.left_out else list(self._method(value.name))
         if isinstance(value, _Base):
             for above in range(value.place + 1, len(self.owners)):
                 function = unwrapped(vars(self.owners[above]).get(value.name))
@@ -288,10 +303,11 @@ class _Reader:
         for known, kind in _OBJECTS:
             if value is known:
                 return [Event(kind, CALLS.get(value, getattr(value, "__name__", "")) if kind == "call" else "", dim)]
-        name = fused_name(value)
-        if name is not None:
-            kind, name = name
-            return [Event(kind, name)]
+        if isinstance(value, torch.jit.ScriptFunction):
+            return [Event("fused", f"the TorchScript function {value.name}")] if scripted_attention(value) else []
+        found = fused_name(value)
+        if found is not None:
+            return [Event(*found)]
         function = unwrapped(value) if not isinstance(value, type) else None
         if function is None or _root(function) in _FOREIGN:
             return []
@@ -310,6 +326,12 @@ class _Reader:
         reader = _Reader(child, cls)
         reader.running = [*self.running, id(child)]
         return [] if id(child) in self.running else list(reader._method("forward"))
+
+
+def scripted_attention(value: Any) -> bool:
+    """Whether a TorchScript function or module computes a softmax, which nobody can answer there."""
+    graph = str(getattr(value, "inlined_graph", ""))
+    return "aten::softmax" in graph or "scaled_dot_product" in graph
 
 
 @dataclass(frozen=True)
@@ -355,14 +377,32 @@ def _is_product(step: dis.Instruction) -> bool:
     return step.opname == "BINARY_OP" and step.argrepr in ("@", "@=")
 
 
+def _multiplies(step: dis.Instruction) -> bool:
+    return step.opname == "BINARY_MULTIPLY" or (step.opname == "BINARY_OP" and step.argrepr == "*")
+
+
+def _summed(following: list[dis.Instruction]) -> bool:
+    """Whether what a step has left on the stack is summed at once: ``(q * k).sum(-1)``."""
+    return bool(following) and following[0].opname in ("LOAD_ATTR", "LOAD_METHOD") and following[0].argval == "sum"
+
+
 def _call(steps: list[dis.Instruction], loaded: int) -> int | None:
     """Where the function that ``steps[loaded]`` puts on the stack is called: after its arguments were computed."""
     depth = 0
     for index in range(loaded + 1, len(steps)):
-        depth += dis.stack_effect(steps[index].opcode, steps[index].arg)
+        step = steps[index]
+        arguments = _CALLS_POP.get(step.opname)
+        if arguments is not None and depth - (step.arg or 0) - arguments < 0:
+            return index
+        # Python 3.11 counts the arguments of a call at the PRECALL before it, which is left out here.
+        depth += -1 - (step.arg or 0) if step.opname == "CALL" else dis.stack_effect(step.opcode, step.arg)
         if depth < 0:
             return index
     return None
+
+
+# What a call takes off the stack besides its positional arguments: the function, a slot for self, names of keywords.
+_CALLS_POP = {"CALL": 2, "CALL_KW": 3, "CALL_FUNCTION": 1, "CALL_METHOD": 2, "CALL_FUNCTION_KW": 2}
 
 
 def _last_int(steps: list[dis.Instruction]) -> int | None:
@@ -372,13 +412,20 @@ def _last_int(steps: list[dis.Instruction]) -> int | None:
     return numbers[-1] if numbers else None
 
 
-def _imported(package: str, name: str) -> Any:
-    """What ``from package import name`` inside a function gives, where the package can be imported at all."""
-    if package.partition(".")[0] not in FUSED_ROOTS:
-        return getattr(sys.modules.get(package), name, _UNKNOWN)
-    if package not in sys.modules and importlib.util.find_spec(package.partition(".")[0]) is None:
+def _module(name: str) -> Any:
+    """A module that an import inside a function names, where it is loaded, or is one that fused functions live in."""
+    if name in sys.modules:
+        return sys.modules[name]
+    if name.partition(".")[0] not in FUSED_ROOTS or importlib.util.find_spec(name.partition(".")[0]) is None:
         return _UNKNOWN
-    return getattr(importlib.import_module(package), name, _UNKNOWN)
+    return importlib.import_module(name)
+
+
+def _imported(package: str, name: str) -> Any:
+    """What ``from package import name`` gives, or the second step of ``import package.name as ...``."""
+    if package.rpartition(".")[2] == name and package in sys.modules:
+        return sys.modules[package]
+    return getattr(_module(package), name, _UNKNOWN)
 
 
 # --- what a sequence of steps is
@@ -409,15 +456,16 @@ def _product_follows(events: list[Event]) -> bool:
     return any(event.kind == "product" for event in events[rows + 1 :])
 
 
-def _why_missed(events: list[Event], whole: list[list[Event]], by_method: dict[str, list[Event]]) -> str:
+def _why_missed(events: list[Event], whole: list[list[Event]], by_method: dict[str, list[Event]], heads: bool) -> str:
+    """What code that looks like attention lacks; ``heads``: whether the module counts heads."""
     kinds = {event.kind for event in events}
     softmaxes = [event for event in events if event.kind == "softmax"]
     if "product" in kinds and "exp" in kinds and any(_product_after_exp(seen) for seen in by_method.values()):
         return "its softmax is written with exp"
     if softmaxes and not any(map(_rows, softmaxes)):
         return f"its softmax runs over dimension {softmaxes[0].dim}, not over the last"
-    if softmaxes and "product" not in kinds:
-        return "a softmax, and no product of two activations before it"
+    if "product" not in kinds:
+        return "a softmax, and no product of two activations before it" if softmaxes and heads else ""
     if softmaxes and not any(_attends(seen) for seen in by_method.values()):
         return "a softmax, and no product of two activations before it"
     if softmaxes and not whole:

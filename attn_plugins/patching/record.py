@@ -41,9 +41,10 @@ SPEC = "attn_plugins_spec"
 
 def is_lost(module: nn.Module) -> bool:
     """Whether ``module`` was patched and its class has been exchanged since, so that something else runs."""
-    return NORMALIZER in (*vars(module), *module._modules) and not any(
-        isinstance(layer, Layer) for layer in swap.layers_of(module)
-    )
+    if NORMALIZER not in (*vars(module), *module._modules):
+        return False
+    hidden = "forward" in vars(module) and not hasattr(vars(module)["forward"], "_attn_plugins_proved")
+    return hidden or not any(isinstance(layer, Layer) for layer in swap.layers_of(module))
 
 
 def lost(model: nn.Module) -> dict[str, str]:
@@ -52,7 +53,8 @@ def lost(model: nn.Module) -> dict[str, str]:
     found = {}
     for path, module in modules.items():
         if is_lost(module):
-            found[path] = f"its class was exchanged for {type(module).__module__}.{type(module).__qualname__}"
+            exchanged = f"its class was exchanged for {type(module).__module__}.{type(module).__qualname__}"
+            found[path] = "a forward was set on the instance" if "forward" in vars(module) else exchanged
         for inner in vars(module).get(PATCHED, ()):
             where = ".".join(name for name in (path, inner) if name)
             if where not in modules:

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from numbers import Integral
 
+import torch
 from torch import nn
 
 from ..codebases import Adapter, adapter_for
 from ..codebases.base import Layer
-from ..codebases.recognise import analyse
+from ..codebases.recognise import analyse, scripted_attention
 from ..errors import UnsupportedModelError
 from ..swap import PREFIX, bare
 
@@ -120,6 +121,8 @@ def _pools(module: nn.Module, above: list[nn.Module]) -> bool:
 def _unreached(path: str, module: nn.Module, sites: list[Site]) -> str:
     """Why a module that looks like attention is none to us; empty for what does not look like it."""
     cls = bare(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        return "TorchScript, whose softmax cannot be answered" if scripted_attention(module) else ""
     if any(site.path == path for site in sites) or cls.__module__.partition(".")[0] == "torch":
         return ""
     seen = analyse(module, cls)
