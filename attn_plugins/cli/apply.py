@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..apply import apply, available, load, revert, status
+from ..trainers.checkout import apply, available, load, revert, status
 
 __all__ = ["add_parser"]
 

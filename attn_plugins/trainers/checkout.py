@@ -17,9 +17,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..shipped import shipped
+
 __all__ = ["ApplyError", "Patch", "apply", "available", "load", "revert", "status"]
 
-PATCHES = Path(__file__).parent / "patches"
+PATCHES = shipped("patches", "manifest.json")
 
 
 class ApplyError(ValueError):

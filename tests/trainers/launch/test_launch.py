@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_vit import TinyViT
+from helpers import tiny_vit
+from helpers.tiny_vit import TinyViT
 
 from attn_plugins import UnknownPluginError, patch
 from attn_plugins.checkpoints import CheckpointError, identify, read
 from attn_plugins.launch import main
 
-HERE = Path(__file__).parent
+HERE = Path(tiny_vit.__file__).parent
 TRAINER = str(HERE / "trainer.py")
 
 

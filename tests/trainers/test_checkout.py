@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
-from attn_plugins.apply import ApplyError, Patch, apply, load, revert, status
 from attn_plugins.cli import main
+from attn_plugins.trainers.checkout import ApplyError, Patch, apply, load, revert, status
 
 UPSTREAM = {"train.py": b"".join(b"line %d\n" % n for n in range(20)), "lib/eval.py": b"one\ntwo\nthree\n"}
 INSERTIONS = {"train.py": [(2, [b"ours a\n"]), (9, [b"ours b\n", b"ours c\n"])], "lib/eval.py": [(0, [b"ours d\n"])]}

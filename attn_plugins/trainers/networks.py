@@ -13,13 +13,13 @@ from typing import Any
 
 from torch import nn
 
-from .checkpoints import CheckpointError, agree, recorded_spec
-from .old_torch import keep_old_fsdp_names, read_own_checkpoints
-from .patching import PREFIX, patch
-from .patching.record import refuse_others, spec_of, stamp
-from .spec import parse
+from ..checkpoints import CheckpointError, agree, recorded_spec
+from ..patching import PREFIX, patch
+from ..patching.record import refuse_others, spec_of, stamp
+from ..spec import parse
+from .compat import read_own_checkpoints
 
-__all__ = ["before_load", "keep_old_fsdp_names", "patch_networks", "spec_from"]
+__all__ = ["before_load", "patch_networks", "spec_from"]
 
 
 def patch_networks(spec: str, *networks: nn.Module) -> None:

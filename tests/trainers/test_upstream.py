@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from attn_plugins.apply import PATCHES, apply, available, load, revert, status
+from attn_plugins.trainers.checkout import PATCHES, apply, available, load, revert, status
 
 
 @pytest.fixture(params=available())
