@@ -1,118 +1,43 @@
 """Put the trainers' `--attn_plugins` flag into an official checkout, and take it out again.
 
-The diffs in `patches/` only insert lines and carry none of upstream's, so where a line goes is known from the line
-number alone. That is sound only on the very file that the diff was made for: every file is recognised by its git blob
-id before anything is written.
+Each file is looked at by itself: it is upstream's, it has our lines, or it is foreign. So a checkout that a killed
+process left half changed can be completed or reverted like any other.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-from ..shipped import shipped
+from ..files import remove_abandoned, replace_together
+from .insertions import ApplyError, Patch
 
-__all__ = ["ApplyError", "Patch", "apply", "available", "load", "revert", "status"]
+__all__ = ["apply", "revert", "status"]
 
-PATCHES = shipped("patches", "manifest.json")
-
-
-class ApplyError(ValueError):
-    """A checkout that a patch does not fit; nothing in it was changed."""
-
-
-@dataclass(frozen=True)
-class Patch:
-    """One trainer's patch.
-
-    Attributes:
-        name: as `dino`.
-        repository: upstream's address.
-        commits: the upstream commits that it was made for.
-        before: {file: git blob id} upstream.
-        after: {file: git blob id} with the lines inserted.
-        insertions: {file: [(upstream line that they follow, lines)]}, in order.
-    """
-
-    name: str
-    repository: str
-    commits: tuple[str, ...]
-    before: Mapping[str, str]
-    after: Mapping[str, str]
-    insertions: Mapping[str, list[tuple[int, list[bytes]]]]
-
-    def insert(self, file: str, upstream: bytes) -> bytes:
-        lines = upstream.splitlines(keepends=True)
-        for line, inserted in reversed(self.insertions[file]):
-            lines[line:line] = inserted
-        return b"".join(lines)
-
-    def remove(self, file: str, patched: bytes) -> bytes:
-        lines = patched.splitlines(keepends=True)
-        for line, inserted in self.insertions[file]:
-            del lines[line : line + len(inserted)]
-        return b"".join(lines)
-
-
-def available() -> list[str]:
-    """Names of the trainers that there is a patch for."""
-    return sorted(json.loads((PATCHES / "manifest.json").read_text()))
-
-
-def load(name: str) -> Patch:
-    """The patch called `name`.
-
-    Raises:
-        ApplyError: there is none.
-    """
-    entry = json.loads((PATCHES / "manifest.json").read_text()).get(name)
-    if entry is None:
-        raise ApplyError(f"no patch for {name!r}; there is one for: {', '.join(available())}")
-    return Patch(
-        name=name,
-        repository=entry["repository"],
-        commits=tuple(entry["commits"]),
-        before={file: ids["before"] for file, ids in entry["files"].items()},
-        after={file: ids["after"] for file, ids in entry["files"].items()},
-        insertions=_insertions((PATCHES / entry["patch"]).read_bytes()),
-    )
+UPSTREAM, PATCHED, FOREIGN = "upstream's", "patched", "foreign"
 
 
 def status(patch: Patch, root: Path) -> str:
-    """`clean` (the upstream files) or `applied`; the files that the patch touches decide, others do not matter.
+    """`clean` (the upstream files), `applied` or `half applied`; only the files that the patch touches matter.
 
     Raises:
-        ApplyError: neither, with every file's reason and the remedy.
+        ApplyError: some file is neither upstream's nor patched, with each file's reason and the remedy.
     """
-    ids = {file: _blob_id(root / file) for file in patch.before}
-    if ids == patch.before:
+    states = {file: _state(patch, root, file) for file in patch.before}
+    _require(patch, root, [file for file, state in states.items() if state not in (UPSTREAM, PATCHED)])
+    if PATCHED not in states.values():
         return "clean"
-    if ids == patch.after:
-        return "applied"
-    reasons = [
-        f"  {file}: {_reason(patch, root, file, found)}"
-        for file, found in ids.items()
-        if found not in (patch.before[file], patch.after[file])
-    ] or ["  some files have the patch and some have not"]
-    raise ApplyError(
-        f"{root} is not {patch.repository} at {' or '.join(commit[:12] for commit in patch.commits)}:\n"
-        + "\n".join(reasons)
-        + f"\nCheck out one of those commits, or let git merge with: attn-plugins apply {patch.name} {root} --3way"
-    )
+    return "half applied" if UPSTREAM in states.values() else "applied"
 
 
 def apply(patch: Patch, root: Path, *, three_way: bool = False) -> list[str]:
-    """Insert the patch's lines; all files or none.
+    """Insert the patch's lines into the files that lack them; all files or none.
 
     Args:
-        patch: from `load`.
+        patch: from `insertions.load`.
         root: the checkout.
         three_way: on files that differ from upstream, merge (`git merge-file`) instead of refusing.
 
@@ -121,46 +46,94 @@ def apply(patch: Patch, root: Path, *, three_way: bool = False) -> list[str]:
 
     Raises:
         ApplyError: the checkout is not the upstream commit, or the merge has conflicts.
+        OSError: a file cannot be written; none was changed.
     """
-    return _change(patch, root, "applied", patch.insert, three_way)
+    states = {file: _state(patch, root, file) for file in patch.before}
+    foreign = [file for file, state in states.items() if state not in (UPSTREAM, PATCHED)]
+    if not three_way:
+        _require(patch, root, foreign)
+    contents = {
+        file: patch.insert(file, (root / file).read_bytes()) for file, state in states.items() if state == UPSTREAM
+    }
+    return _write(patch, root, contents | _merged(patch, root, foreign, to_patched=True))
 
 
 def revert(patch: Patch, root: Path, *, three_way: bool = False) -> list[str]:
-    """Take the patch's lines out again; arguments and errors as `apply`."""
-    return _change(patch, root, "clean", patch.remove, three_way)
+    """Take the patch's lines out of the files that have them, whatever else was changed there; all files or none.
+
+    Arguments and errors as :func:`apply`; a file that has some of the lines, changed, is refused without `three_way`.
+    """
+    states = {file: _state(patch, root, file) for file in patch.before}
+    damaged = [file for file, state in states.items() if state not in (UPSTREAM, PATCHED, FOREIGN)]
+    if not three_way:
+        _require(patch, root, damaged)
+    contents = {
+        file: patch.remove(file, (root / file).read_bytes()) for file, state in states.items() if state == PATCHED
+    }
+    return _write(patch, root, contents | _merged(patch, root, damaged, to_patched=False))
 
 
-def _change(patch: Patch, root: Path, goal: str, edit: Callable[[str, bytes], bytes], three_way: bool) -> list[str]:
-    try:
-        if status(patch, root) == goal:
-            return []
-        contents = {file: edit(file, (root / file).read_bytes()) for file in patch.before}
-    except ApplyError:
-        if not three_way:
-            raise
-        contents = _merged(patch, root, to_patched=goal == "applied")
-    changed = [file for file, new in contents.items() if new != (root / file).read_bytes()]
-    _write_all(root, {file: contents[file] for file in changed})
-    return changed
+def _state(patch: Patch, root: Path, file: str) -> str:
+    """UPSTREAM, PATCHED (perhaps with changes of the user's), FOREIGN (without our lines), or what is wrong.
+
+    Raises:
+        ApplyError: the file is a link, or its folder is one that leads out of the checkout.
+    """
+    path = root / file
+    if path.is_symlink() or not path.resolve().is_relative_to(root.resolve()):
+        raise ApplyError(f"{path} is a link to {path.resolve()}, through which nothing is written: name that checkout")
+    if not path.is_file():
+        return "missing"
+    content = path.read_bytes()
+    blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    if blob == patch.before[file]:
+        return UPSTREAM
+    if blob == patch.after[file]:
+        return PATCHED
+    held = patch.holds(file, content)
+    if held is None:
+        return "has some of the lines of the patch and lacks others"
+    return PATCHED if held else FOREIGN
 
 
-def _merged(patch: Patch, root: Path, *, to_patched: bool) -> dict[str, bytes]:
-    """Each file with the difference between upstream's and ours merged in; the checkout's history has upstream's."""
+def _require(patch: Patch, root: Path, refused: list[str]) -> None:
+    if not refused:
+        return
+    reasons = [f"  {file}: {_reason(patch, root, file)}" for file in refused]
+    raise ApplyError(
+        f"{root} is not {patch.repository} at {' or '.join(commit[:12] for commit in patch.commits)}:\n"
+        + "\n".join(reasons)
+        + f"\nCheck out one of those commits, or let git merge with: attn-plugins apply {patch.name} {root} --3way"
+    )
+
+
+def _reason(patch: Patch, root: Path, file: str) -> str:
+    state = _state(patch, root, file)
+    if state != FOREIGN:
+        return state
+    changed = _git(root, "status", "--porcelain", "--", file)
+    if changed.returncode == 0 and changed.stdout.strip():
+        return "has uncommitted changes (git diff shows them)"
+    return f"is another version (expected blob {patch.before[file][:12]})"
+
+
+def _merged(patch: Patch, root: Path, files: list[str], *, to_patched: bool) -> dict[str, bytes]:
+    """The files with the difference between upstream's and ours merged in; the checkout's history has upstream's."""
     merged, conflicts = {}, []
-    for file, blob in patch.before.items():
-        shown = _git(root, "cat-file", "blob", blob)
-        if shown.returncode != 0 or not (root / file).is_file():
+    for file in files:
+        path = root / file
+        shown = _git(root, "cat-file", "blob", patch.before[file])
+        if shown.returncode != 0 or not path.is_file():
             raise ApplyError(
-                f"--3way needs upstream's {file} (blob {blob[:12]}) in the history of {root}, and the file itself: "
-                f"use a git clone of {patch.repository}"
+                f"--3way needs upstream's {file} (blob {patch.before[file][:12]}) in the history of {root}, and the "
+                f"file itself: use a git clone of {patch.repository}"
             )
         upstream, ours = shown.stdout, patch.insert(file, shown.stdout)
         base, goal = (upstream, ours) if to_patched else (ours, upstream)
         with tempfile.TemporaryDirectory() as folder:
             for name, content in (("base", base), ("goal", goal)):
                 (Path(folder) / name).write_bytes(content)
-            sides = (str((root / file).resolve()), f"{folder}/base", f"{folder}/goal")
-            result = _git(root, "merge-file", "-p", *sides)
+            result = _git(root, "merge-file", "-p", str(path.resolve()), f"{folder}/base", f"{folder}/goal")
         if result.returncode != 0:
             conflicts.append(file)
         merged[file] = result.stdout
@@ -169,37 +142,12 @@ def _merged(patch: Patch, root: Path, *, to_patched: bool) -> dict[str, bytes]:
     return merged
 
 
-def _write_all(root: Path, contents: Mapping[str, bytes]) -> None:
-    """Replace files one by one from complete copies; if one fails, those before it get their old contents back."""
-    old = {file: (root / file).read_bytes() for file in contents}
-    done: list[str] = []
-    try:
-        for file, content in contents.items():
-            _replace(root / file, content)
-            done.append(file)
-    except OSError:
-        for file in done:
-            _replace(root / file, old[file])
-        raise
-
-
-def _replace(path: Path, content: bytes) -> None:
-    new = path.with_name(path.name + ".attn_plugins")
-    try:
-        new.write_bytes(content)
-        shutil.copymode(path, new)
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
-
-
-def _reason(patch: Patch, root: Path, file: str, found: str | None) -> str:
-    if found is None:
-        return "missing"
-    changed = _git(root, "status", "--porcelain", "--", file)
-    if changed.returncode == 0 and changed.stdout.strip():
-        return "has uncommitted changes (git diff shows them)"
-    return f"is another version (blob {found[:12]}, expected {patch.before[file][:12]})"
+def _write(patch: Patch, root: Path, contents: dict[str, bytes]) -> list[str]:
+    for file in patch.before:
+        remove_abandoned(root / file)
+    changed = {file: new for file, new in contents.items() if new != (root / file).read_bytes()}
+    replace_together({root / file: content for file, content in changed.items()})
+    return list(changed)
 
 
 def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
@@ -208,24 +156,3 @@ def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
         return subprocess.CompletedProcess(arguments, 127, b"", b"git is not installed")
     where = root if root.is_dir() else Path.cwd()
     return subprocess.run([git, *arguments], cwd=where, capture_output=True, check=False)
-
-
-def _blob_id(path: Path) -> str | None:
-    """What git calls the file's content; None if there is no such file."""
-    if not path.is_file():
-        return None
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-
-
-def _insertions(diff: bytes) -> dict[str, list[tuple[int, list[bytes]]]]:
-    """Parse an insertion-only, zero-context diff."""
-    found: dict[str, list[tuple[int, list[bytes]]]] = {}
-    for line in diff.splitlines(keepends=True):
-        if line.startswith(b"+++ b/"):
-            hunks = found.setdefault(line[6:].decode().strip(), [])
-        elif hunk := re.match(rb"@@ -(\d+),0 \+", line):
-            hunks.append((int(hunk[1]), []))
-        elif line.startswith(b"+"):
-            hunks[-1][1].append(line[1:])
-    return found
