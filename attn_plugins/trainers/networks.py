@@ -16,8 +16,10 @@ from torch import nn
 from ..checkpoints import CheckpointError, agree, recorded_spec
 from ..patching import PREFIX, patch
 from ..patching.record import refuse_others, spec_of, stamp
+from ..record import RECORD
 from ..spec import parse
 from .compat import read_own_checkpoints
+from .proof import tell_answers
 
 __all__ = ["before_load", "patch_networks", "spec_from"]
 
@@ -41,11 +43,12 @@ def patch_networks(spec: str, *networks: nn.Module) -> None:
                 "already (from the launcher?): give the spec in one place"
             )
         if str(wanted) == "softmax":
-            stamp(network, wanted, [])
+            stamp(network, wanted, {})
         elif present is None:
             patch(network, wanted)
             if any(parameter.is_meta for parameter in network.parameters()):
                 network.init_weights = types.MethodType(_init_weights, network)  # type: ignore[assignment]
+            tell_answers(network, str(wanted))
         refuse_others(network)
 
 
@@ -76,7 +79,7 @@ def before_load(model: nn.Module, path: str | os.PathLike[str]) -> None:
         return
     recorded, keys = recorded_spec(path)
     agree(recorded, spec_of(model) or "softmax", str(path))
-    learned = [name for name in model.state_dict() if PREFIX in name]
+    learned = [name for name in model.state_dict() if PREFIX in name and not name.endswith(RECORD)]
     missing = [name for name in learned if not any(key.endswith(name) for key in keys)]
     if missing:
         raise CheckpointError(

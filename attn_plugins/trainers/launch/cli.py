@@ -19,10 +19,10 @@ from ...patching import find_attention
 from ...patching.record import refuse_others
 from ...spec import parse
 from ..compat import keep_old_fsdp_names, read_own_checkpoints
+from ..messages import say
 from ..networks import patch_networks
 from . import processes
 from .construction import patch_as_built
-from .messages import say
 
 __all__ = ["main"]
 
