@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
+import platform
 import re
 import secrets
 import shutil
@@ -90,10 +92,10 @@ def require_plain(path: Path) -> None:
 
 
 def remove_abandoned(path: Path) -> None:
-    """Remove what processes that are no more have left beside `path`."""
+    """Remove what processes of this machine that are no more have left beside `path`."""
     for partial in path.parent.glob(f".{glob.escape(path.name[:40])}.*-*.partial"):
-        process = re.fullmatch(r"\.(\d+)-[0-9a-f]{16}\.partial", partial.name[1 + len(path.name[:40]) :])
-        if process and not _runs(int(process[1])):
+        left = re.fullmatch(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{16}\.partial", partial.name[1 + len(path.name[:40]) :])
+        if left and left[1] == _machine() and not _runs(int(left[2])):
             partial.unlink(missing_ok=True)
 
 
@@ -101,7 +103,7 @@ def remove_abandoned(path: Path) -> None:
 def _beside(path: Path) -> Iterator[Path]:
     """A new file beside `path`, of its mode; it is removed at the end if it is still there."""
     # What mkstemp does, but the name is known before there is a file: an interrupt in between leaves nothing behind.
-    partial = path.with_name(f".{path.name[:40]}.{os.getpid()}-{secrets.token_hex(8)}.partial")
+    partial = path.with_name(f".{path.name[:40]}.{_machine()}-{os.getpid()}-{secrets.token_hex(8)}.partial")
     try:
         partial.touch(exist_ok=False)
         if path.exists():
@@ -109,6 +111,11 @@ def _beside(path: Path) -> Iterator[Path]:
         yield partial
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _machine() -> str:
+    """Process numbers are this machine's; the folder may be shared with others."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 def _runs(process: int) -> bool:

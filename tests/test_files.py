@@ -100,6 +100,23 @@ def test_a_full_disk(tmp_path):
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_only_what_the_dead_of_this_machine_have_left_is_removed(tmp_path, monkeypatch):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    here = files._machine()
+    monkeypatch.setattr("platform.node", lambda: "another")
+    names = [
+        f".a.{machine}-{process}-{'0' * 16}.partial"
+        for machine in (here, files._machine())
+        for process in (dead.pid, os.getpid(), 1)
+    ]
+    monkeypatch.undo()
+    for name in [*names, ".a.partial", ".ab.partial"]:
+        (tmp_path / name).touch()
+    files.remove_abandoned(tmp_path / "a")
+    assert {path.name for path in tmp_path.iterdir()} == {*names[1:], ".a.partial", ".ab.partial"}
+
+
 def test_kill_minus_9(tmp_path):
     path = tmp_path / "result"
     code = (

@@ -7,7 +7,6 @@ anything (DDP, FSDP, an optimizer) takes hold of their parameters, and refuse we
 from __future__ import annotations
 
 import os
-import types
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +45,8 @@ def patch_networks(spec: str, *networks: nn.Module) -> None:
             stamp(network, wanted, {})
         elif present is None:
             patch(network, wanted)
-            if any(parameter.is_meta for parameter in network.parameters()):
-                network.init_weights = types.MethodType(_init_weights, network)  # type: ignore[assignment]
             tell_answers(network, str(wanted))
         refuse_others(network)
-
-
-def _init_weights(network: nn.Module, *args: Any, **kwargs: Any) -> None:
-    """`init_weights` of a network built on the meta device (DINOv3 does), and of what plugins added to it."""
-    type(network).init_weights(network, *args, **kwargs)  # type: ignore[attr-defined]
-    for name, module in network.named_modules():
-        if PREFIX in name and hasattr(module, "reset_parameters"):
-            module.reset_parameters()
 
 
 def spec_from(config: Any) -> str:

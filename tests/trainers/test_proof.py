@@ -13,6 +13,7 @@ from attn_plugins.trainers import patch_networks, proof
 
 @pytest.fixture
 def log(capsys):
+    proof._waiting.clear()
     yield lambda: capsys.readouterr().err.splitlines()
     proof._waiting.clear()
 
