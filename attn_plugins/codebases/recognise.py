@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from .fused import FUSED_ROOTS, fused_name
 
-__all__ = ["Analysis", "analyse", "scripted_attention", "unwrapped"]
+__all__ = ["Analysis", "analyse", "is_torchs", "scripted_attention", "unwrapped"]
 
 CALLS = {F.scaled_dot_product_attention: "scaled_dot_product_attention"}
 CALLS[F.multi_head_attention_forward] = "multi_head_attention_forward"
@@ -50,8 +50,13 @@ _OBJECTS: list[tuple[Any, str]] = [
 ]
 _NAMED = {"scaled_dot_product_attention": F.scaled_dot_product_attention, "softmax": F.softmax}
 """What ``getattr(F, "...")`` gives."""
-# Their code is theirs: it holds no attention of a model.
-_FOREIGN = {"torch", "torchvision.ops", "numpy", "einops", "math", "functools", "warnings", "logging", "contextlib"}
+_FOREIGN = {
+    *("torch", "torchvision", "numpy", "scipy", "einops", "PIL", "cv2", "lightning", "pytorch_lightning", "mmengine"),
+    *("huggingface_hub", "peft", "accelerate", "omegaconf", "packaging", "attn_plugins"),
+    *sys.stdlib_module_names,
+}
+"""Frameworks: what their own code computes is no model's attention. (torchvision's models are read nevertheless.)"""
+_MODELS = ("torchvision.models.", "transformers.models.", "transformers_modules.")
 _SKIPPED = {"CACHE", "EXTENDED_ARG", "NOP", "PRECALL", "RESUME"}
 _MAX_DEPTH = 8
 
@@ -131,8 +136,16 @@ class _Reader:
         self.module = module
         self.cls = cls
         mro = cls.__mro__
-        self.owners = mro[: mro.index(nn.Module)] if nn.Module in mro else mro[:-1]
+        owners = mro[: mro.index(nn.Module)] if nn.Module in mro else mro[:-1]
+        self.owners = [owner for owner in owners if not _foreign(owner)]
+        self.places = {
+            function: place
+            for place, owner in enumerate(self.owners)
+            for function in map(unwrapped, vars(owner).values())
+            if function is not None
+        }
         self.running: list[Any] = []
+        self.read: dict[Any, list[Event]] = {}
         self.left_out: set[str] = set()
 
     def analysis(self) -> Analysis:
@@ -183,13 +196,16 @@ class _Reader:
 
     def _read(self, function: types.FunctionType, place: int | None) -> list[Event]:
         """Steps of a function in the order in which they run; ``place``: of a method's owner, None of a helper."""
-        key = (function.__code__, place)
+        key = (function, place, frozenset(self.left_out))
+        if key in self.read:
+            return self.read[key]
         if key in self.running or len(self.running) > _MAX_DEPTH:
             return []
         self.running.append(key)
         try:
             first = function.__code__.co_varnames[:1] if place is not None else ()
-            return self._code(function.__code__, function, first[0] if first else "", place)
+            self.read[key] = self._code(function.__code__, function, first[0] if first else "", place)
+            return self.read[key]
         finally:
             self.running.pop()
 
@@ -309,19 +325,16 @@ class _Reader:
         if found is not None:
             return [Event(*found)]
         function = unwrapped(value) if not isinstance(value, type) else None
-        if function is None or _root(function) in _FOREIGN:
+        if function is None or _foreign(function):
             return []
-        for above, owner in enumerate(self.owners):
-            if any(unwrapped(held) is function for held in vars(owner).values()):
-                return self._read(function, above)
-        return self._read(function, None)
+        return self._read(function, self.places.get(function))
 
     def _child(self, child: nn.Module) -> list[Event]:
         """A submodule without parameters (a softmax of one's own) is read as a helper."""
         from ..swap import bare
 
         cls = bare(child)
-        if _root(cls) in _FOREIGN or any(True for _ in child.parameters()) or len(self.running) > _MAX_DEPTH:
+        if _foreign(cls) or any(True for _ in child.parameters()) or len(self.running) > _MAX_DEPTH:
             return []
         reader = _Reader(child, cls)
         reader.running = [*self.running, id(child)]
@@ -350,8 +363,18 @@ class _Base:
     place: int
 
 
-def _root(value: Any) -> str:
-    return str(getattr(value, "__module__", "") or "").partition(".")[0]
+def is_torchs(cls: type) -> bool:
+    """Whether a module's class is torch's own; a class that torch makes of another (``fully_shard``) is not."""
+    owners = cls.__mro__[: cls.__mro__.index(nn.Module)] if nn.Module in cls.__mro__ else cls.__mro__
+    return all(owner.__module__.partition(".")[0] == "torch" for owner in owners)
+
+
+def _foreign(value: Any) -> bool:
+    home = str(getattr(value, "__module__", "") or "")
+    if home.startswith(_MODELS):
+        return False
+    root = home.partition(".")[0]
+    return root in _FOREIGN or root == "transformers"
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
