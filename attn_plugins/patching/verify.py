@@ -19,6 +19,7 @@ from ..codebases.answer import NORMALIZER, Answering
 from ..codebases.base import Layer
 from ..errors import UnsupportedModelError
 from ..functional import bind
+from ..text import columns
 from .record import lost, spec_of
 from .sites import survey
 
@@ -132,10 +133,9 @@ class Verification(list[LayerCheck]):
                     _shown(line.difference, ".0e"),
                 )
             )
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        table = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-        table.append(f"softmax by the same patch differs from the model's own by {self.softmax:.0e}")
-        return "\n".join([*table, *(self.problems or [f"verified: every layer computes {self.spec}"])])
+        compared = f"softmax by the same patch differs from the model's own by {self.softmax:.0e}"
+        verdict = self.problems or [f"verified: every layer computes {self.spec}"]
+        return "\n".join([*columns(rows), compared, *verdict])
 
 
 def verify(model: nn.Module, *inputs: Any, **kwargs: Any) -> Verification:
