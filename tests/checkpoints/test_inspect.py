@@ -1,9 +1,10 @@
 """attn-plugins inspect."""
 
-import layouts
 import torch
 
 from attn_plugins.cli import main
+
+from . import layouts
 
 
 def test_it_prints_what_a_checkpoint_is(tmp_path, capsys):
