@@ -89,8 +89,8 @@ def apply_plugins(model: nn.Module, choice: Choice, where: str) -> None:
     """Patch `model`: the layers that are recorded with what is recorded for each, or all with the spec.
 
     Raises:
-        CheckpointError: layers are recorded that the model lacks.
-        ValueError: as `attn_plugins.patch`.
+        CheckpointError: layers are recorded that the model lacks, or plugins that it cannot have.
+        ValueError: plugins were asked for that it cannot have: as `attn_plugins.patch`.
     """
     paths = [site.path for site in find_attention(model)] if choice.layers or choice.order else []
     own = {flat_key(path + ".").removesuffix("."): path for path in paths}
@@ -110,8 +110,13 @@ def apply_plugins(model: nn.Module, choice: Choice, where: str) -> None:
     unknown = sorted(layers.keys() - set(paths))
     if unknown:
         raise CheckpointError(f"{where} records plugins of layers that {type(model).__name__} lacks: {unknown}")
-    if not layers or (layers.keys() == set(paths) and set(layers.values()) == {choice.spec}):
-        patch(model, choice.spec)
-        return
-    for spec in dict.fromkeys(layers.values()):
-        patch(model, spec, [path for path in layers if layers[path] == spec])
+    groups: dict[str, list[str] | None] = {choice.spec: None}
+    if layers and (layers.keys() != set(paths) or set(layers.values()) != {choice.spec}):
+        groups = {spec: [path for path in layers if layers[path] == spec] for spec in layers.values()}
+    try:
+        for spec, chosen in groups.items():
+            patch(model, spec, chosen)
+    except ValueError as error:
+        if choice.source != "recorded":
+            raise
+        raise CheckpointError(f"{where} records plugins that {type(model).__name__} cannot have: {error}") from error

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..backbones.positions import OfficialPositions
 from ..codebases.base import PREFIX
 from . import checkouts
-from .layout import Shape
+from .layout import Shape, is_head
 
 __all__ = ["CODEBASES", "Convert", "construct", "fitting"]
 
@@ -145,7 +145,7 @@ def _fits(name: str, tensors: Mapping[str, Tensor], shape: Shape) -> bool:
     with torch.device("meta"):
         model = timm.create_model(name, pretrained=False, num_classes=0, **size)
     theirs = {key: tensor for key, tensor in tensors.items() if PREFIX not in key}
-    own = model.state_dict()
+    own = {key: tensor for key, tensor in model.state_dict().items() if not is_head(key)}
     return own.keys() == theirs.keys() and all(
         own[key].shape == tensor.shape or key == "pos_embed" for key, tensor in theirs.items()
     )

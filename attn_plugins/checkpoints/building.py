@@ -177,8 +177,13 @@ def _from_file(
         model = getattr(model, "vision_model", model)
         return _Built(model, info.arch or "transformers/", {"config": config_of(model)}), dict
     if info.arch is not None:
-        options = {**trusted_options(info.arch_options, where), **options}
-        return _built(trusted_arch(info.arch, where), info, repo, options)
+        arch, options = trusted_arch(info.arch, where), {**trusted_options(info.arch_options, where), **options}
+        try:
+            return _built(arch, info, repo, options)
+        except Exception as error:  # whatever odd sizes make of a constructor: there is no model then
+            raise CheckpointError(
+                f"{where} tells arch={arch!r}, which cannot be built with {options}: {type(error).__name__}: {error}"
+            ) from error
     return _built(_guess(info, state, options), info, repo, options)
 
 
@@ -229,6 +234,6 @@ def _load(
         remedy = _remedy(info, state) if guessed and info.arch is None and info.config is None else ""
         raise CheckpointError(
             f"{info.path} ({info.architecture}/{info.patch_size}) does not fit arch={built.arch!r} "
-            f"({type(built.model).__name__}). {wrong}{remedy}"
+            f"({type(built.model).__name__}).{remedy} {wrong}"
         )
     built.model.load_state_dict({**{name: tensor for name, tensor in own.items() if is_record(name)}, **state})

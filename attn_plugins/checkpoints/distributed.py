@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint import FileSystemReader, load
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, TensorStorageMetadata
 
 from ..patching.record import METADATA_KEY
 from .errors import CheckpointError
-from .reading import safe_globals
+from .reading import refusal, safe_globals
 
 __all__ = ["read_distributed"]
 
@@ -59,7 +60,10 @@ def read_distributed(folder: Path) -> dict[str, Any]:
         return _nested(wanted, metadata.planner_data or {})
     except CheckpointError:
         raise
-    except Exception as error:  # whatever a damaged folder makes of torch's reader: nothing of it is used
+    except (Exception, CheckpointException) as error:  # whatever a damaged folder makes of torch's reader
+        refused = [cause for cause, _ in getattr(error, "failures", {}).values() if isinstance(cause, CheckpointError)]
+        if refused:
+            raise refused[0] from error
         raise CheckpointError(
             f"{folder} is no torch.distributed.checkpoint that can be read ({type(error).__name__}: {error}). "
             "If you trust it, put it together with torch.distributed.checkpoint.format_utils.dcp_to_torch_save"
@@ -98,8 +102,12 @@ class _Planner(DefaultLoadPlanner):
     """torch's, but that what is no tensor is unpickled by the allow-list of all checkpoints."""
 
     def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
-        with safe_globals():
-            self.state_dict[read_item.dest_index.fqn] = torch.load(value, map_location="cpu", weights_only=True)
+        name = read_item.dest_index.fqn
+        try:
+            with safe_globals():
+                self.state_dict[name] = torch.load(value, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(refusal(f"{name!r} of a distributed checkpoint", str(error))) from error
 
 
 def _empty(name: str, entry: Any) -> tuple[Any] | None:

@@ -25,8 +25,8 @@ __all__ = ["config_of", "from_config", "from_pretrained", "load_folder", "told_b
 
 # Of a config that lies in a checkpoint, what could fetch or run something.
 _NEVER = frozenset(
-    {"attn_implementation", "auto_map", "quantization_config", "backbone", "custom_pipelines", "torch_dtype", "dtype"}
-    | {METADATA_KEY}
+    {"attn_implementation", "auto_map", "quantization_config", "backbone", "custom_pipelines"}
+    | {"torch_dtype", "dtype", "transformers_version", METADATA_KEY}
 )
 
 
@@ -118,6 +118,15 @@ def told_by_folder(folder: str | os.PathLike[str], state: Mapping[str, Any]) -> 
 
 def _base(folder: str | os.PathLike[str], model_class: Any, options: Mapping[str, Any]) -> Any:
     """The model without plugins, with every weight of its own from the folder."""
+    try:
+        return _loaded(folder, model_class, options)
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever odd settings make of transformers' loader: there is no model then
+        raise CheckpointError(f"transformers cannot load {folder}: {type(error).__name__}: {error}") from error
+
+
+def _loaded(folder: str | os.PathLike[str], model_class: Any, options: Mapping[str, Any]) -> Any:
     import transformers
 
     load = (transformers.AutoModel if model_class is None else model_class).from_pretrained
@@ -185,12 +194,16 @@ def _names_in_file(model: Any, names: Iterable[str], state: Mapping[str, Any]) -
 
 
 def config_of(model: Any) -> dict[str, Any] | None:
-    """The config of a transformers model as plain JSON, with its class; None of any other model."""
+    """The config of a transformers model as plain JSON, with its class; None of any other model.
+
+    Left out is what could fetch or run something, and what tells of a file and not of the model.
+    """
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "to_json_string") or not hasattr(config, "model_type"):
         return None
     settings: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
-    return settings | {"model_type": config.model_type, "architectures": [type(model).__name__]}
+    named = {"model_type": config.model_type, "architectures": [type(model).__name__]}
+    return {**_settings(settings), **named}
 
 
 def from_config(config: Mapping[str, Any], state: Mapping[str, Tensor], where: str) -> nn.Module:

@@ -15,7 +15,17 @@ from ..codebases.base import PREFIX
 from ..record import RECORD
 from .errors import CheckpointError
 
-__all__ = ["Shape", "backbone_keys", "candidates", "flat_key", "is_record", "sections", "shape_of", "square_grid"]
+__all__ = [
+    "Shape",
+    "backbone_keys",
+    "candidates",
+    "flat_key",
+    "is_head",
+    "is_record",
+    "sections",
+    "shape_of",
+    "square_grid",
+]
 
 # Stem of DINOv1/2/3 and timm first; then of transformers' ViTs: ViT and DINOv2, DINOv3, CLIP and SigLIP.
 _STEMS = (
@@ -118,11 +128,16 @@ def backbone_keys(state: Mapping[str, Any], prefix: str) -> tuple[dict[str, str]
     for key, value in state.items():
         if isinstance(key, str) and key.startswith(prefix) and isinstance(value, Tensor) and not is_record(key):
             plain = flat_key(key[len(prefix) :])
-            (heads if _HEADS.match(plain) else keys)[key] = plain
+            (heads if is_head(plain) else keys)[key] = plain
     if any(plain.startswith("decoder_") for plain in heads.values()):  # MAE's mask is its decoder's
         heads |= {key: plain for key, plain in keys.items() if plain == "mask_token"}
         keys = {key: plain for key, plain in keys.items() if plain != "mask_token"}
     return keys, heads
+
+
+def is_head(plain: str) -> bool:
+    """Whether a key of an unwrapped model is a head's, or of what only training needs."""
+    return _HEADS.match(plain) is not None
 
 
 def is_record(key: object) -> bool:

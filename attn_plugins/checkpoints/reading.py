@@ -16,7 +16,7 @@ import torch
 from .errors import CheckpointError
 from .plain import WEIGHTS, read_json
 
-__all__ = ["allowed_globals", "read", "safe_globals"]
+__all__ = ["allowed_globals", "read", "refusal", "safe_globals"]
 
 
 def allowed_globals() -> list[Any]:
@@ -127,7 +127,7 @@ def _read_torch(path: pathlib.Path, mmap: bool) -> Any:
         with safe_globals():
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        raise CheckpointError(_unpickling_message(path, str(error))) from error
+        raise CheckpointError(refusal(f"{path} ({path.stat().st_size} bytes)", str(error))) from error
     except Exception as error:  # whatever a damaged file makes of the reader: nothing of it is used
         raise _damaged(path, "torch checkpoint", error) from error
 
@@ -139,15 +139,16 @@ def _damaged(path: pathlib.Path, kind: str, error: Exception) -> CheckpointError
     )
 
 
-def _unpickling_message(path: pathlib.Path, text: str) -> str:
+def refusal(what: str, text: str) -> str:
+    """The message for something that torch's safe unpickler refused with `text`."""
     wanted = re.search(r"GLOBAL:? ([\w.]+)", text)
     if wanted is None:
         return (
-            f"{path} ({path.stat().st_size} bytes) refused, nothing in it was run: it is truncated, not a "
+            f"{what} refused, nothing in it was run: it is truncated, not a "
             "torch checkpoint, or holds more than tensors and plain settings."
         )
     return (
-        f"{path} refused, nothing in it was run: it asks for {wanted[1].rstrip('.')}, and only tensors and "
+        f"{what} refused, nothing in it was run: it asks for {wanted[1].rstrip('.')}, and only tensors and "
         "plain settings are read. Save its weights alone and use that file: "
         "torch.save(torch.load(FILE, weights_only=False)['state_dict'], OTHER), if you trust the file; for a "
         "lightly-train .ckpt lightly_train.export(..., format='torch_state_dict')."

@@ -197,8 +197,9 @@ def _top_level(checkpoint: State, where: str) -> dict[str, str]:
     args = checkpoint.get("args")
     if isinstance(args, Namespace | Mapping):
         arguments = args if isinstance(args, Mapping) else vars(args)
-        if arguments.get(METADATA_KEY):
-            places["args"] = _text(arguments[METADATA_KEY], f"args of {where}")
+        spec = arguments.get(METADATA_KEY)
+        if spec is not None and not (isinstance(spec, str) and not spec):
+            places["args"] = _text(spec, f"args of {where}")
     ours = checkpoint.get(METADATA_KEY)
     if isinstance(ours, Mapping) and "spec" in ours:
         places[METADATA_KEY] = _spec_in(ours, f"{METADATA_KEY!r} of {where}")

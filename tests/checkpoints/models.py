@@ -15,7 +15,7 @@ from attn_plugins.patching import find_attention
 from attn_plugins.record import RECORD, encode
 
 ARCH = "timm/vit_tiny_patch16_224"
-OPTIONS = {"img_size": 32, "patch_size": 8, "depth": 3}
+OPTIONS = {"img_size": 32, "patch_size": 8, "depth": 3, "embed_dim": 48}
 State = dict[str, Any]
 
 
@@ -146,7 +146,7 @@ CONTAINERS: dict[str, Callable[[State, Path], Path]] = {
     "MAE": lambda state, folder: torch_file({"model": dict(state), "optimizer": {}, "epoch": 1}, folder),
     "iBOT": lambda state, folder: torch_file(
         {
-            "student": prefixed({**state, "masked_embed": torch.zeros(1, 192)}, "module.backbone."),
+            "student": prefixed({**state, "masked_embed": torch.zeros(1, 48)}, "module.backbone."),
             "teacher": prefixed(dict(state), "backbone."),
         },
         folder,
