@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..patching import describe
 from .applying import Choice, apply_plugins, choose
 from .architectures import CODEBASES, Convert, construct, fitting
 from .digest import backbone_digest, sha256_of
@@ -48,10 +49,13 @@ def build(
         options: passed to the model's constructor (`img_size=`, `patch_size=`).
 
     Returns:
-        The model in eval mode without gradients, and what identifies it: `arch`, `plugins`, `plugins_source`
-        (`recorded`, `asked for` or `assumed`), `plugins_recorded` (None where nothing is), `plugin_layers` ({layer:
-        spec} where not all have the same, or None), `checkpoint`, `sha256` of the file, and `digest`, which is equal
-        for backbones that compute the same.
+        The model in eval mode without gradients, and what identifies it:
+
+        - `arch`; `checkpoint` and the `sha256` of that file;
+        - `plugins`, and `plugins_source`: `recorded`, `asked for` or `assumed`;
+        - `plugins_recorded`: what the file records, None where it is silent;
+        - `plugin_layers`: {attention layer: normalizer, None where it is not patched}, or None where all are alike;
+        - `digest`: equal for backbones that compute the same.
 
     Raises:
         CheckpointError: the file is not readable, contradicts `plugins`, does not record the spec of the plugins that
@@ -113,16 +117,18 @@ class _Built:
         self.model.eval().requires_grad_(False)
         # A folder's name is no part of what is computed.
         name = "transformers" if self.arch.startswith("transformers/") else self.arch
-        layers = dict(choice.layers)
+        # What will run, layer by layer.
+        normalizers = {line.path: line.spec for line in describe(self.model) if not line.note}
+        layers = normalizers if len(set(normalizers.values())) > 1 else None
         return self.model, {
             "arch": self.arch,
             "plugins": choice.spec,
             "plugins_source": choice.source,
             "plugins_recorded": recorded,
-            "plugin_layers": layers if len(set(layers.values())) > 1 else None,
+            "plugin_layers": layers,
             "checkpoint": str(checkpoint) if checkpoint else None,
             "sha256": sha256_of(Path(checkpoint)) if checkpoint else None,
-            "digest": backbone_digest(self.model, {"arch": name, **self.arguments}, layers or choice.spec),
+            "digest": backbone_digest(self.model, {"arch": name, **self.arguments}, choice.spec, layers),
         }
 
 
@@ -170,7 +176,7 @@ def _from_file(
         return _Built(model, arch, {"config": config_of(model), **options}), dict
     if arch != "auto":
         if info.arch == arch:
-            options = {**trusted_options(info.arch_options, where), **options}
+            options = {**trusted_options(info.arch_options, where, arch_given=True), **options}
         return _built(arch, info, repo, options)
     if info.config is not None:
         model = from_config(info.config, state, where)

@@ -15,14 +15,17 @@ from torch import nn
 __all__ = ["backbone_digest", "sha256_of"]
 
 
-def backbone_digest(model: nn.Module, arguments: Mapping[str, Any], spec: str | Mapping[str, str]) -> str:
+def backbone_digest(
+    model: nn.Module, arguments: Mapping[str, Any], spec: str, layers: Mapping[str, str | None] | None = None
+) -> str:
     """SHA-256, in hexadecimal, of everything that a backbone's features depend on.
 
     Args:
         model: with its weights loaded. Its parameters and buffers count by name, dtype, shape and bytes, wherever
             they came from: a file, a transformers folder, a seed.
         arguments: how it was built: the name of its architecture and the arguments of its constructor.
-        spec: the plugin spec, or {attention layer: spec} where layers differ.
+        spec: the plugin spec.
+        layers: {attention layer: normalizer} where layers differ.
 
     Two backbones with the same digest compute the same features; the same weights in another file, or after a move
     of that file, have the same.
@@ -33,7 +36,7 @@ def backbone_digest(model: nn.Module, arguments: Mapping[str, Any], spec: str | 
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    said = {"arguments": _plain(arguments), "spec": _plain(spec)}
+    said = {"arguments": _plain(arguments), "spec": spec, "layers": _plain(layers)}
     digest.update(json.dumps(said, sort_keys=True).encode())
     return digest.hexdigest()
 

@@ -52,7 +52,7 @@ def from_pretrained(
         model_class: class of transformers to load it with; by default `AutoModel`.
         plugins: a spec, or `auto` for the one that the folder records.
         trust_remote_code: run code that the folder brings along; as in transformers.
-        options: passed to the class's `from_pretrained`.
+        options: passed to the class's `from_pretrained`; `revision` of a repository.
 
     Returns:
         The model, in eval mode.
@@ -67,7 +67,8 @@ def from_pretrained(
     if not Path(folder).is_dir():
         from huggingface_hub import snapshot_download
 
-        folder = snapshot_download(str(folder), allow_patterns=["*.json", "*.safetensors", "*.py"])
+        wanted = ["*.json", "*.safetensors", "*.py"]
+        folder = snapshot_download(str(folder), allow_patterns=wanted, revision=options.pop("revision", None))
     model, _ = load_folder(folder, plugins, model_class, trust_remote_code=trust_remote_code, **options)
     return model
 

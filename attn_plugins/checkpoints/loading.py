@@ -15,7 +15,7 @@ from .errors import CheckpointError
 from .identity import CheckpointInfo, identify_loaded
 from .layout import flat_key, is_record, sections, square_grid
 from .reading import read
-from .told import agree
+from .told import agree, told
 
 __all__ = ["backbone_and_heads", "load_backbone", "load_backbone_state", "misfit", "resize_pos_embed"]
 
@@ -75,6 +75,13 @@ def load_backbone(model: nn.Module, path: str | os.PathLike[str], *, key: str | 
     """
     state, info = load_backbone_state(path, spec=spec_of(model) or "softmax", key=key)
     own = model.state_dict()
+    ours = told({}, [("", own)], type(model).__name__).layers
+    if info.layers and ours and info.layers != ours:
+        differing = sorted(layer for layer in {**ours, **info.layers} if ours.get(layer) != info.layers.get(layer))
+        raise CheckpointError(
+            f"{path} records other plugins than the {type(model).__name__} has in the layers {differing}: "
+            f"{[info.layers.get(layer) for layer in differing]} for {[ours.get(layer) for layer in differing]}"
+        )
     renamed = {flat_key(name): name for name in own}
     adapted = {renamed.get(name, name): tensor for name, tensor in state.items()}
     if "pos_embed" in own and "pos_embed" in adapted:

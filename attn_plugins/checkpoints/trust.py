@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,21 +48,34 @@ def trusted_arch(arch: str, where: str) -> str:
     return arch
 
 
-def trusted_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Arguments of a constructor as a file tells them, if all of them are sizes.
+def trusted_options(options: Mapping[str, Any], where: str, *, arch_given: bool = False) -> dict[str, Any]:
+    """Arguments of a constructor as a file tells them, if they are sizes.
+
+    Args:
+        options: the arguments.
+        where: the file, for messages.
+        arch_given: whether the user has given the architecture: what else the file tells is then left out, with a
+            warning, and may be given as well.
 
     Raises:
-        CheckpointError: one is not, which only the user may ask for.
+        CheckpointError: one is no size, which only the user may ask for.
     """
-    for name, value in options.items():
-        word = isinstance(value, str) and value in _WORDS.get(name, ())
-        if not word and (name not in SIZES or not _plain_size(value)):
-            raise CheckpointError(
-                f"{where} tells the argument {name}={value!r:.80}: from a file only sizes are taken (numbers for "
-                f"{', '.join(sorted(SIZES))}). If you trust it, give arch=... (--arch) and its arguments yourself"
-            )
+    others = {name: value for name, value in options.items() if not _is_size(name, value)}
+    for name, value in others.items():
+        told = f"{where} tells the argument {name}={value!r:.80}: from a file only sizes are taken (numbers for "
+        told += f"{', '.join(sorted(SIZES))}). If you trust it, give "
+        if not arch_given:
+            raise CheckpointError(f"{told}arch=... (--arch) and its arguments yourself")
+        warnings.warn(f"{told}it yourself; it is left out", stacklevel=2)
     # Features are read, no classes: how many there were does not matter.
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in options.items() if name != "num_classes"}
+    kept = {name: value for name, value in options.items() if name not in others and name != "num_classes"}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
+
+
+def _is_size(name: str, value: Any) -> bool:
+    if isinstance(value, str):
+        return value in _WORDS.get(name, ())
+    return name in SIZES and _plain_size(value)
 
 
 def _plain_size(value: Any) -> bool:

@@ -12,7 +12,7 @@ import torch
 from attn_plugins.checkpoints import CheckpointError, build, identify
 
 from . import layouts
-from .models import ARCH, bare, images, prefixed, torch_file, trained
+from .models import ARCH, OPTIONS, bare, images, prefixed, torch_file, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*softmax is assumed")
 
@@ -142,6 +142,18 @@ def test_a_file_chooses_names_and_sizes_and_nothing_else(arch: str, options: dic
         build(checkpoint=path)
     loaded, _ = build("timm/vit_tiny_patch16_224", path, depth=3, embed_dim=48) if arch != ARCH else (None, None)
     assert loaded is None or len(loaded.blocks) == 3
+
+
+def test_with_an_arch_of_ones_own_a_files_other_arguments_are_left_out(tmp_path: Path) -> None:
+    options = {**OPTIONS, "act_layer": "relu"}
+    told = {"spec": "softmax", "arch": ARCH, "arch_options": options}
+    path = torch_file({"model": bare().state_dict(), "attn_plugins": told}, tmp_path)
+    with pytest.warns(UserWarning, match=r"act_layer='relu'.*left out"):
+        loaded, _ = build(ARCH, path)
+    torch.testing.assert_close(loaded(images()), bare()(images()))
+    with pytest.warns(UserWarning, match="left out"):
+        other, _ = build(ARCH, path, act_layer="relu")
+    torch.testing.assert_close(other(images()), bare(act_layer="relu")(images()))
 
 
 def test_a_file_of_a_size_that_dino_names_is_dinos(tmp_path: Path) -> None:

@@ -55,7 +55,11 @@ def test_layers_with_specs_of_their_own_are_patched_one_by_one(container: str, t
     }
     loaded, identity = built(path)
     assert [line.spec for line in attn_plugins.describe(loaded)] == ["entmax15", None, "sparsemax"]
-    assert identity["plugin_layers"] == info.layers
+    assert identity["plugin_layers"] == {
+        "blocks.0.attn": "entmax15",
+        "blocks.1.attn": None,
+        "blocks.2.attn": "sparsemax",
+    }
     with torch.no_grad():
         torch.testing.assert_close(loaded(images()), model(images()), rtol=0, atol=COARSE.get(container, 1e-6))
 
@@ -67,8 +71,13 @@ def test_layers_of_older_files_are_patched_one_by_one(tmp_path: Path) -> None:
         del state[name]
     path = torch_file(state, tmp_path)
     assert identify(path).order == ("entmax15", None, "entmax15")
-    loaded, _ = built(path)
+    loaded, identity = built(path)
     assert [line.spec for line in attn_plugins.describe(loaded)] == ["entmax15", None, "entmax15"]
+    assert identity["plugin_layers"] == {
+        "blocks.0.attn": "entmax15",
+        "blocks.1.attn": None,
+        "blocks.2.attn": "entmax15",
+    }
     torch.testing.assert_close(loaded(images()), model(images()))
 
 
@@ -161,3 +170,13 @@ def test_another_spec_is_shown_where_that_is_meant(tmp_path: Path) -> None:
     loaded, identity = built(path, "softmax", other_spec=True)
     assert (identity["plugins"], identity["plugins_recorded"]) == ("softmax", "entmax15")
     assert all(line.spec in (None, "softmax") for line in attn_plugins.describe(loaded))
+
+
+def test_a_model_whose_layers_differ_from_the_files_is_not_filled(tmp_path: Path) -> None:
+    path = torch_file(patched("entmax15", [0, 2]).state_dict(), tmp_path)
+    load_backbone(patched("entmax15", [0, 2]), path)
+    model = patched("entmax15")
+    before = model.state_dict()["norm.weight"].clone()
+    with pytest.raises(CheckpointError, match=r"in the layers \['blocks\.1\.attn'\]: \[None\] for \['entmax15'\]"):
+        load_backbone(model, path)
+    assert model.state_dict()["norm.weight"].equal(before)

@@ -219,3 +219,20 @@ def test_chosen_plugins_of_a_folder(tmp_path: Path) -> None:
     model_of("SiglipVisionModel", "sparsemax").save_pretrained(tmp_path)
     choice, said = chosen_plugins(tmp_path)
     assert (choice.spec, choice.source, said) == ("sparsemax", "recorded", "sparsemax")
+
+
+def test_a_repository_of_the_hub_is_downloaded_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    model = model_of("ViTModel")
+    model.save_pretrained(tmp_path)
+    asked = []
+
+    def download(name: str, **options: Any) -> str:
+        asked.append((name, options["revision"]))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    loaded = attn_plugins.from_pretrained("lab/model", revision="v1")
+    torch.testing.assert_close(output(loaded), output(model), rtol=0, atol=0)
+    assert asked == [("lab/model", "v1")]
