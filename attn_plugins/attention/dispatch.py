@@ -7,10 +7,12 @@ import warnings
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import cpu, reference, sdpa, triton
 from .call import AttentionCall, NormalizerLike, default_scale, resolve_normalizer, split_mask
+from .counting import note_answer
 from .packed import run_packed
 
 __all__ = ["attention", "choose_backend"]
@@ -62,6 +64,8 @@ def attention(
         ValueError: an unknown backend, or one that cannot run this call; masks that contradict or have another dtype;
             heads that cannot be shared.
     """
+    if not torch.compiler.is_compiling():
+        note_answer()
     mask, lengths = split_mask(attn_mask, query, key)
     if is_causal and mask is not None:
         raise ValueError("attn_mask and is_causal=True exclude each other; fold the causal mask into attn_mask")

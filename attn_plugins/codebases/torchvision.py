@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import nn
 
+from .answer import answered
 from .base import Adapter, Container
-from .intercept import intercepted
 
 __all__ = ["ADAPTER"]
 
@@ -24,7 +24,7 @@ def _always(value: Any) -> property:
 
 
 def _overrides(base: Any) -> dict[str, Any]:
-    return {"forward": intercepted(base.forward, softmax=True)}
+    return {"forward": answered(base.forward)}
 
 
 # Both fast paths ask for these attributes and go the way of training mode without them.
