@@ -167,6 +167,9 @@ def _records(state: State, prefix: str, where: str) -> dict[str, str]:
         found = records_in({key: value for key, value in state.items() if is_record(key) and key.startswith(prefix)})
     except ValueError as error:
         raise CheckpointError(f"{where}: {error}") from error
+    gone = sorted(layer for layer, entry in found.items() if entry.get("lost"))
+    if gone:
+        raise CheckpointError(_lost(where, gone))
     return {flat_key(layer[len(prefix) :] + ".").removesuffix("."): entry["spec"] for layer, entry in found.items()}
 
 
@@ -182,8 +185,17 @@ def _metadata(state: State, prefix: str, where: str) -> Mapping[str, Any] | None
         if place.startswith(prefix) or prefix.startswith(place):
             record = metadata[METADATA_KEY]
             _spec_in(record, f"the _metadata of {where}")
+            if record.get("lost") is not None:
+                raise CheckpointError(_lost(where, record["lost"]))
             return record
     return None
+
+
+def _lost(where: str, layers: Any) -> str:
+    return (
+        f"{where} was saved after its patch was lost in the layers {layers!r:.200}: another library had exchanged or "
+        "replaced them, and nobody knows what they were trained with since"
+    )
 
 
 def _order(layers: Any, where: str) -> tuple[str | None, ...]:

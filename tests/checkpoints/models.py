@@ -11,8 +11,6 @@ import torch
 from torch import Tensor, nn
 
 import attn_plugins
-from attn_plugins.patching import find_attention
-from attn_plugins.record import RECORD, encode
 
 ARCH = "timm/vit_tiny_patch16_224"
 OPTIONS = {"img_size": 32, "patch_size": 8, "depth": 3, "embed_dim": 48}
@@ -34,18 +32,7 @@ def trained(model: nn.Module) -> nn.Module:
 
 def patched(spec: str, layers: Any = None, **options: Any) -> nn.Module:
     """:func:`bare` with plugins that have learned something."""
-    return trained(recorded(attn_plugins.patch(bare(**options), spec, layers)))
-
-
-def recorded(model: nn.Module) -> nn.Module:
-    """The model with the record of its spec in every patched layer."""
-    mechanisms = [str(plugin) for plugin in attn_plugins.describe(model).mechanisms]
-    for site in find_attention(model):
-        normalizer = getattr(site.module, "attn_plugins_normalizer", None)
-        if normalizer is not None and RECORD not in dict(site.module.named_buffers()):
-            spec = str(attn_plugins.parse("+".join([str(normalizer.plugin), *mechanisms])))
-            site.module.register_buffer(RECORD, encode({"spec": spec}))
-    return model
+    return trained(attn_plugins.patch(bare(**options), spec, layers))
 
 
 def images() -> Tensor:

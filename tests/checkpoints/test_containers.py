@@ -14,7 +14,7 @@ from attn_plugins.checkpoints import CheckpointError, build, identify, load_back
 from attn_plugins.checkpoints.building import chosen_plugins
 from attn_plugins.cli import main
 
-from .models import ARCH, CONTAINERS, OPTIONS, bare, images, patched, prefixed, recorded, torch_file
+from .models import ARCH, CONTAINERS, OPTIONS, bare, images, patched, prefixed, torch_file
 
 COARSE = {"half": 5e-2, "bfloat16": 0.3}
 SPECS = ["entmax15", "entmax_alpha+registers:num=2"]
@@ -46,7 +46,7 @@ def test_the_spec_is_recovered(container: str, spec: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("container", ["plain", "DDP", "half", "iBOT", "safetensors", "distributed"])
 def test_layers_with_specs_of_their_own_are_patched_one_by_one(container: str, tmp_path: Path) -> None:
     model = attn_plugins.patch(bare(), "entmax15+registers:num=1", [0])
-    model = recorded(attn_plugins.patch(model, "sparsemax+registers:num=1", [2]))
+    model = attn_plugins.patch(model, "sparsemax+registers:num=1", [2])
     path = CONTAINERS[container](model.state_dict(), tmp_path)
     info = identify(path)
     assert info.layers == {
@@ -180,3 +180,12 @@ def test_a_model_whose_layers_differ_from_the_files_is_not_filled(tmp_path: Path
     with pytest.raises(CheckpointError, match=r"in the layers \['blocks\.1\.attn'\]: \[None\] for \['entmax15'\]"):
         load_backbone(model, path)
     assert model.state_dict()["norm.weight"].equal(before)
+
+
+def test_a_patch_that_was_lost_before_saving_is_named(tmp_path: Path) -> None:
+    model: Any = patched("entmax15")
+    model.blocks[1].attn.__class__ = type("Merging", (type(bare().blocks[1].attn),), {})
+    for contents in (model.state_dict(), dict(model.state_dict())):
+        path = torch_file(contents, tmp_path)
+        with pytest.raises(CheckpointError, match=r"patch was lost in the layers \['blocks\.1\.attn'\]"):
+            identify(path)
