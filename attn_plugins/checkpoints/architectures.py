@@ -68,7 +68,7 @@ def construct(
         The model, what turns the checkpoint's keys into its own, and all arguments that it was built with.
 
     Raises:
-        ValueError: unknown architecture.
+        ValueError: unknown architecture, or one that cannot have these sizes.
     """
     family, _, name = arch.partition("/")
     if family == "timm":
@@ -100,6 +100,11 @@ def _same_in_timm(
         raise ValueError(
             f"timm has no {family} {name!r}, only {', '.join(names)}; set repo= or {checkouts.ROOTS[family]}"
         )
+    if shape is not None and shape.grid is None and shape.positions is not None:
+        raise ValueError(
+            f"{family}'s code resamples positions of square grids alone, and these {shape.positions} are of none: say "
+            "arch='timm/NAME' and img_size=(HEIGHT, WIDTH) in pixels"
+        )
     registers = shape.registers if shape else 0
     timm_name = names[name].format("reg4_" if registers else "")
     if family == "dinov3":
@@ -123,9 +128,10 @@ def _convert(state: dict[str, Tensor], filter_fn: Callable[..., Any], model: nn.
 
 
 def _size(shape: Shape | None) -> dict[str, int]:
-    if shape is None or shape.grid is None:
+    if shape is None or shape.positions is None:
         return {}
-    return {"patch_size": shape.patch_size, "img_size": shape.grid * shape.patch_size}
+    size = {} if shape.grid is None else {"img_size": shape.grid * shape.patch_size}
+    return {"patch_size": shape.patch_size} | size
 
 
 def fitting(tensors: Mapping[str, Tensor], shape: Shape) -> list[str]:

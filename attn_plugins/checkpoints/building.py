@@ -190,10 +190,10 @@ def _from_file(
             raise CheckpointError(
                 f"{where} tells arch={arch!r}, which cannot be built with {options}: {type(error).__name__}: {error}"
             ) from error
-    return _built(_guess(info, state, options), info, repo, options)
+    return _built(_guess(info, state), info, repo, options)
 
 
-def _guess(info: CheckpointInfo, state: Mapping[str, Tensor], options: Mapping[str, Any]) -> str:
+def _guess(info: CheckpointInfo, state: Mapping[str, Tensor]) -> str:
     """The architecture that the tensors alone tell.
 
     Raises:
@@ -209,7 +209,7 @@ def _guess(info: CheckpointInfo, state: Mapping[str, Tensor], options: Mapping[s
             f"{info.path} holds a {info.architecture}, which has no common name: say arch='timm/NAME' "
             "(with arch_options, e.g. dict(depth=4)) as it was built"
         )
-    if shape.positions is not None and shape.grid is None and "img_size" not in options:
+    if shape.positions is not None and shape.grid is None:
         raise CheckpointError(f"{info.path}: {_grids(shape.positions)}.{_remedy(info, state)}")
     return f"{CODEBASES[info.codebase]}/{info.architecture}"
 
@@ -221,7 +221,7 @@ def _grids(positions: int) -> str:
     grids = ", ".join(f"{side} x {patches // side}" for side in reversed(sides)) or f"1 x {patches}"
     return (
         f"a position embedding of {positions} tokens is no square grid and [CLS]; with [CLS] it may be {grids} patches "
-        "(height x width or width x height). Say img_size=(HEIGHT, WIDTH) in pixels (arch_options)"
+        "(height x width or width x height). Say arch='timm/NAME' and img_size=(HEIGHT, WIDTH) in pixels (arch_options)"
     )
 
 

@@ -29,6 +29,7 @@ def written(name: str, folder: Path, **options: Any) -> tuple[torch.nn.Module, P
         ("deit_tiny_distilled_patch16_224", {"img_size": 64}),
         ("deit_tiny_distilled_patch16_224", {"img_size": (64, 96)}),
         ("vit_tiny_patch16_224", {"img_size": (64, 96)}),
+        ("vit_tiny_patch16_224", {"img_size": (32, 48), "patch_size": 8}),
         ("vit_small_patch14_dinov2", {"img_size": 70}),
         ("vit_small_patch14_reg4_dinov2", {"img_size": 70}),
         ("vit_small_patch14_reg4_dinov2", {"img_size": (56, 70)}),
@@ -69,12 +70,19 @@ def test_what_the_tensors_do_not_tell_is_refused_with_the_arch_that_works(
     build(f"timm/{name}", path, **options)
 
 
-def test_a_grid_that_is_no_square_is_asked_for(tmp_path: Path) -> None:
+def test_a_grid_that_is_no_square_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, path = written("vit_tiny_patch16_224", tmp_path, img_size=(64, 96))
     shape = identify(path).shape
     assert (shape.grid, shape.positions) == (None, 25)
-    with pytest.raises(CheckpointError, match=r"4 x 6, 3 x 8, 2 x 12 patches.*img_size=\(HEIGHT, WIDTH\)"):
-        build(checkpoint=path)
+    for options in ({}, {"img_size": (64, 96)}):
+        with pytest.raises(
+            CheckpointError, match=r"4 x 6, 3 x 8, 2 x 12 patches.*img_size=\(HEIGHT, WIDTH\)"
+        ) as caught:
+            build(checkpoint=path, **options)
+        assert "arch='timm/vit_tiny_patch16_224'" in str(caught.value)
+    monkeypatch.delenv("DINO_ROOT", raising=False)
+    with pytest.raises(ValueError, match="square grids alone"):
+        build("dinov1/vit_tiny", path, img_size=(64, 96))
     loaded, _ = build("timm/vit_tiny_patch16_224", path, img_size=(64, 96))
     x = torch.randn(1, 3, 64, 96)
     torch.testing.assert_close(loaded(x), model(x))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,19 @@ def test_a_folder_of_timms_hub(spec: str, tmp_path: Path, capsys: pytest.Capture
     assert main(["inspect", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert f"{spec} (from the layers' records)" in printed and "built as      timm/vit_tiny_patch16_224 {" in printed
+
+
+@pytest.mark.slow
+def test_halves_that_two_processes_wrote_are_put_together(tmp_path: Path) -> None:
+    model = patched("entmax_alpha+registers:num=2")
+    torch.save(dict(model.state_dict()), tmp_path / "whole.pth")
+    script = Path(__file__).with_name("sharded.py")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    subprocess.run([*torchrun, str(script), str(tmp_path)], check=True, timeout=300)
+    assert len(list((tmp_path / "sharded").glob("*.distcp"))) == 2
+    loaded, identity = built(tmp_path / "sharded")
+    assert identity["plugins_source"] == "recorded"
+    torch.testing.assert_close(loaded(images()), model(images()), rtol=0, atol=0)
 
 
 def silent(state: dict[str, Any]) -> dict[str, Any]:
