@@ -8,7 +8,7 @@ from .attention import attention
 from .checkpoints import from_pretrained
 from .codebases import Adapter, register_adapter
 from .errors import UnknownPluginError, UnsupportedModelError
-from .patching import describe, patch, patched, unpatch
+from .patching import describe, patch, patched, unpatch, verify
 from .registry import register_mechanism, register_normalizer
 from .spec import Spec, parse
 
@@ -31,4 +31,5 @@ __all__ = [
     "register_mechanism",
     "register_normalizer",
     "unpatch",
+    "verify",
 ]

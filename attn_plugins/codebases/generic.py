@@ -21,14 +21,14 @@ from torch import nn
 from ..errors import UnsupportedModelError
 from ..swap import bare
 from .base import Adapter
-from .recognise import analyse
+from .recognise import analyse, is_torchs
 
 __all__ = ["SDPA", "SOFTMAX"]
 
 
 def _methods(module: nn.Module, called: bool) -> tuple[str, ...]:
     cls = bare(module)
-    if cls.__module__.partition(".")[0] == "torch":  # torch's one attention has an adapter of its own
+    if is_torchs(cls):  # torch's one attention has an adapter of its own
         return ()
     found = analyse(module, cls)
     return tuple(found.methods) if found.called == called else ()

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from .fused import FUSED_ROOTS, fused_name
 
-__all__ = ["Analysis", "analyse", "scripted_attention", "unwrapped"]
+__all__ = ["Analysis", "analyse", "is_torchs", "scripted_attention", "unwrapped"]
 
 CALLS = {F.scaled_dot_product_attention: "scaled_dot_product_attention"}
 CALLS[F.multi_head_attention_forward] = "multi_head_attention_forward"
@@ -361,6 +361,12 @@ class _Method:
 class _Base:
     name: str
     place: int
+
+
+def is_torchs(cls: type) -> bool:
+    """Whether a module's class is torch's own; a class that torch makes of another (``fully_shard``) is not."""
+    owners = cls.__mro__[: cls.__mro__.index(nn.Module)] if nn.Module in cls.__mro__ else cls.__mro__
+    return all(owner.__module__.partition(".")[0] == "torch" for owner in owners)
 
 
 def _foreign(value: Any) -> bool:

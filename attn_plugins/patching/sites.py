@@ -11,7 +11,7 @@ from torch import nn
 
 from ..codebases import Adapter, adapter_for
 from ..codebases.base import Layer
-from ..codebases.recognise import analyse, scripted_attention
+from ..codebases.recognise import analyse, is_torchs, scripted_attention
 from ..errors import UnsupportedModelError
 from ..swap import PREFIX, bare
 
@@ -123,7 +123,7 @@ def _unreached(path: str, module: nn.Module, sites: list[Site]) -> str:
     cls = bare(module)
     if isinstance(module, torch.jit.ScriptModule):
         return "TorchScript, whose softmax cannot be answered" if scripted_attention(module) else ""
-    if any(site.path == path for site in sites) or cls.__module__.partition(".")[0] == "torch":
+    if any(site.path == path for site in sites) or is_torchs(cls):
         return ""
     seen = analyse(module, cls)
     if seen.fused:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..files import written
 
 __all__ = ["FeatureCache", "random_transforms"]
 
@@ -71,10 +72,9 @@ class FeatureCache:
         if self.folder is None:
             self.kept[key] = features
             return
-        partial = self.folder / f".{key}.{os.getpid()}"
-        # Clones: a slice would be saved with the whole batch's storage.
-        torch.save([(patches.clone(), cls.clone()) for patches, cls in features], partial)
-        partial.replace(self.folder / f"{key}.pt")
+        with written(self.folder / f"{key}.pt") as partial:
+            # Clones: a slice would be saved with the whole batch's storage.
+            torch.save([(patches.clone(), cls.clone()) for patches, cls in features], partial)
 
 
 def _key(image: Tensor) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmseg.registry import HOOKS
 
+from ..files import write_text
 from .backbone import FrozenViT
 from .cache import random_transforms
 
@@ -109,9 +109,7 @@ class ProbeResultHook(Hook):
             "backbone": _backbone(runner).identity,
             "evaluations": [*kept, {"split": split, "iter": iteration, "metrics": numbers}],
         }
-        partial = file.with_name(f".{file.name}.{os.getpid()}")
-        partial.write_text(json.dumps(record, indent=1))
-        partial.replace(file)
+        write_text(file, json.dumps(record, indent=1))
 
 
 def _backbone(runner: Any) -> FrozenViT:

@@ -1,4 +1,4 @@
-"""``native/attention.c`` as torch operators: what ``torch.compile`` sees and ``torch.func.vmap`` batches."""
+"""``attention.c`` as torch operators: what ``torch.compile`` sees and ``torch.func.vmap`` batches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import native
+from . import build
 
 __all__ = ["attention", "attention_backward"]
 
@@ -177,7 +177,7 @@ def _check(status: int) -> None:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    return declare(native.load())
+    return declare(build.load())
 
 
 def declare(library: ctypes.CDLL) -> ctypes.CDLL:

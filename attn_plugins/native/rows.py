@@ -1,4 +1,4 @@
-"""The C kernels for rows of float32 scores on a CPU (``native/rows.c``)."""
+"""``rows.c``: kernels for rows of float32 scores on a CPU."""
 
 from __future__ import annotations
 
@@ -9,16 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import native
-from .solver import takes_alpha
+from . import build
 
-__all__ = ["backward", "forward", "usable"]
-
-
-def usable(tensor: Tensor, alpha: float) -> bool:
-    """Whether the kernels take rows of ``tensor``: float32 on a CPU, and there was a compiler to build them."""
-    fits = tensor.device.type == "cpu" and tensor.dtype == torch.float32 and takes_alpha(alpha)
-    return fits and native.unavailable() is None
+__all__ = ["backward", "forward"]
 
 
 def forward(scores: Tensor, alpha: float) -> Tensor:
@@ -46,7 +39,7 @@ def _call(name: str, tensors: list[Tensor], alpha: float) -> None:
 
 @functools.cache
 def _function(name: str) -> Any:
-    function = getattr(native.load(), name)
+    function = getattr(build.load(), name)
     pointers = 2 if name == "rows_forward" else 3
     function.argtypes = [ctypes.c_void_p] * pointers + [ctypes.c_int64, ctypes.c_int64, ctypes.c_float, ctypes.c_int]
     return function

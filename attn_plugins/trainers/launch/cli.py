@@ -14,15 +14,15 @@ from unittest import mock
 import torch
 from torch import nn
 
-from ..checkpoints import agree, spec_inside
-from ..old_torch import keep_old_fsdp_names, read_own_checkpoints
-from ..patching import find_attention
-from ..patching.record import refuse_others
-from ..spec import parse
-from ..trainers import patch_networks
+from ...checkpoints import agree, spec_inside
+from ...patching import find_attention
+from ...patching.record import refuse_others
+from ...spec import parse
+from ..compat import keep_old_fsdp_names, read_own_checkpoints
+from ..messages import say
+from ..networks import patch_networks
 from . import processes
 from .construction import patch_as_built
-from .messages import say
 
 __all__ = ["main"]
 

@@ -1,4 +1,4 @@
-"""What the launcher says, once however many processes there are."""
+"""What trainers are told, once however many processes there are."""
 
 import os
 import sys

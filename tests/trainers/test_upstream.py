@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from attn_plugins.apply import PATCHES, apply, available, load, revert, status
+from attn_plugins.trainers.checkout import apply, revert, status
+from attn_plugins.trainers.insertions import PATCHES, available, load
 
 
 @pytest.fixture(params=available())

@@ -3,11 +3,11 @@
 import copy
 
 import pytest
-import tiny_vit
+from helpers import tiny_vit
 from torch import nn
 
-from attn_plugins.launch import patch_as_built
-from attn_plugins.launch.construction import is_vit_class
+from attn_plugins.trainers.launch import patch_as_built
+from attn_plugins.trainers.launch.construction import is_vit_class
 
 
 @pytest.mark.parametrize("cls", [tiny_vit.TinyViT, tiny_vit.Deeper, tiny_vit.Renamed])

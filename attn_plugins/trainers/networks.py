@@ -7,19 +7,20 @@ anything (DDP, FSDP, an optimizer) takes hold of their parameters, and refuse we
 from __future__ import annotations
 
 import os
-import types
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from .checkpoints import CheckpointError, agree, recorded_spec
-from .old_torch import keep_old_fsdp_names, read_own_checkpoints
-from .patching import PREFIX, patch
-from .patching.record import refuse_others, spec_of, stamp
-from .spec import parse
+from ..checkpoints import CheckpointError, agree, recorded_spec
+from ..patching import PREFIX, patch
+from ..patching.record import refuse_others, spec_of, stamp
+from ..record import RECORD
+from ..spec import parse
+from .compat import read_own_checkpoints
+from .proof import tell_answers
 
-__all__ = ["before_load", "keep_old_fsdp_names", "patch_networks", "spec_from"]
+__all__ = ["before_load", "patch_networks", "spec_from"]
 
 
 def patch_networks(spec: str, *networks: nn.Module) -> None:
@@ -41,20 +42,11 @@ def patch_networks(spec: str, *networks: nn.Module) -> None:
                 "already (from the launcher?): give the spec in one place"
             )
         if str(wanted) == "softmax":
-            stamp(network, wanted, [])
+            stamp(network, wanted, {})
         elif present is None:
             patch(network, wanted)
-            if any(parameter.is_meta for parameter in network.parameters()):
-                network.init_weights = types.MethodType(_init_weights, network)  # type: ignore[assignment]
+            tell_answers(network, str(wanted))
         refuse_others(network)
-
-
-def _init_weights(network: nn.Module, *args: Any, **kwargs: Any) -> None:
-    """`init_weights` of a network built on the meta device (DINOv3 does), and of what plugins added to it."""
-    type(network).init_weights(network, *args, **kwargs)  # type: ignore[attr-defined]
-    for name, module in network.named_modules():
-        if PREFIX in name and hasattr(module, "reset_parameters"):
-            module.reset_parameters()
 
 
 def spec_from(config: Any) -> str:
@@ -76,7 +68,7 @@ def before_load(model: nn.Module, path: str | os.PathLike[str]) -> None:
         return
     recorded, keys = recorded_spec(path)
     agree(recorded, spec_of(model) or "softmax", str(path))
-    learned = [name for name in model.state_dict() if PREFIX in name]
+    learned = [name for name in model.state_dict() if PREFIX in name and not name.endswith(RECORD)]
     missing = [name for name in learned if not any(key.endswith(name) for key in keys)]
     if missing:
         raise CheckpointError(

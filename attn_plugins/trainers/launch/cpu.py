@@ -17,8 +17,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.overrides import TorchFunctionMode
 
+from ..messages import say
 from . import xformers
-from .messages import say
 
 __all__ = ["instead_of_cuda"]
 

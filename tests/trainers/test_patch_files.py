@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from attn_plugins.apply import PATCHES, available, load
+from attn_plugins.trainers.insertions import PATCHES, available, load
 
 HEADER = re.compile(rb"diff --git a/\S+ b/\S+|index [0-9a-f]{40}\.\.[0-9a-f]{40} 100644|--- a/\S+|\+\+\+ b/\S+")
 HUNK = re.compile(rb"@@ -\d+,0 \+\d+(,\d+)? @@")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attention import attention
+from ...attention import attention
 
 __all__ = ["index_select_cat", "memory_efficient_attention", "replacements", "scaled_index_add"]
 

@@ -5,14 +5,14 @@ import copy
 
 import numpy as np
 import pytest
-import tiny_vit
 import torch
+from helpers import tiny_vit
 
 from attn_plugins import UnknownPluginError, patch
 from attn_plugins.checkpoints import CheckpointError
-from attn_plugins.old_torch import keep_old_fsdp_names, read_own_checkpoints
 from attn_plugins.patching.record import spec_of
 from attn_plugins.trainers import before_load, patch_networks, spec_from
+from attn_plugins.trainers.compat import keep_old_fsdp_names, read_own_checkpoints
 
 
 def test_softmax_changes_no_module_and_is_told_all_the_same():

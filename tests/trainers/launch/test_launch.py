@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_vit import TinyViT
+from helpers import tiny_vit
+from helpers.tiny_vit import TinyViT
 
 from attn_plugins import UnknownPluginError, patch
 from attn_plugins.checkpoints import CheckpointError, identify, read
 from attn_plugins.launch import main
 
-HERE = Path(__file__).parent
+HERE = Path(tiny_vit.__file__).parent
 TRAINER = str(HERE / "trainer.py")
 
 
@@ -66,6 +67,8 @@ def test_entmax15_is_trained_stamped_resumed_and_not_resumed_as_anything_else(la
     whole = losses(launch("entmax15", TRAINER, "--out", tmp_path / "..", "--steps", 4))
     first = launch("entmax15", TRAINER, "--out", tmp_path, "--steps", 2)
     assert "TinyViT number 1: 2 attention layers with entmax15" in first.stderr
+    says = "after the first training step, TinyViT with entmax15: 2 of 2 layers have answered attention calls, 1 each"
+    assert first.stderr.count(says) == 1
     assert losses(first) == whole[:2] != plain[:2]
     checkpoint = read(tmp_path / "checkpoint.pth")
     assert {key: checkpoint[key]._metadata[""]["attn_plugins"] for key in ("student", "teacher")} == {

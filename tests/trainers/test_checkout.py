@@ -1,12 +1,14 @@
 """apply, revert, check: on a made-up upstream, so that no checkout is needed."""
 
 import hashlib
+import os
 import subprocess
 
 import pytest
 
-from attn_plugins.apply import ApplyError, Patch, apply, load, revert, status
 from attn_plugins.cli import main
+from attn_plugins.trainers.checkout import apply, revert, status
+from attn_plugins.trainers.insertions import ApplyError, Patch, load
 
 UPSTREAM = {"train.py": b"".join(b"line %d\n" % n for n in range(20)), "lib/eval.py": b"one\ntwo\nthree\n"}
 INSERTIONS = {"train.py": [(2, [b"ours a\n"]), (9, [b"ours b\n", b"ours c\n"])], "lib/eval.py": [(0, [b"ours d\n"])]}
@@ -61,7 +63,7 @@ def test_apply_then_revert_gives_back_every_byte_and_mode(checkout, patch):
     revert(patch, checkout)
     assert contents(checkout) == UPSTREAM
     assert revert(patch, checkout) == []
-    assert [path.name for path in checkout.rglob("*.attn_plugins")] == []
+    assert [path.name for path in checkout.rglob("*.partial")] == []
 
 
 def test_a_dirty_file_is_refused_and_nothing_changes(checkout, patch):
@@ -82,10 +84,74 @@ def test_another_version_and_a_missing_file_are_refused(checkout, patch):
     assert "lib/eval.py: is another version" in str(caught.value)
 
 
-def test_half_a_patch_is_refused(checkout, patch):
-    (checkout / "train.py").write_bytes(patch.insert("train.py", UPSTREAM["train.py"]))
-    with pytest.raises(ApplyError, match="some files have the patch"):
+@pytest.mark.parametrize("done", sorted(UPSTREAM))
+def test_half_a_patch_is_completed_or_reverted(checkout, patch, done):
+    (checkout / done).write_bytes(patch.insert(done, UPSTREAM[done]))
+    assert status(patch, checkout) == "half applied"
+    assert apply(patch, checkout) == [file for file in UPSTREAM if file != done]
+    assert status(patch, checkout) == "applied"
+    (checkout / done).write_bytes(UPSTREAM[done])
+    assert revert(patch, checkout) == [file for file in UPSTREAM if file != done]
+    assert contents(checkout) == UPSTREAM
+
+
+def test_what_the_user_changed_since_does_not_keep_it_from_being_reverted(checkout, patch):
+    apply(patch, checkout)
+    file = checkout / "train.py"
+    file.write_bytes(b"first\r\n" + file.read_bytes().replace(b"\n", b"\r\n").replace(b"line 5", b"mine"))
+    assert status(patch, checkout) == "applied" and apply(patch, checkout) == []
+    assert sorted(revert(patch, checkout)) == sorted(UPSTREAM)
+    assert file.read_bytes() == b"first\r\n" + UPSTREAM["train.py"].replace(b"\n", b"\r\n").replace(b"line 5", b"mine")
+    assert (checkout / "lib/eval.py").read_bytes() == UPSTREAM["lib/eval.py"]
+
+
+def test_lines_of_the_patch_that_were_changed_are_not_guessed_at(checkout, patch):
+    apply(patch, checkout)
+    file = checkout / "train.py"
+    file.write_bytes(file.read_bytes().replace(b"ours b\n", b""))
+    before = contents(checkout)
+    for change in (apply, revert):
+        with pytest.raises(ApplyError, match=r"train\.py: has some of the lines of the patch and lacks others"):
+            change(patch, checkout)
+    assert contents(checkout) == before
+
+
+def test_a_file_without_our_lines_is_nothing_to_revert(checkout, patch):
+    (checkout / "train.py").write_bytes(b"another\n")
+    assert revert(patch, checkout) == []
+    assert (checkout / "train.py").read_bytes() == b"another\n"
+
+
+def test_nothing_is_written_through_links(checkout, patch, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "eval.py").write_bytes(UPSTREAM["lib/eval.py"])
+    (checkout / "lib/eval.py").unlink()
+    (checkout / "lib/eval.py").symlink_to(elsewhere / "eval.py")
+    for three_way in (False, True):
+        with pytest.raises(ApplyError, match="is a link to"):
+            apply(patch, checkout, three_way=three_way)
+    (checkout / "lib/eval.py").unlink()
+    (checkout / "lib").rmdir()
+    (checkout / "lib").symlink_to(elsewhere)
+    with pytest.raises(ApplyError, match="is a link to"):
         apply(patch, checkout)
+    assert [(path.name, path.read_bytes()) for path in elsewhere.iterdir()] == [("eval.py", UPSTREAM["lib/eval.py"])]
+    assert (checkout / "train.py").read_bytes() == UPSTREAM["train.py"]
+
+
+def test_a_checkout_may_itself_be_reached_through_a_link(checkout, patch, tmp_path_factory):
+    link = tmp_path_factory.mktemp("links") / "checkout"
+    link.symlink_to(checkout)
+    assert apply(patch, link) and status(patch, checkout) == "applied"
+
+
+def test_links_with_the_names_of_temporary_files_are_not_followed(checkout, patch, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside") / "theirs"
+    outside.write_bytes(b"theirs")
+    for name in ("train.py.attn_plugins", ".train.py.partial", f".train.py.{os.getpid()}.partial"):
+        (checkout / name).symlink_to(outside)
+    apply(patch, checkout)
+    assert outside.read_bytes() == b"theirs" and status(patch, checkout) == "applied"
 
 
 def test_it_works_without_git_history(tmp_path, patch):
@@ -113,25 +179,21 @@ def test_three_way_with_a_conflict_changes_nothing(checkout, patch):
     assert contents(checkout) == before
 
 
-def test_a_write_that_fails_half_way_is_undone(checkout, patch, monkeypatch):
-    from pathlib import Path
-
-    replace = Path.replace
-
-    def fails_on_eval(self, target):
-        if Path(target).name == "eval.py":
-            raise OSError("disk full")
-        return replace(self, target)
-
-    monkeypatch.setattr(Path, "replace", fails_on_eval)
-    with pytest.raises(OSError, match="disk full"):
-        apply(patch, checkout)
-    assert contents(checkout) == UPSTREAM
-
-
 def test_an_unknown_trainer_lists_those_there_are():
     with pytest.raises(ApplyError, match=r"no patch for 'moco'.*dino, dinov2"):
         load("moco")
+
+
+def test_the_command_says_in_which_state_a_checkout_is(checkout, patch, capsys, monkeypatch):
+    monkeypatch.setattr("attn_plugins.cli.apply.load", lambda name: patch)
+    for change, says, code in (
+        (lambda: None, "the patch fits", 0),
+        (lambda: apply(patch, checkout), "the patch is applied", 0),
+        (lambda: (checkout / "train.py").write_bytes(UPSTREAM["train.py"]), "half applied", 1),
+    ):
+        change()
+        assert main(["apply", "dino", str(checkout), "--check"]) == code
+        assert says in capsys.readouterr().out
 
 
 def test_the_command_refuses_a_folder_that_is_no_checkout(tmp_path, capsys):

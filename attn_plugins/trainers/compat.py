@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .checkpoints import allowed_globals
+from ..checkpoints import allowed_globals
 
 __all__ = ["keep_old_fsdp_names", "read_own_checkpoints"]
 

@@ -56,7 +56,7 @@ def test_cuda_calls_are_answered_by_the_cpu_and_it_says_so_loudly(tmp_path):
 
 
 def test_the_stand_ins_for_xformers_do_what_plain_attention_does():
-    from attn_plugins.launch.xformers import index_select_cat, memory_efficient_attention, scaled_index_add
+    from attn_plugins.trainers.launch.xformers import index_select_cat, memory_efficient_attention, scaled_index_add
 
     q, k, v = torch.randn(3, 2, 5, 4, 8).unbind()
     expected = torch.softmax(torch.einsum("bqhd,bkhd->bhqk", q, k) / 8**0.5, dim=-1)
@@ -76,7 +76,7 @@ def test_the_stand_ins_for_xformers_do_what_plain_attention_does():
 
 def test_packed_sequences_do_not_see_each_other():
     fmha = pytest.importorskip("xformers.ops.fmha", reason="needs xformers for its BlockDiagonalMask")
-    from attn_plugins.launch.xformers import memory_efficient_attention
+    from attn_plugins.trainers.launch.xformers import memory_efficient_attention
 
     q, k, v = torch.randn(3, 1, 7, 2, 4).unbind()
     mask = fmha.BlockDiagonalMask.from_seqlens([3, 4])
