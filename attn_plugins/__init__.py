@@ -5,6 +5,7 @@
 
 from . import functional, mechanisms
 from .attention import attention
+from .checkpoints import from_pretrained
 from .codebases import Adapter, register_adapter
 from .errors import UnknownPluginError, UnsupportedModelError
 from .patching import describe, patch, patched, unpatch, verify
@@ -20,6 +21,7 @@ __all__ = [
     "UnsupportedModelError",
     "attention",
     "describe",
+    "from_pretrained",
     "functional",
     "mechanisms",
     "parse",
