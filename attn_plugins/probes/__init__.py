@@ -11,6 +11,7 @@ from .imagenet_data import ImageNetFolder, PackImageLabel, RandomResizedCrop, Re
 from .loop import ProbeTrainLoop
 from .losses import LogGradientLoss, SigLoss
 from .paths import config_file, configs_dir
+from .reading import install_safe_loading
 from .sampling import ProbeSampler, SeedDraw
 from .segmentors import DepthProbe, LinearProbe
 
@@ -46,3 +47,5 @@ __all__ = [
     "config_file",
     "configs_dir",
 ]
+
+install_safe_loading()
