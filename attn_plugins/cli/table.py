@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,12 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..probes.table import collect, render
+    from ..files import write_text
+    from ..results import collect, render
 
     text = render(collect(args.work_dirs), args.format, paper=not args.no_paper)
     if args.out is None:
         print(text, end="" if text.endswith("\n") else "\n")
     else:
-        partial = args.out.with_name(f".{args.out.name}.{os.getpid()}")
-        partial.write_text(text)
-        partial.replace(args.out)
+        write_text(args.out, text)
     return 0

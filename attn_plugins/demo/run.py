@@ -23,8 +23,8 @@ from ..analysis.report import write_report
 from ..analysis.subjects import from_checkpoints
 from ..checkpoints import save
 from ..data.layouts.voc import write_voc
-from ..probes.table import COLUMNS
 from ..progress import printed_progress
+from ..results import COLUMNS
 from ..spec import parse
 from .picture import draw, load_images
 from .pretrain import ARCH, Method, Recipe, pretrain
