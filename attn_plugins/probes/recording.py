@@ -11,11 +11,11 @@ from filelock import FileLock, Timeout
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop
 from mmseg.registry import HOOKS
 
 from ..results import FILE_NAME, DataSplit, Evaluation, ProbeResult, read_result, write_result
+from .hooks import probe_model
 from .paths import configs_dir
 
 __all__ = ["ProbeResultHook", "data_splits", "overrides"]
@@ -28,7 +28,7 @@ _NOT_COMPARED = (
     "vis_backends", "env_cfg", "custom_imports", "probe", "default_hooks.logger", "default_hooks.visualization",
     "default_hooks.checkpoint.interval", "default_hooks.checkpoint.max_keep_ckpts", "filename", "model_wrapper_cfg",
     "model.backbone.checkpoint", "model.backbone.arch", "model.backbone.plugins", "model.backbone.repo",
-    "model.backbone.random_init",
+    "model.backbone.random_init", "test_pipeline", "train_pipeline", "tta_pipeline",
     *(
         f"{loader}_dataloader.{option}" for loader in ("train", "val", "test")
         for option in ("batch_size", "num_workers", "persistent_workers", "pin_memory", "dataset.data_root")
@@ -90,11 +90,10 @@ class ProbeResultHook(Hook):
 
 
 def _this_run(runner: Any) -> ProbeResult:
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     return ProbeResult(
         probe=runner.cfg.get("probe"),
         max_iters=runner.cfg.train_cfg.max_iters,
-        backbone=model.backbone.identity,
+        backbone=probe_model(runner).backbone.identity,
         data=data_splits(runner),
         overrides=overrides(runner.cfg),
     )
