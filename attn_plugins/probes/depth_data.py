@@ -25,7 +25,8 @@ class DepthSplit(BaseDataset):
     Args:
         ann_file: the split file.
         data_prefix: `img_path` and `depth_map_path`, the folders that its paths are below.
-        replace: (old, new) pairs applied to depth paths, for KITTI's raw ground truth.
+        replace: (old, new) pairs applied to depth paths, for KITTI's raw ground truth. Lines without a depth path
+            are then looked up by KITTI's own naming: DRIVE/proj_depth/NEW/CAMERA/NUMBER.png.
         kwargs: of mmengine's `BaseDataset`.
 
     Raises:
@@ -50,7 +51,7 @@ class DepthSplit(BaseDataset):
             # BTS's paths begin with a slash, and are below the folder all the same.
             image, depth = (word.lstrip("/") for word in words[:2])
             for old, new in self.replace:
-                depth = depth.replace(old, new)
+                depth = depth.replace(old, new) if depth != "None" else self._raw_map(image, new)
             if depth == "None":
                 without += 1
                 continue
@@ -64,8 +65,22 @@ class DepthSplit(BaseDataset):
         if not entries:
             raise ValueError(f"{self.ann_file} names no image with depth: the split is empty")
         if without:
-            print_log(f"{self.ann_file}: {len(entries)} images, {without} more have no ground truth", logger="current")
+            note = f"{self.ann_file}: {len(entries)} images, {without} more have no ground truth"
+            if self.replace:
+                note += (
+                    ". KITTI's archive of raw maps lacks them; projected from the drives' velodyne_points (as by "
+                    f"monodepth2's export_gt_depth.py) into {self.data_prefix['depth_map_path']}, they are found"
+                )
+            print_log(note, logger="current")
         return entries
+
+    def _raw_map(self, image: str, kind: str) -> str:
+        """The raw map of a line that names none, if it is there: of `DATE/DRIVE/CAMERA/data/NUMBER.png`."""
+        parts = Path(image).parts
+        if len(parts) != 5:
+            return "None"
+        path = f"{parts[1]}/proj_depth/{kind}/{parts[2]}/{parts[4]}"
+        return path if (Path(self.data_prefix["depth_map_path"]) / path).is_file() else "None"
 
 
 @TRANSFORMS.register_module()

@@ -60,9 +60,8 @@ class ClassCountHook(Hook):
             )
         for check in _label_checks(dataset):
             if check.classes not in (None, needs):
-                raise ValueError(
-                    f"CheckLabels(classes={check.classes}), {type(dataset).__name__} has {needs}: leave it out"
-                )
+                told = f"CheckLabels has classes={check.classes}, {type(dataset).__name__} has {needs}"
+                raise ValueError(f"{told}: leave classes= out")
             check.classes = needs
 
 
@@ -79,7 +78,7 @@ def _checks_in(transform: Any) -> Iterator[CheckLabels]:
     if isinstance(transform, CheckLabels):
         yield transform
     parts = getattr(transform, "transforms", getattr(transform, "subroutines", ()))
-    for part in parts if isinstance(parts, list | tuple) else ():
+    for part in parts if isinstance(parts, list | tuple) else [parts]:
         yield from _checks_in(part)
 
 

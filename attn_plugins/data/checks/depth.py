@@ -75,15 +75,17 @@ def _check_maps(pairs: list[tuple[Path, Path]], stored: _Stored) -> list[Problem
 
 
 def _check_unit(path: Path, values: NDArray[np.uint16], stored: _Stored) -> Problem | None:
-    if stored.rotated:
-        if np.mean(values & 7 == 0) < 0.9:
-            found = "is not bit-rotated: stored values are no multiples of 8"
-            remedy = "use SUN RGB-D's own files, whose bits are rotated left by 3; a conversion would be decoded twice"
-            return Problem("depth-not-rotated", path, found, remedy)
-        values = rotate_right(values)
-    deep = float(np.percentile(values, 99.5))
+    as_stored = float(np.percentile(values, 99.5))
+    deep = float(np.percentile(rotate_right(values), 99.5)) if stored.rotated else as_stored
     if stored.low <= deep / stored.scale <= stored.high:
         return None
+    if stored.rotated and deep > stored.high * stored.scale and as_stored <= stored.high * stored.scale:
+        found = (
+            f"is not bit-rotated: its values are {as_stored / stored.scale:.3g} m as they are, "
+            f"{deep / stored.scale:.3g} m once rotated back"
+        )
+        remedy = "use SUN RGB-D's own files, whose bits are rotated left by 3; a conversion would be decoded twice"
+        return Problem("depth-not-rotated", path, found, remedy)
     likely = [name for scale, name in _SCALES.items() if stored.low <= deep / scale <= stored.high]
     found = (
         f"and others are {deep / stored.scale:.3g} m deep when read as {_SCALES[stored.scale]}, "
