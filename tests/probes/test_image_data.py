@@ -9,6 +9,7 @@ import mmcv
 import numpy as np
 import pytest
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, TRANSFORMS
 from PIL import Image
 
@@ -118,6 +119,7 @@ def test_the_head_and_an_explicit_check_have_to_agree(
 
 
 def test_checks_are_found_in_wrappers(roots: dict[str, Path]) -> None:
+    init_default_scope("mmseg")
     config = Config.fromfile(config_file("voc2012")).train_dataloader.dataset
     config.data_root = str(roots["voc2012"])
     config.pipeline = config.pipeline[:4]
