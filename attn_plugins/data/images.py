@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-__all__ = ["SUFFIXES", "decode_image", "is_image_file", "opened", "read_image", "turned_size"]
+__all__ = ["SUFFIXES", "TurnedImageError", "decode_image", "is_image_file", "opened", "read_image"]
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 _ORIENTATION = 0x0112
@@ -32,6 +32,10 @@ def is_image_file(path: Path) -> bool:
 
 
 Size = tuple[int, int]
+
+
+class TurnedImageError(ValueError):
+    """A picture that EXIF turns, and labels that do not say whether they are turned, too."""
 
 
 def read_image(path: str | Path, *, exif: bool, over: Callable[[], Size] | None = None) -> NDArray[np.uint8]:
@@ -89,7 +93,7 @@ def opened(file: io.BytesIO | Path, name: str) -> Image.Image:
         ImageFile.LOAD_TRUNCATED_IMAGES = lenient
 
 
-def turned_size(picture: Image.Image) -> tuple[int, Size]:
+def _turned_size(picture: Image.Image) -> tuple[int, Size]:
     """(EXIF orientation, (H, W) once the picture is turned by it); 1 is "as stored"."""
     try:
         orientation = picture.getexif().get(_ORIENTATION, 1)
@@ -100,19 +104,19 @@ def turned_size(picture: Image.Image) -> tuple[int, Size]:
 
 
 def _check_turn(picture: Image.Image, name: str, over: Callable[[], Size] | None) -> None:
-    orientation, turned = turned_size(picture)
+    orientation, turned = _turned_size(picture)
     if over is None or orientation not in range(2, 9):
         return
     stored = (picture.height, picture.width)
     told = f"{name} is stored as {stored[0]}x{stored[1]} and turned by its EXIF orientation {orientation}"
     if turned == stored:
-        raise ValueError(
+        raise TurnedImageError(
             f"{told}, and its sizes do not tell whether its labels were: remove the tag, having turned the pixels "
             "if the labels ask for it (exiftran -ai, jpegtran)"
         )
     height, width = over()
     if (height, width) != turned:
-        raise ValueError(
+        raise TurnedImageError(
             f"{told}, which makes it {turned[0]}x{turned[1]}; its labels are {height}x{width}: remove the tag if they "
             "lie over the picture as it is stored"
         )
