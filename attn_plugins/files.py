@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import os
+import platform
+import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-__all__ = ["require_plain", "write_bytes", "write_text", "written"]
+__all__ = ["remove_abandoned", "replace_together", "require_plain", "write_bytes", "write_text", "written"]
 
 
 @contextmanager
@@ -26,17 +30,9 @@ def written(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     require_plain(path)
-    # What mkstemp does, but the name is known before there is a file: an interrupt in between leaves nothing behind.
-    partial = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.partial")
-    try:
-        partial.touch(exist_ok=False)
-        if path.exists():
-            shutil.copymode(path, partial)
+    with _beside(path) as partial:
         yield partial
         partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
@@ -48,6 +44,35 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` to `path` in UTF-8, line ends as they are; errors as :func:`written`."""
     write_bytes(path, text.encode())
+
+
+def replace_together(contents: Mapping[Path, bytes]) -> None:
+    """Give files that are there new contents: all of them, or none if there is an exception, Ctrl-C included.
+
+    New and old contents are both on the disk before the first file changes, so that a full one undoes nothing half.
+    A killed process can leave some files old and some new, each whole, and others beside them, which
+    :func:`remove_abandoned` removes.
+
+    Raises:
+        FileExistsError: one of them is a link, a folder, a device or a pipe.
+        OSError: one of them is missing, or its folder cannot be written.
+    """
+    for path in contents:
+        require_plain(path)
+    with ExitStack() as stack:
+        staged = []
+        for path, content in contents.items():
+            new, old = stack.enter_context(_beside(path)), stack.enter_context(_beside(path))
+            new.write_bytes(content)
+            old.write_bytes(path.read_bytes())
+            staged.append((path, new, old))
+        try:
+            for path, new, _ in staged:
+                new.replace(path)
+        except BaseException:
+            for path, _, old in staged:  # those that had not been replaced too: which they are cannot be known
+                old.replace(path)
+            raise
 
 
 def require_plain(path: Path) -> None:
@@ -64,3 +89,40 @@ def require_plain(path: Path) -> None:
         raise FileExistsError(f"{path} is a link to {os.readlink(path)}: name that file itself, or remove the link")
     if not stat.S_ISREG(mode):
         raise FileExistsError(f"{path} is there and is not a regular file: choose another name, or remove it")
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove what processes of this machine that are no more have left beside `path`."""
+    for partial in path.parent.glob(f".{glob.escape(path.name[:40])}.*-*.partial"):
+        left = re.fullmatch(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{16}\.partial", partial.name[1 + len(path.name[:40]) :])
+        if left and left[1] == _machine() and not _runs(int(left[2])):
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A new file beside `path`, of its mode; it is removed at the end if it is still there."""
+    # What mkstemp does, but the name is known before there is a file: an interrupt in between leaves nothing behind.
+    partial = path.with_name(f".{path.name[:40]}.{_machine()}-{os.getpid()}-{secrets.token_hex(8)}.partial")
+    try:
+        partial.touch(exist_ok=False)
+        if path.exists():
+            shutil.copymode(path, partial)
+        yield partial
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _machine() -> str:
+    """Process numbers are this machine's; the folder may be shared with others."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
