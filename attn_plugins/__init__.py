@@ -7,7 +7,7 @@ from . import functional, mechanisms
 from .attention import attention
 from .codebases import Adapter, register_adapter
 from .errors import UnknownPluginError, UnsupportedModelError
-from .patching import describe, patch, patched, unpatch
+from .patching import describe, patch, patched, unpatch, verify
 from .registry import register_mechanism, register_normalizer
 from .spec import Spec, parse
 
@@ -29,4 +29,5 @@ __all__ = [
     "register_mechanism",
     "register_normalizer",
     "unpatch",
+    "verify",
 ]

@@ -1,10 +1,11 @@
-"""Progress of long work, in words."""
+"""Progress of long work on stderr."""
 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
+
+from tqdm import tqdm
 
 __all__ = ["Progress", "printed_progress"]
 
@@ -13,16 +14,16 @@ Progress = Callable[[int, int], None]
 
 
 def printed_progress(what: str) -> Progress:
-    """Progress on stderr: one line that is rewritten on a terminal, a line every tenth in a log."""
-    start = time.monotonic()
-    live = sys.stderr.isatty()
+    """A tqdm bar on a terminal; in a log, a line of it every ten seconds and the last."""
+    bar: tqdm[None] | None = None
 
     def show(done: int, total: int) -> None:
-        step = 1 if live else max(total // 10, 1)
-        if done % step and done != total:
-            return
-        rate = done / max(time.monotonic() - start, 1e-9)
-        end = "\r" if live and done != total else "\n"
-        print(f"{what}: {done}/{total}, {rate:.1f} a second", end=end, file=sys.stderr, flush=True)
+        nonlocal bar
+        if bar is None:
+            live = sys.stderr.isatty()
+            bar = tqdm(desc=what, total=total, file=sys.stderr, mininterval=0.1 if live else 10)
+        bar.update(done - bar.n)
+        if done >= total:
+            bar.close()
 
     return show

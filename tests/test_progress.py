@@ -2,6 +2,8 @@
 
 import io
 
+import pytest
+
 from attn_plugins.progress import printed_progress
 
 
@@ -10,19 +12,24 @@ class Terminal(io.StringIO):
         return True
 
 
-def shown(stream, monkeypatch, total):
+def shown(stream, monkeypatch, counts, total):
     monkeypatch.setattr("sys.stderr", stream)
     show = printed_progress("scenes")
-    for done in range(1, total + 1):
+    for done in counts:
         show(done, total)
     return stream.getvalue()
 
 
-def test_a_log_gets_a_line_every_tenth_and_the_last(monkeypatch):
-    lines = shown(io.StringIO(), monkeypatch, 45).splitlines()
-    assert [line.split(",")[0] for line in lines] == [f"scenes: {n}/45" for n in (*range(4, 45, 4), 45)]
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_the_last_of_it_is_shown_and_the_line_ended(stream, monkeypatch):
+    text = shown(stream(), monkeypatch, range(1, 46), 45)
+    assert "scenes: 100%" in text and "45/45" in text and text.endswith("\n")
+    assert text.count("\n") == 1
 
 
-def test_a_terminal_gets_one_line_that_is_rewritten(monkeypatch):
-    text = shown(Terminal(), monkeypatch, 45)
-    assert text.count("\r") == 44 and text.count("\n") == 1 and text.endswith("\n")
+def test_a_log_is_not_filled(monkeypatch):
+    assert shown(io.StringIO(), monkeypatch, range(1, 10_001), 10_000).count("\r") <= 3
+
+
+def test_steps_of_any_size_and_a_resumed_start(monkeypatch):
+    assert "40/40" in shown(Terminal(), monkeypatch, [32, 40], 40)

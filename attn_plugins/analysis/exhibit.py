@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Exhibit", "write_atomically"]
+from ..files import write_bytes
+
+__all__ = ["Exhibit"]
 
 
 @dataclass(frozen=True)
@@ -54,16 +55,9 @@ class Exhibit:
         return text.getvalue()
 
     def write(self, folder: Path) -> list[Path]:
-        """Write NAME.png and NAME.csv into ``folder``, each whole or not at all."""
+        """Write NAME.png and NAME.csv into ``folder``, which is made if need be, each whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
         files = {folder / f"{self.name}.png": self.render("png"), folder / f"{self.name}.csv": self.table().encode()}
         for path, content in files.items():
-            write_atomically(path, content)
+            write_bytes(path, content)
         return list(files)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; its folder is made if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(content)
-    partial.replace(path)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from .exhibit import Exhibit, write_atomically
+from ..files import write_text
+from ..machine import machine, versions
+from .exhibit import Exhibit
 from .figures import (
     attention_exhibit,
     layers_exhibit,
@@ -27,8 +25,6 @@ from .page import Section, page
 from .subjects import Subject
 
 __all__ = ["exhibits", "provenance", "write_report"]
-
-PACKAGES = ("attn_plugins", "torch", "timm", "transformers", "matplotlib", "numpy")
 
 
 def exhibits(
@@ -83,7 +79,6 @@ def draw(
 
 def provenance(subjects: Sequence[Subject], images: Images, settings: Settings, command: str) -> list[tuple[str, str]]:
     """What made the figures, line by line."""
-    versions = [f"{name} {_version(name)}" for name in PACKAGES if _version(name)]
     lines = [("command", command), ("images", f"{images.root} ({len(images)} files)")]
     for subject in subjects:
         told = [f"spec {subject.spec}"]
@@ -93,8 +88,8 @@ def provenance(subjects: Sequence[Subject], images: Images, settings: Settings, 
     lines += [
         ("settings", ", ".join(f"{key}={value}" for key, value in asdict(settings).items())),
         ("seed", str(settings.seed)),
-        ("versions", ", ".join([f"Python {platform.python_version()}", *versions])),
-        ("machine", _machine(settings.device)),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions().items())),
+        ("machine", ", ".join(f"{key} {value}" for key, value in machine(settings.device).items() if value)),
     ]
     return lines
 
@@ -140,7 +135,7 @@ def write_report(
     for exhibit in figures:
         exhibit.write(out.with_suffix(""))
     content = page(title, sections, figures, provenance(subjects, images, settings, command))
-    write_atomically(out, content.encode())
+    write_text(out, content)
     return out
 
 
@@ -153,19 +148,6 @@ def _table_1(work_dirs: Sequence[Path]) -> Section:
     note = "Linear probes of the frozen backbones; the paper's rows are DINOv1 ViT-S/16, 200 epochs on ImageNet-1K. "
     note += "A star marks a run that has not finished."
     return Section("Table 1", note, tuple(head), tuple(map(tuple, rows)))
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _machine(device: str) -> str:
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def as_table(rows: Sequence[dict[str, Any]], title: str, note: str = "") -> Section:

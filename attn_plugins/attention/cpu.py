@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import native
 from ..functional.solver import FLOAT32_ALPHAS, takes_alpha
-from . import cpu_ops
+from ..native import attention as kernel
 from .call import AttentionCall
 
 __all__ = ["NAME", "run", "unsupported"]
@@ -73,7 +73,7 @@ def run(call: AttentionCall) -> Tensor:
 
 
 class _Attention(torch.autograd.Function):
-    """:func:`.cpu_ops.attention` with its gradient, also under ``torch.func``."""
+    """:func:`.native.attention.attention` with its gradient, also under ``torch.func``."""
 
     generate_vmap_rule = True
 
@@ -81,7 +81,7 @@ class _Attention(torch.autograd.Function):
     def forward(
         query: Tensor, key: Tensor, value: Tensor, alpha: Tensor, mask: Tensor | None, is_causal: bool, scale: float
     ) -> tuple[Tensor, Tensor]:
-        return cpu_ops.attention(query, key, value, alpha, mask, is_causal, scale)
+        return kernel.attention(query, key, value, alpha, mask, is_causal, scale)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -97,7 +97,7 @@ class _Attention(torch.autograd.Function):
 
 
 class _AttentionBackward(torch.autograd.Function):
-    """:func:`.cpu_ops.attention_backward`, which, like torch's own attention kernels, has no gradient itself."""
+    """:func:`.native.attention.attention_backward`, which has no gradient itself, as torch's own kernels have none."""
 
     generate_vmap_rule = True
 
@@ -114,7 +114,7 @@ class _AttentionBackward(torch.autograd.Function):
         scale: float,
         alpha_grad: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return cpu_ops.attention_backward(grad, query, key, value, alpha, mask, stats, is_causal, scale, alpha_grad)
+        return kernel.attention_backward(grad, query, key, value, alpha, mask, stats, is_causal, scale, alpha_grad)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

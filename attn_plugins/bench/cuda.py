@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..machine import machine, versions
+from ..text import columns
 from . import cuda_peers
 from .attention import Peer, forward_backward
 from .cuda_steps import bench_cuda_steps, steps_table
-from .report import machine
 from .roofline import Ceilings, Shape, floor_ms, measure_ceilings, minimal_work
 from .timing import cuda_clock, in_turns
 
@@ -74,19 +74,12 @@ def bench_cuda(
     return {
         "title": "attention on a GPU",
         "machine": machine(device),
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": versions(_PACKAGES),
         "dtype": str(dtype),
         "ceilings": vars(ceilings),
         "shapes": results,
         "steps": bench_cuda_steps(place, _clock, repeats) if steps else {},
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _bench_shape(
@@ -167,7 +160,7 @@ def _peak(function: Callable[[], object], device: torch.device) -> int:
 
 def cuda_table(result: Mapping[str, Any]) -> str:
     """The result of :func:`bench_cuda` as text."""
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items() if version)
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     rates = result["ceilings"]
     lines = [
         f"{result['title']}: {result['machine']['name']}, {result['dtype']}, {versions}",
@@ -175,14 +168,14 @@ def cuda_table(result: Mapping[str, Any]) -> str:
         f"{rates['operations_per_s'] / 1e12:.0f} TFLOP/s multiplied",
     ]
     for name, shape in result["shapes"].items():
-        width = max(map(len, shape["peers"]), default=0)
         lines.append(
             f"\n{name}: floor {shape['floor_forward_ms']:.3f} ms forward, {shape['floor_both_ms']:.3f} ms both"
         )
-        lines.append(f"{'':{width}}  forward ms    both ms  spread ms   peak MiB")
+        rows = [("", "forward ms", "both ms", "spread ms", "peak MiB")]
         for peer, row in shape["peers"].items():
-            numbers = f"{row['forward_ms']:12.3f}{row['both_ms']:11.3f}{row['both_spread_ms']:11.3f}"
-            lines.append(f"{peer:{width}}{numbers}{row['peak_bytes'] / 2**20:11.1f}")
+            forward, both, spread = (f"{row[key]:.3f}" for key in ("forward_ms", "both_ms", "both_spread_ms"))
+            rows.append((peer, forward, both, spread, f"{row['peak_bytes'] / 2**20:.1f}"))
+        lines += columns(rows, numbers=True)
         lines += [f"{peer} did not run: {reason}" for peer, reason in shape["failed"].items()]
     if result["steps"]:
         lines.append("\n" + steps_table(result["steps"]))

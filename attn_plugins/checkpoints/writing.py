@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..files import written
 from ..patching.record import METADATA_KEY, spec_of
 from .identity import agree
 
@@ -51,10 +52,6 @@ def save(
         METADATA_KEY: {"spec": agree(spec_of(model), None, str(path)), **built},
         **extra,
     }
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        torch.save(contents, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written(path) as partial, partial.open("wb") as file:  # opened here, or the name would be in the contents
+        torch.save(contents, file)
     return path

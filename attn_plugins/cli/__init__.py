@@ -21,6 +21,7 @@ COMMANDS = {
     "analyze": "demo",
     "report": "demo",
     "bench": "test",
+    "env": None,
 }
 
 

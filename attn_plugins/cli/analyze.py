@@ -80,12 +80,12 @@ def settings(args: argparse.Namespace) -> Any:
 
 def run(args: argparse.Namespace) -> int:
     """Write the figures and say where they are."""
-    from ..analysis.exhibit import write_atomically
+    from ..files import write_bytes
 
     for exhibit in _exhibits(args):
         files = exhibit.write(args.out)
         files.append(args.out / f"{exhibit.name}.svg")
-        write_atomically(files[-1], exhibit.render("svg"))
+        write_bytes(files[-1], exhibit.render("svg"))
         print(exhibit.alt)
         print("  " + ", ".join(map(str, files)))
     return 0

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..apply import apply, available, load, revert, status
+from ..trainers.checkout import apply, revert, status
+from ..trainers.insertions import available, load
 
 __all__ = ["add_parser"]
 
@@ -29,12 +30,19 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(func=run)
 
 
+STATES = {
+    "clean": "the patch fits",
+    "applied": "the patch is applied",
+    "half applied": "the patch is half applied, by a run that was killed: apply again to complete it, or --revert",
+}
+
+
 def run(args: argparse.Namespace) -> int:
     patch = load(args.trainer)
     if args.check:
         state = status(patch, args.path)
-        print(f"{args.path}: {'the patch fits' if state == 'clean' else 'the patch is applied'}")
-        return 0
+        print(f"{args.path}: {STATES[state]}")
+        return int(state == "half applied")
     changed = (revert if args.revert else apply)(patch, args.path, three_way=args.three_way)
     if not changed:
         print(f"{args.path}: nothing to do, the patch is {'not there' if args.revert else 'applied already'}")

@@ -7,6 +7,7 @@ import inspect
 from typing import Any
 
 from ..registry import ADAPTERS, MECHANISMS, NORMALIZERS
+from ..text import columns
 
 __all__ = ["add_parser", "run"]
 
@@ -19,23 +20,20 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     import attn_plugins  # noqa: F401  registers the built-ins
 
-    print("normalizers")
-    for name in NORMALIZERS:
-        _line(name, NORMALIZERS.get(name).factory)
-    print("mechanisms")
-    for name in MECHANISMS:
-        _line(name, MECHANISMS.get(name))
-    print("adapters")
-    for name in ADAPTERS:
-        print(f"  {name}")
+    normalizers = [_line(name, NORMALIZERS.get(name).factory) for name in NORMALIZERS]
+    mechanisms = [_line(name, MECHANISMS.get(name)) for name in MECHANISMS]
+    lines = columns([*normalizers, *mechanisms])
+    print("normalizers", *lines[: len(normalizers)], sep="\n  ")
+    print("mechanisms", *lines[len(normalizers) :], sep="\n  ")
+    print("adapters", *ADAPTERS, sep="\n  ")
     return 0
 
 
-def _line(name: str, factory: Any) -> None:
+def _line(name: str, factory: Any) -> tuple[str, str]:
     parameters = [
         f"{p.name}={'VALUE' if p.default in (None, p.empty) else str(p.default).lower()}"
         for p in inspect.signature(factory).parameters.values()
         if p.name not in ("self", "scores", "dim", "num_heads")
     ]
     summary = (inspect.getdoc(factory) or "").partition("\n")[0]
-    print(f"  {name + (':' + ','.join(parameters) if parameters else ''):44} {summary}")
+    return name + (":" + ",".join(parameters) if parameters else ""), summary

@@ -1,4 +1,4 @@
-"""What an adapter is, and how a module's class is swapped for its patched subclass."""
+"""What an adapter is: how one kind of attention module is patched."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ from typing import Any
 
 from torch import nn
 
+from .. import swap
 from ..registry import ADAPTERS
+from ..swap import PREFIX, Overrides
+from .answer import NORMALIZER, answered, proved, proved_on
 
-__all__ = ["Adapter", "Container", "adapter_for", "patched_class", "register_adapter", "unpatched_class"]
-
-Overrides = Callable[[type], dict[str, Any]]
-
-PREFIX = "attn_plugins_"
-"""Of every attribute and submodule that a patch adds to a module."""
-NORMALIZER = PREFIX + "normalizer"
+__all__ = ["NORMALIZER", "PREFIX", "Adapter", "Container", "Layer", "adapter_for", "register_adapter"]
 
 
 def _no_check(module: nn.Module) -> None:
@@ -53,10 +50,14 @@ class Adapter:
         name: shown by ``describe``.
         matches: tells from a module's class whether this adapter knows it.
         overrides: methods of the patched subclass, made from the original class. They find this layer's
-            normalizer in ``self.attn_plugins_normalizer`` and call :func:`attn_plugins.attention`.
+            normalizer in ``self.attn_plugins_normalizer`` and call :func:`attn_plugins.attention`; a ``forward``
+            during which that is never called raises.
         check: raises ``UnsupportedModelError`` for a module that has an option the adapter cannot honour.
         num_heads: number of heads of a module, or None; asked for only by learnable normalizers.
         around: modules above the attention that are patched with it.
+        finds: for adapters that read what an instance's code does: the methods whose attention calls are to be
+            answered, none where there is no attention. ``matches`` and ``overrides`` are not asked then.
+        may_skip: whether a forward of it may compute no attention, for a reason that its adapter states.
     """
 
     name: str
@@ -65,6 +66,45 @@ class Adapter:
     check: Callable[[nn.Module], None] = _no_check
     num_heads: Callable[[nn.Module], int | None] = heads_attribute
     around: tuple[Container, ...] = ()
+    finds: Callable[[nn.Module], tuple[str, ...]] | None = None
+    may_skip: bool = False
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The class layer that an adapter puts on a module; pickled by these names.
+
+    Attributes:
+        adapter: the adapter's name.
+        container: which of its containers this is for; None for the attention itself.
+        methods: whose calls are answered, of adapters that find them.
+    """
+
+    adapter: str
+    container: int | None = None
+    methods: tuple[str, ...] = ()
+
+    def __call__(self, base: Any) -> dict[str, Any]:
+        adapter: Adapter = ADAPTERS.get(self.adapter)
+        if self.container is not None:
+            return adapter.around[self.container].overrides(base)
+        if adapter.finds is None:
+            made = adapter.overrides(base)
+        else:
+            made = {name: answered(getattr(base, name)) for name in self.methods}
+        if not adapter.may_skip and callable(getattr(base, "forward", None)):
+            made["forward"] = proved(made.get("forward", base.forward))
+            made["__setattr__"] = _proving_setattr(base)
+        return made
+
+
+def _proving_setattr(base: Any) -> Callable[[Any, str, Any], None]:
+    """A forward that is set on the instance (accelerate's hooks, a monkey patch) hides the class's: prove it too."""
+
+    def set_attribute(self: Any, name: str, value: Any) -> None:
+        base.__setattr__(self, name, proved_on(self, value) if name == "forward" and callable(value) else value)
+
+    return set_attribute
 
 
 def register_adapter(adapter: Adapter) -> Adapter:
@@ -76,48 +116,14 @@ def register_adapter(adapter: Adapter) -> Adapter:
     return ADAPTERS.register(adapter.name, adapter)
 
 
-def adapter_for(cls: type) -> Adapter | None:
-    """The adapter for modules of class ``cls``, or None."""
-    return next((adapter for adapter in reversed(ADAPTERS.values()) if adapter.matches(cls)), None)
-
-
-def patched_class(base: type, adapter: Adapter, container: Container | None = None) -> type:
-    """Subclass of ``base`` with the overrides of ``adapter``, or of one of its containers.
-
-    isinstance, state_dict, attributes and the class's name stay as they were: FSDP wrapping policies and
-    transformers go by the name.
-    """
-    made_by = (adapter.name, None if container is None else adapter.around.index(container))
-    # Found among the subclasses and not in a cache, which would keep classes alive for ever.
-    subclasses: list[type] = type.__subclasses__(base)
-    for made in subclasses:
-        if vars(made).get("_attn_plugins_made_by") == made_by:
-            return made
-    namespace = {
-        "__module__": base.__module__,
-        "__qualname__": base.__qualname__,
-        "__doc__": base.__doc__,
-        "__reduce_ex__": _reduce_ex,
-        "_attn_plugins_base": base,
-        "_attn_plugins_made_by": made_by,
-        **(adapter if container is None else container).overrides(base),
-    }
-    metaclass: Any = type(base)
-    return metaclass(base.__name__, (base,), namespace)
-
-
-def unpatched_class(cls: type) -> type:
-    """The class that ``cls`` was made from, or ``cls`` itself."""
-    return cls.__dict__.get("_attn_plugins_base", cls)
-
-
-def _reduce_ex(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
-    # The subclass is made at run time, so pickle and deepcopy go by what it is made from.
-    cls: Any = type(self)
-    return _rebuild, (cls._attn_plugins_base, *cls._attn_plugins_made_by), self.__getstate__()
-
-
-def _rebuild(base: type, adapter_name: str, container: int | None) -> nn.Module:
-    adapter = ADAPTERS.get(adapter_name)
-    cls: Any = patched_class(base, adapter, None if container is None else adapter.around[container])
-    return cls.__new__(cls)
+def adapter_for(module: nn.Module) -> tuple[Adapter, Layer] | None:
+    """The adapter for a module and the class layer that it puts on it, or None."""
+    cls = swap.bare(module)
+    for adapter in reversed(ADAPTERS.values()):
+        if adapter.finds is not None:
+            methods = adapter.finds(module)
+            if methods:
+                return adapter, Layer(adapter.name, methods=methods)
+        elif adapter.matches(cls):
+            return adapter, Layer(adapter.name)
+    return None

@@ -1,10 +1,13 @@
-"""Official DINOv1 (``vision_transformer.Attention``), and forks whose attention reads the same.
+"""Official DINOv1 (``vision_transformer.Attention``), and forks whose attention is the same code (iBOT).
 
 Modifications:
 - upstream's attention materialises the map and returns ``(x, attn)`` in every call. It still does when it is
   called on its own; but its block asks for the map only where somebody wants it (``return_attention=True``,
   hence ``get_last_selfattention``; a forward hook on the attention), and gets None for it otherwise;
 - the map that is returned is the one that was used: sparse with a sparse normalizer.
+
+Why upstream's forward does not run: it materialises [B, H, N, N] twice (weights and their gradient) in every training
+step, for a map that nobody asks for.
 
 Mirrors facebookresearch/dino at 7c446df5b9f45747937fb0d72314eb9f7b66930a.
 """
@@ -17,15 +20,20 @@ from torch import Tensor
 
 from ..attention import attention
 from .base import Adapter, Container
-from .qkv import PLAIN, dropout_p, finish, split_heads
-from .recognise import code_names, returns_pair
+from .exact import digest_of
+from .qkv import dropout_p, finish, split_heads
 
 __all__ = ["ADAPTER"]
 
 
+ATTENTION = {"ece17395074fbc11"}
+"""Digests (:mod:`.exact`) of ``Attention.forward``: facebookresearch/dino 7c446df, bytedance/ibot."""
+BLOCK = {"e1110184fdba2daf"}
+"""Of ``Block.forward``: facebookresearch/dino 7c446df."""
+
+
 def _matches(cls: type) -> bool:
-    forward = getattr(cls, "forward", None)
-    return code_names(forward) == PLAIN and returns_pair(forward)
+    return digest_of(getattr(cls, "forward", None)) in ATTENTION
 
 
 def _attention_overrides(base: type) -> dict[str, Any]:
@@ -56,7 +64,7 @@ def _block_overrides(base: type) -> dict[str, Any]:
 
 
 def _is_block(cls: type) -> bool:
-    return code_names(getattr(cls, "forward", None)) == {"attn", "norm1", "drop_path", "mlp", "norm2"}
+    return digest_of(getattr(cls, "forward", None)) in BLOCK
 
 
 ADAPTER = Adapter("dinov1", _matches, _attention_overrides, around=(Container(_is_block, _block_overrides),))

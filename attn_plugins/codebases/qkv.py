@@ -9,13 +9,7 @@ from torch import Tensor, nn
 
 from ..attention import attention
 
-__all__ = ["PLAIN", "attend", "dropout_p", "finish", "split_heads"]
-
-PLAIN = {
-    *("shape", "qkv", "reshape", "num_heads", "permute", "transpose", "scale", "softmax"),
-    *("attn_drop", "proj", "proj_drop"),
-}
-"""Every name that such a forward uses: one that does more (a bias, a norm of q) is not this attention."""
+__all__ = ["attend", "dropout_p", "finish", "split_heads"]
 
 
 def split_heads(module: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,29 +1,380 @@
-"""What a class's Python code says it does, without running it: how adapters recognise attention.
+"""What a module's Python code does, read from its bytecode and not run: how attention is found.
 
-Attention classes of different codebases share no base class and few attribute names, but the functions that
-they call are in their code: ``scaled_dot_product_attention``, or a softmax between two matrix products.
+Attention classes of different codebases share no base class and few names, but what they compute is in their code:
+a call of ``scaled_dot_product_attention``, or a product of two activations, a softmax, and another product. Names
+are resolved to the objects that they stand for (globals, closures, attributes of the instance), helpers and
+other methods are followed, so a function that only bears a known name is read like any other.
+
+What is found here says where to look, and is proved when the model runs (:mod:`.answer`).
 """
 
 from __future__ import annotations
 
+import builtins
 import dis
+import functools
+import importlib.util
 import inspect
-import itertools
+import operator
+import sys
 import types
+import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-__all__ = ["code_names", "methods", "returns_pair", "softmax_between_products"]
+from .fused import FUSED_ROOTS, fused_name
 
-_PRODUCTS = {"matmul", "bmm", "baddbmm", "einsum"}
+__all__ = ["Analysis", "analyse", "is_torchs", "scripted_attention", "unwrapped"]
+
+CALLS = {F.scaled_dot_product_attention: "scaled_dot_product_attention"}
+CALLS[F.multi_head_attention_forward] = "multi_head_attention_forward"
+CALLS[torch.ops.aten.scaled_dot_product_attention] = "scaled_dot_product_attention"
+CALLS[torch.ops.aten.scaled_dot_product_attention.default] = "scaled_dot_product_attention"
+_SOFTMAX: tuple[Any, ...] = (F.softmax, torch.softmax, torch.special.softmax, Tensor.softmax, nn.Softmax, F.softmin)
+_SOFTMAX += (torch._softmax, torch.ops.aten.softmax, torch.ops.aten.softmax.int, torch.ops.aten._softmax)
+_SOFTMAX += (torch.ops.aten._softmax.default,)
+_EXP = (torch.exp, torch.exp2, Tensor.exp, Tensor.exp_, F.log_softmax, torch.log_softmax, F.gumbel_softmax)
+_PRODUCT = (torch.matmul, torch.bmm, torch.baddbmm, torch.einsum, torch.tensordot, operator.matmul)
+_TENSOR_METHODS = {"softmax": "softmax", "exp": "exp", "exp_": "exp", "log_softmax": "exp"}
+_TENSOR_METHODS |= dict.fromkeys(("matmul", "bmm", "baddbmm", "__matmul__"), "product")
+_OBJECTS: list[tuple[Any, str]] = [
+    *((known, "softmax") for known in _SOFTMAX),
+    *((known, "exp") for known in _EXP),
+    *((known, "product") for known in _PRODUCT),
+    *((known, "call") for known in CALLS),
+]
+_NAMED = {"scaled_dot_product_attention": F.scaled_dot_product_attention, "softmax": F.softmax}
+"""What ``getattr(F, "...")`` gives."""
+_FOREIGN = {
+    *("torch", "torchvision", "numpy", "scipy", "einops", "PIL", "cv2", "lightning", "pytorch_lightning", "mmengine"),
+    *("huggingface_hub", "peft", "accelerate", "omegaconf", "packaging", "attn_plugins"),
+    *sys.stdlib_module_names,
+}
+"""Frameworks: what their own code computes is no model's attention. (torchvision's models are read nevertheless.)"""
+_MODELS = ("torchvision.models.", "transformers.models.", "transformers_modules.")
+_SKIPPED = {"CACHE", "EXTENDED_ARG", "NOP", "PRECALL", "RESUME"}
+_MAX_DEPTH = 8
+
+_UNKNOWN, _SELF = object(), object()
 
 
-def _function(value: Any) -> types.FunctionType | None:
+@dataclass(frozen=True)
+class Event:
+    """One step of a computation: ``product``, ``softmax``, ``exp``, ``call`` or ``fused``, with what names it."""
+
+    kind: str
+    name: str = ""
+    dim: int | None = None
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What the methods of a module compute.
+
+    Attributes:
+        methods: those in which attention is computed, the innermost; to each, whether a softmax between two
+            products is part of it (else it is a call, as of SDPA).
+        called: whether one of them calls an attention function.
+        fused: fused attention functions that the code calls and nobody can answer for.
+        missed: why code that looks like attention is not taken for it; empty where there is no such code.
+    """
+
+    methods: dict[str, bool]
+    called: bool = False
+    fused: tuple[str, ...] = ()
+    missed: str = ""
+
+
+def unwrapped(value: Any) -> types.FunctionType | None:
     """The Python function behind decorators; None for anything that has no Python code."""
+    if isinstance(value, (staticmethod, classmethod)):
+        value = value.__func__
+    if isinstance(value, property):
+        value = value.fget
     value = inspect.unwrap(value) if callable(value) else value
     return value if isinstance(value, types.FunctionType) else None
+
+
+_SEEN: weakref.WeakKeyDictionary[type, dict[Any, Analysis]] = weakref.WeakKeyDictionary()
+
+
+def analyse(module: nn.Module, cls: type) -> Analysis:
+    """Read the methods of ``cls``, the class of ``module`` without patches; what the instance holds tells the rest."""
+    known = _SEEN.setdefault(cls, {})
+    key = _signature(module)
+    if key not in known:
+        known[key] = _Reader(module, cls).analysis()
+    return known[key]
+
+
+def _signature(module: nn.Module) -> tuple[Any, ...]:
+    """What of an instance decides how its class's code is read, without a reference to it."""
+    held = [
+        (name, _identity(value)) for name, value in vars(module).items() if callable(value) and name[0:5] != "attn_"
+    ]
+    children = [(name, _identity(type(child)), getattr(child, "dim", None)) for name, child in module._modules.items()]
+    return (*held, *((name, cls, dim if isinstance(dim, int) else None) for name, cls, dim in children))
+
+
+def _identity(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, functools.partial):
+        return ("partial", *_identity(value.func), str(sorted(value.keywords)))
+    code = getattr(value, "__code__", None)
+    named = getattr(value, "__qualname__", type(value).__qualname__)
+    return getattr(value, "__module__", None), named, id(code) if code is not None else None
+
+
+class _Reader:
+    """Reads one module's methods; ``super()`` and helpers are followed into their own code."""
+
+    def __init__(self, module: nn.Module, cls: type) -> None:
+        self.module = module
+        self.cls = cls
+        mro = cls.__mro__
+        owners = mro[: mro.index(nn.Module)] if nn.Module in mro else mro[:-1]
+        self.owners = [owner for owner in owners if not _foreign(owner)]
+        self.places = {
+            function: place
+            for place, owner in enumerate(self.owners)
+            for function in map(unwrapped, vars(owner).values())
+            if function is not None
+        }
+        self.running: list[Any] = []
+        self.read: dict[Any, list[Event]] = {}
+        self.left_out: set[str] = set()
+
+    def analysis(self) -> Analysis:
+        events = {name: list(self._method(name)) for name in self._names()}
+        attending = {name for name, seen in events.items() if _attends(seen)}
+        # Softmax in one method, the product with v in another: all that is asked is that some method has both.
+        whole = [seen for seen in events.values() if _product_follows(seen)]
+        calls = {name for name, seen in events.items() if any(event.kind == "call" for event in seen)}
+        if not whole:
+            attending &= calls
+        inner = {name for name in attending if _attends(self._without(name, attending))}
+        fused = {event.name for seen in events.values() for event in seen if event.kind == "fused"}
+        heads = any(hasattr(self.module, name) for name in ("num_heads", "num_attention_heads", "n_heads", "heads"))
+        every = [event for seen in events.values() for event in seen]
+        missed = "" if inner else _why_missed(every, whole, events, heads)
+        methods = {name: _softmax_between(events[name]) for name in sorted(inner)}
+        return Analysis(methods, bool(inner & calls), tuple(sorted(fused)), missed)
+
+    def _names(self) -> list[str]:
+        """Methods of instances, other than those that nn.Module has too, ``forward`` excepted."""
+        names = dict.fromkeys(name for owner in self.owners for name in vars(owner))
+        return [
+            name
+            for name in names
+            if (name == "forward" or not hasattr(nn.Module, name))
+            and not isinstance(self._static(name), (staticmethod, classmethod, property))
+            and unwrapped(self._static(name)) is not None
+        ]
+
+    def _without(self, name: str, others: set[str]) -> list[Event]:
+        """What a method does besides calling ``others``."""
+        self.left_out = others - {name}
+        try:
+            return list(self._method(name))
+        finally:
+            self.left_out = set()
+
+    def _static(self, name: str) -> Any:
+        return next((vars(owner)[name] for owner in self.owners if name in vars(owner)), None)
+
+    def _method(self, name: str) -> Iterator[Event]:
+        for place, owner in enumerate(self.owners):
+            if name in vars(owner):
+                function = unwrapped(vars(owner)[name])
+                if function is not None:
+                    yield from self._read(function, place)
+                return
+
+    def _read(self, function: types.FunctionType, place: int | None) -> list[Event]:
+        """Steps of a function in the order in which they run; ``place``: of a method's owner, None of a helper."""
+        key = (function, place, frozenset(self.left_out))
+        if key in self.read:
+            return self.read[key]
+        if key in self.running or len(self.running) > _MAX_DEPTH:
+            return []
+        self.running.append(key)
+        try:
+            first = function.__code__.co_varnames[:1] if place is not None else ()
+            self.read[key] = self._code(function.__code__, function, first[0] if first else "", place)
+            return self.read[key]
+        finally:
+            self.running.pop()
+
+    def _code(self, code: types.CodeType, function: types.FunctionType, own: str, place: int | None) -> list[Event]:
+        steps = [step for step in dis.get_instructions(code) if step.opname not in _SKIPPED]
+        placed: list[tuple[int, int, Event]] = []
+        local: dict[str, Any] = {}  # what imports inside the function bind
+        package, pending = "", _UNKNOWN
+        top: Any = None
+        before: Any = None
+
+        def add(value: Any, index: int) -> None:
+            where = _call(steps, index)
+            end = index if where is None else where
+            dim = _last_int(steps[index + 1 : end])
+            placed.extend((end, len(placed) + n, event) for n, event in enumerate(self._events(value, dim, place)))
+
+        for index, step in enumerate(steps):
+            name = step.opname
+            if isinstance(step.argval, types.CodeType):
+                inner = self._code(step.argval, function, own, place)
+                placed.extend((index, len(placed) + n, event) for n, event in enumerate(inner))
+            if _is_product(step) or (_multiplies(step) and _summed(steps[index + 1 :])):
+                placed.append((index, len(placed), Event("product")))
+            if name == "IMPORT_NAME":
+                package = str(step.argval)
+                pending = _module(package.partition(".")[0])
+            elif name == "IMPORT_FROM":
+                pending = _imported(package, str(step.argval))
+            elif name.startswith("STORE_") and pending is not _UNKNOWN:
+                local[str(step.argval)], pending = pending, _UNKNOWN
+            elif name == "LOAD_CONST" and step.argval in _NAMED and "getattr" in code.co_names:
+                add(_NAMED[step.argval], index)
+            loaded = _loads(step)
+            if loaded is not None:
+                before, top = top, self._load(step, loaded, function, own, local)
+            elif name.startswith("CALL") and step.arg == 1 and before is type and top is _SELF:
+                top = self.cls
+            elif name in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "LOAD_SUPER_METHOD"):
+                top = self._attribute(top if "SUPER" not in name else _UNKNOWN, str(step.argval), place, code)
+            else:
+                top = None
+                continue
+            follows = steps[index + 1].opname if index + 1 < len(steps) else ""
+            if follows not in ("LOAD_ATTR", "LOAD_METHOD"):
+                add(top, index)
+        return [event for _, _, event in sorted(placed, key=lambda item: item[:2])]
+
+    def _load(self, step: dis.Instruction, name: str, function: Any, own: str, local: dict[str, Any]) -> Any:
+        if own and name == own and step.opname != "LOAD_GLOBAL":
+            return _SELF
+        if name in local:
+            return local[name]
+        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            return function.__globals__.get(name, getattr(builtins, name, _UNKNOWN))
+        if step.opname in ("LOAD_DEREF", "LOAD_CLASSDEREF"):
+            cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=False))
+            try:
+                return cells[name].cell_contents
+            except (KeyError, ValueError):  # a variable of a function around, or one that is not set yet
+                return _UNKNOWN
+        return _UNKNOWN
+
+    def _attribute(self, owner: Any, name: str, place: int | None, code: types.CodeType) -> Any:
+        if owner is _SELF and name == "__class__":
+            return self.cls
+        if owner is _SELF:
+            static = self._static(name)
+            if static is not None:
+                return _Method(name)
+            held = vars(self.module).get(name, self.module._modules.get(name, _UNKNOWN))
+            return held if held is not None else _UNKNOWN
+        if isinstance(owner, (type(torch.ops), type(torch.ops.aten), torch._ops.OpOverloadPacket)):
+            return getattr(owner, name, _UNKNOWN)  # operators are looked up when they are asked for
+        if isinstance(owner, types.ModuleType):
+            return vars(owner).get(name, _UNKNOWN)
+        if isinstance(owner, (type, nn.Module)):
+            found = inspect.getattr_static(owner, name, _UNKNOWN)
+            if isinstance(owner, nn.Module) and found is _UNKNOWN:
+                found = owner._modules.get(name, _UNKNOWN)
+            if issubclass(owner if isinstance(owner, type) else type(owner), torch.autograd.Function):
+                return getattr(owner, "forward", _UNKNOWN) if name == "apply" else _UNKNOWN
+            return found.__func__ if isinstance(found, (staticmethod, classmethod)) else found
+        if owner is _UNKNOWN or owner is None or isinstance(owner, Tensor):
+            if place is not None and "super" in code.co_names:
+                above = next((vars(o)[name] for o in self.owners[place + 1 :] if name in vars(o)), None)
+                if above is not None:
+                    return _Base(name, place)
+            return _TensorMethod(name)
+        return _UNKNOWN
+
+    def _events(self, value: Any, dim: int | None, place: int | None) -> list[Event]:
+        if isinstance(value, functools.partial):
+            given = value.keywords.get("dim")
+            return self._events(value.func, given if isinstance(given, int) else dim, place)
+        if isinstance(value, _TensorMethod):
+            kind = _TENSOR_METHODS.get(value.name)
+            return [] if kind is None else [Event(kind, value.name, dim)]
+        if isinstance(value, _Method):
+            return [] if value.name in self.left_out else list(self._method(value.name))
+        if isinstance(value, _Base):
+            for above in range(value.place + 1, len(self.owners)):
+                function = unwrapped(vars(self.owners[above]).get(value.name))
+                if function is not None:
+                    return self._read(function, above)
+            return []
+        if isinstance(value, nn.Softmax):
+            return [Event("softmax", "Softmax", value.dim)]
+        if isinstance(value, nn.Module):
+            return self._child(value)
+        for known, kind in _OBJECTS:
+            if value is known:
+                return [Event(kind, CALLS.get(value, getattr(value, "__name__", "")) if kind == "call" else "", dim)]
+        if isinstance(value, torch.jit.ScriptFunction):
+            return [Event("fused", f"the TorchScript function {value.name}")] if scripted_attention(value) else []
+        found = fused_name(value)
+        if found is not None:
+            return [Event(*found)]
+        function = unwrapped(value) if not isinstance(value, type) else None
+        if function is None or _foreign(function):
+            return []
+        return self._read(function, self.places.get(function))
+
+    def _child(self, child: nn.Module) -> list[Event]:
+        """A submodule without parameters (a softmax of one's own) is read as a helper."""
+        from ..swap import bare
+
+        cls = bare(child)
+        if _foreign(cls) or any(True for _ in child.parameters()) or len(self.running) > _MAX_DEPTH:
+            return []
+        reader = _Reader(child, cls)
+        reader.running = [*self.running, id(child)]
+        return [] if id(child) in self.running else list(reader._method("forward"))
+
+
+def scripted_attention(value: Any) -> bool:
+    """Whether a TorchScript function or module computes a softmax, which nobody can answer there."""
+    graph = str(getattr(value, "inlined_graph", ""))
+    return "aten::softmax" in graph or "scaled_dot_product" in graph
+
+
+@dataclass(frozen=True)
+class _TensorMethod:
+    name: str
+
+
+@dataclass(frozen=True)
+class _Method:
+    name: str
+
+
+@dataclass(frozen=True)
+class _Base:
+    name: str
+    place: int
+
+
+def is_torchs(cls: type) -> bool:
+    """Whether a module's class is torch's own; a class that torch makes of another (``fully_shard``) is not."""
+    owners = cls.__mro__[: cls.__mro__.index(nn.Module)] if nn.Module in cls.__mro__ else cls.__mro__
+    return all(owner.__module__.partition(".")[0] == "torch" for owner in owners)
+
+
+def _foreign(value: Any) -> bool:
+    home = str(getattr(value, "__module__", "") or "")
+    if home.startswith(_MODELS):
+        return False
+    root = home.partition(".")[0]
+    return root in _FOREIGN or root == "transformers"
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
@@ -34,82 +385,120 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
             yield from _codes(constant)
 
 
-def _with_helpers(value: Any) -> list[types.FunctionType]:
-    """A function and the module-level functions of its own package that it names."""
-    function = _function(value)
-    if function is None:
-        return []
-    helpers = map(_function, (function.__globals__.get(name) for name in _own_names(function)))
-    return [function, *(h for h in helpers if h is not None and _package(h) == _package(function))]
+def _loads(step: dis.Instruction) -> str | None:
+    """The variable that a step puts on top of the stack."""
+    if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF", "LOAD_CLASSDEREF"):
+        return str(step.argval)
+    if step.opname.startswith("LOAD_FAST") or step.opname == "STORE_FAST_LOAD_FAST":
+        return str(step.argval[-1] if isinstance(step.argval, tuple) else step.argval)
+    return None
 
 
-def _package(function: types.FunctionType) -> str:
-    return function.__module__.partition(".")[0]
-
-
-def _own_names(function: types.FunctionType) -> set[str]:
-    return {name for code in _codes(function.__code__) for name in code.co_names}
-
-
-def code_names(value: Any) -> set[str]:
-    """Names that a Python function's own code refers to; empty for anything else."""
-    function = _function(value)
-    return set() if function is None else _own_names(function)
-
-
-def methods(cls: type) -> Iterator[tuple[str, set[str]]]:
-    """Methods of ``cls``, each with the names that its code, ``super()`` calls and local helpers refer to.
-
-    Methods that ``nn.Module`` has too, other than ``forward``, are left out.
-    """
-    owners = cls.__mro__[: cls.__mro__.index(nn.Module)] if nn.Module in cls.__mro__ else cls.__mro__[:-1]
-    for method in dict.fromkeys(name for owner in owners for name in vars(owner)):
-        if method != "forward" and hasattr(nn.Module, method):
-            continue
-        names: set[str] = set()
-        for owner in owners:
-            if method not in vars(owner):
-                continue
-            functions = _with_helpers(vars(owner)[method])
-            names.update(*map(_own_names, functions))
-            if not functions or not _calls_base(functions[0], owner):
-                break
-        if names:
-            yield method, names
-
-
-def _calls_base(function: types.FunctionType, owner: type) -> bool:
-    return bool({"super", *(base.__name__ for base in owner.__mro__[1:])} & _own_names(function))
-
-
-def returns_pair(value: Any) -> bool:
-    """Whether a Python function ends in ``return a, b``."""
-    code = list(dis.get_instructions(_function(value) or value))
-    return any(
-        a.opname == "BUILD_TUPLE" and a.arg == 2 and b.opname == "RETURN_VALUE" for a, b in itertools.pairwise(code)
-    )
-
-
-def softmax_between_products(value: Any) -> bool:
-    """Whether a function, or a helper that it calls, multiplies matrices, takes a softmax and multiplies again."""
-    for function in _with_helpers(value):
-        steps = list(dis.get_instructions(function))
-        calls = {_call(steps, index) for index, step in enumerate(steps) if step.argval == "softmax"}
-        seen = "".join("s" if i in calls else "@" if _multiplies(step) else "" for i, step in enumerate(steps))
-        if "@s" in seen and seen.rindex("@") > seen.index("@s"):
-            return True
-    return False
+def _is_product(step: dis.Instruction) -> bool:
+    if step.opname in ("BINARY_MATRIX_MULTIPLY", "INPLACE_MATRIX_MULTIPLY"):
+        return True
+    return step.opname == "BINARY_OP" and step.argrepr in ("@", "@=")
 
 
 def _multiplies(step: dis.Instruction) -> bool:
-    return step.argval in _PRODUCTS or (step.opname == "BINARY_OP" and step.argrepr == "@")
+    return step.opname == "BINARY_MULTIPLY" or (step.opname == "BINARY_OP" and step.argrepr == "*")
+
+
+def _summed(following: list[dis.Instruction]) -> bool:
+    """Whether what a step has left on the stack is summed at once: ``(q * k).sum(-1)``."""
+    return bool(following) and following[0].opname in ("LOAD_ATTR", "LOAD_METHOD") and following[0].argval == "sum"
 
 
 def _call(steps: list[dis.Instruction], loaded: int) -> int | None:
     """Where the function that ``steps[loaded]`` puts on the stack is called: after its arguments were computed."""
     depth = 0
     for index in range(loaded + 1, len(steps)):
-        depth += dis.stack_effect(steps[index].opcode, steps[index].arg)
+        step = steps[index]
+        arguments = _CALLS_POP.get(step.opname)
+        if arguments is not None and depth - (step.arg or 0) - arguments < 0:
+            return index
+        # Python 3.11 counts the arguments of a call at the PRECALL before it, which is left out here.
+        depth += -1 - (step.arg or 0) if step.opname == "CALL" else dis.stack_effect(step.opcode, step.arg)
         if depth < 0:
             return index
     return None
+
+
+# What a call takes off the stack besides its positional arguments: the function, a slot for self, names of keywords.
+_CALLS_POP = {"CALL": 2, "CALL_KW": 3, "CALL_FUNCTION": 1, "CALL_METHOD": 2, "CALL_FUNCTION_KW": 2}
+
+
+def _last_int(steps: list[dis.Instruction]) -> int | None:
+    """The last whole number among the arguments of a call: the dimension, where it is written out."""
+    constants = [step.argval for step in steps if step.opname.startswith(("LOAD_CONST", "LOAD_SMALL_INT"))]
+    numbers = [value for value in constants if isinstance(value, int) and not isinstance(value, bool)]
+    return numbers[-1] if numbers else None
+
+
+def _module(name: str) -> Any:
+    """A module that an import inside a function names, where it is loaded, or is one that fused functions live in."""
+    if name in sys.modules:
+        return sys.modules[name]
+    if name.partition(".")[0] not in FUSED_ROOTS or importlib.util.find_spec(name.partition(".")[0]) is None:
+        return _UNKNOWN
+    return importlib.import_module(name)
+
+
+def _imported(package: str, name: str) -> Any:
+    """What ``from package import name`` gives, or the second step of ``import package.name as ...``."""
+    if package.rpartition(".")[2] == name and package in sys.modules:
+        return sys.modules[package]
+    return getattr(_module(package), name, _UNKNOWN)
+
+
+# --- what a sequence of steps is
+
+
+def _rows(event: Event) -> bool:
+    """Whether a softmax may run over the last dimension of scores."""
+    return event.kind == "softmax" and event.dim not in (-2, -3, -4, 0, 1)
+
+
+def _attends(events: list[Event]) -> bool:
+    """Whether attention's weights are computed: by a call, or by a product and then a softmax over rows."""
+    if any(event.kind == "call" for event in events):
+        return True
+    products = [index for index, event in enumerate(events) if event.kind == "product"]
+    return bool(products) and any(_rows(event) for event in events[products[0] + 1 :])
+
+
+def _softmax_between(events: list[Event]) -> bool:
+    return _attends([event for event in events if event.kind != "call"])
+
+
+def _product_follows(events: list[Event]) -> bool:
+    if any(event.kind == "call" for event in events):
+        return True
+    first = next((index for index, event in enumerate(events) if event.kind == "product"), len(events))
+    rows = next((n for n, event in enumerate(events) if n > first and _rows(event)), len(events))
+    return any(event.kind == "product" for event in events[rows + 1 :])
+
+
+def _why_missed(events: list[Event], whole: list[list[Event]], by_method: dict[str, list[Event]], heads: bool) -> str:
+    """What code that looks like attention lacks; ``heads``: whether the module counts heads."""
+    kinds = {event.kind for event in events}
+    softmaxes = [event for event in events if event.kind == "softmax"]
+    if "product" in kinds and "exp" in kinds and any(_product_after_exp(seen) for seen in by_method.values()):
+        return "its softmax is written with exp"
+    if softmaxes and not any(map(_rows, softmaxes)):
+        return f"its softmax runs over dimension {softmaxes[0].dim}, not over the last"
+    if "product" not in kinds:
+        return "a softmax, and no product of two activations before it" if softmaxes and heads else ""
+    if softmaxes and not any(_attends(seen) for seen in by_method.values()):
+        return "a softmax, and no product of two activations before it"
+    if softmaxes and not whole:
+        return "a softmax over a product, and no product with values after it"
+    return ""
+
+
+def _product_after_exp(events: list[Event]) -> bool:
+    kinds = [event.kind for event in events]
+    if "product" not in kinds or "exp" not in kinds[kinds.index("product") :]:
+        return False
+    at = kinds.index("exp", kinds.index("product"))
+    return "product" in kinds[at + 1 :]

@@ -11,6 +11,7 @@ Follows transformers 5.23 (``integrations/sdpa_attention.py`` for the arguments 
 from __future__ import annotations
 
 import functools
+import sys
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from ..attention import attention
 from ..errors import UnsupportedModelError
 from .base import Adapter
-from .recognise import code_names
+from .recognise import unwrapped
 
 __all__ = ["ADAPTER"]
 
@@ -144,7 +145,11 @@ def _overrides(base: Any) -> dict[str, Any]:
 
 
 def _matches(cls: type) -> bool:
-    return INTERFACE in code_names(getattr(cls, "forward", None))
+    function = unwrapped(getattr(cls, "forward", None))
+    if function is None or INTERFACE not in function.__code__.co_names or "transformers" not in sys.modules:
+        return False
+    modeling = sys.modules.get("transformers.modeling_utils")
+    return function.__globals__.get(INTERFACE) is getattr(modeling, INTERFACE, None) is not None
 
 
 ADAPTER = Adapter("transformers", _matches, _overrides)

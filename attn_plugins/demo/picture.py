@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from ..analysis.images import MEAN, STD
 from ..analysis.pca import pca_rgb
 from ..backbones.features import ViTFeatures
+from ..files import written
 
 __all__ = ["draw", "load_images"]
 
@@ -61,6 +61,5 @@ def draw(
         for row, picture in enumerate(pictures):
             kind = Image.Resampling.BICUBIC if title == "input" else Image.Resampling.NEAREST
             sheet.paste(picture.resize((width, height), kind), (x, HEAD + row * (height + GAP)))
-    partial = path.with_name(path.name + ".partial")
-    sheet.save(partial, "PNG")
-    os.replace(partial, path)
+    with written(path) as partial:
+        sheet.save(partial, "PNG")

@@ -7,7 +7,6 @@ comparison exact (only the plugin differs) and the step times fair (they are tak
 from __future__ import annotations
 
 import copy
-import os
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..checkpoints import read
+from ..files import written
 from ..patching import patch
 
 __all__ = ["ARCH", "Method", "Recipe", "pretrain"]
@@ -217,9 +217,8 @@ def pretrain(
 
 def _save(methods: Sequence[Method], recipe: Recipe, step: int, path: Path) -> None:
     contents = {"step": step, "recipe": asdict(recipe), "methods": {m.spec: m.state() for m in methods}}
-    partial = path.with_name(path.name + ".partial")
-    torch.save(contents, partial)
-    os.replace(partial, path)
+    with written(path) as partial, partial.open("wb") as file:  # opened here, or the name would be in the contents
+        torch.save(contents, file)
 
 
 def _resume(methods: Sequence[Method], recipe: Recipe, path: Path) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -23,9 +22,11 @@ from ..analysis.report import write_report
 from ..analysis.subjects import from_checkpoints
 from ..checkpoints import save
 from ..data.layouts.voc import write_voc
+from ..files import write_text
 from ..progress import printed_progress
 from ..results import COLUMNS
 from ..spec import parse
+from ..text import columns
 from .picture import draw, load_images
 from .pretrain import ARCH, Method, Recipe, pretrain
 from .probing import probe_columns, probe_voc, write_columns
@@ -117,8 +118,8 @@ def run(
         say(f"{out} is complete:")
     else:
         rows = _compute(out, settings, say, command)
-        _write(out / "table.csv", _csv(rows))
-        _write(finished, json.dumps({"settings": asdict(settings), "rows": rows}, indent=1) + "\n")
+        write_text(out / "table.csv", _csv(rows))
+        write_text(finished, json.dumps({"settings": asdict(settings), "rows": rows}, indent=1) + "\n")
     say("")
     say(_table([HEAD, *_cells(rows)]))
     say("")
@@ -191,7 +192,7 @@ def _claim(out: Path, settings: Settings) -> None:
     elif any(out.iterdir()):
         raise ValueError(f"{out} is not empty and holds no demo run: choose another --out")
     else:
-        _write(record, json.dumps(wanted, indent=1) + "\n")
+        write_text(record, json.dumps(wanted, indent=1) + "\n")
 
 
 def _pretrain(out: Path, settings: Settings, data: Path) -> list[Method]:
@@ -258,8 +259,7 @@ def _columns(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def _table(lines: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    head, *body = ("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+    head, *body = columns(lines)
     return "\n".join([head, "-" * len(head), *body])
 
 
@@ -277,9 +277,3 @@ def _lines(data: Path, split: str) -> list[str]:
 
 def _slug(spec: str) -> str:
     return re.sub(r"[^\w.]+", "-", spec)
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import kernel
-from .solver import pull_back, slope, solve, weighted_mean
+from .. import native
+from ..native import rows
+from .solver import pull_back, slope, solve, takes_alpha, weighted_mean
 
 __all__ = ["entmax", "entmax_alpha", "entmax_backward"]
 
@@ -18,7 +19,7 @@ def entmax(scores: Tensor, alpha: float) -> Tensor:
     """Weights of ``scores`` ``[..., n]`` along the last dimension, contiguous."""
     if scores.numel() == 0:
         return torch.empty(scores.shape, dtype=scores.dtype, device=scores.device)
-    return kernel.forward(scores, alpha) if kernel.usable(scores, alpha) else solve(scores, alpha).contiguous()
+    return rows.forward(scores, alpha) if _compiled(scores, alpha) else solve(scores, alpha).contiguous()
 
 
 @torch.library.custom_op("attn_plugins::entmax_backward", mutates_args=())
@@ -26,10 +27,16 @@ def entmax_backward(weights: Tensor, grad: Tensor, alpha: float) -> Tensor:
     """The scores' gradient from the weights' ``grad``, both ``[..., n]``: s (g - mean_s g) with s = p^(2 - alpha)."""
     if weights.numel() == 0:
         return torch.empty(weights.shape, dtype=weights.dtype, device=weights.device)
-    if kernel.usable(weights, alpha):
-        return kernel.backward(weights, grad, alpha)
+    if _compiled(weights, alpha):
+        return rows.backward(weights, grad, alpha)
     slopes = slope(weights, alpha)
     return pull_back(slopes, grad, weighted_mean(slopes, grad)).contiguous()
+
+
+def _compiled(tensor: Tensor, alpha: float) -> bool:
+    """Whether the C kernels take rows of ``tensor``: float32 on a CPU, and there was a compiler to build them."""
+    fits = tensor.device.type == "cpu" and tensor.dtype == torch.float32 and takes_alpha(alpha)
+    return fits and native.unavailable() is None
 
 
 @torch.library.custom_op("attn_plugins::entmax_alpha", mutates_args=())

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
-from ..codebases.base import PREFIX
+from ..codebases.base import Layer
 from ..registry import MECHANISMS
 from ..spec import Plugin
+from ..swap import PREFIX, remove_layers
+from ..swap import starts as _starts  # noqa: F401 - the name that pickles of release 0.1 hold
 from .anatomy import ViT, find_vits
-from .layers import LAYOUT, add_layer, lift
+from .layout import LAYOUT
 
 __all__ = ["Mechanism", "Owned", "Plan", "applied_mechanisms", "lift_mechanisms", "plan_mechanisms"]
 
@@ -37,7 +38,7 @@ class Mechanism:
         """Raise ``UnsupportedModelError`` for a ViT that this mechanism cannot change; change nothing."""
 
     def apply(self, vit: ViT) -> None:
-        """Change ``vit``: add class layers (:func:`.layers.add_layer`), and parameters where there are none yet.
+        """Change ``vit``: add class layers (:func:`attn_plugins.swap.add_layer`), and parameters where there are none.
 
         What it stores on modules is named ``attn_plugins_<name of the mechanism>``, and further things
         ``attn_plugins_<name>__<what>``.
@@ -96,8 +97,6 @@ def plan_mechanisms(model: nn.Module, plugins: Sequence[Plugin]) -> Plan:
         for vit in vits:
             for mechanism in sorted(mechanisms, key=lambda mechanism: mechanism.order):
                 mechanism.apply(vit)
-            if hasattr(vit.root, "init_weights"):
-                add_layer(vit.root, _starts)
             setattr(vit.root, APPLIED, tuple(plugins))
 
     return Plan(apply, any(mechanism.adds_parameters for mechanism in new))
@@ -111,7 +110,7 @@ def applied_mechanisms(model: nn.Module) -> tuple[Plugin, ...]:
 def lift_mechanisms(model: nn.Module) -> None:
     """Give every module the class that it had under the mechanisms; their parameters stay where they are."""
     for module in model.modules():
-        lift(module)
+        remove_layers(module, keep=lambda overrides: isinstance(overrides, Layer))
         for name in (APPLIED, LAYOUT):
             vars(module).pop(name, None)
 
@@ -120,15 +119,3 @@ def _forget(model: nn.Module, name: str) -> None:
     for module in list(model.modules()):
         for key in [key for key in (*vars(module), *module._modules) if key == name or key.startswith(name + "__")]:
             delattr(module, key)
-
-
-def _starts(base: Any) -> dict[str, Any]:
-    def init_weights(self: Any, *args: Any, **kwargs: Any) -> Any:
-        """Upstream's, then ours: DINOv3 builds models without memory and starts the parameters here."""
-        result = base.init_weights(self, *args, **kwargs)
-        for module in self.modules():
-            if isinstance(module, Owned):
-                module.reset_parameters()
-        return result
-
-    return {"init_weights": init_weights}

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..registry import register_mechanism
+from ..swap import add_layer
 from .anatomy import ViT
 from .base import Mechanism, Owned
-from .layers import LAYOUT, add_layer
-from .layout import share_layout
+from .layout import LAYOUT, share_layout
 
 __all__ = ["ContextBroadcasting", "ScaledContextBroadcasting", "broadcast_context"]
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
 from ..registry import register_mechanism
+from ..swap import add_layer
 from .anatomy import ViT
 from .base import Mechanism, Owned
-from .layers import add_layer
 
 __all__ = ["Gated"]
 
@@ -78,8 +78,8 @@ class _Gate(Owned):
 
 
 def _shows(base: Any) -> dict[str, Any]:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        y = base.forward(self, x)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
+        y = base.forward(self, *args, **kwargs)
         self.attn_plugins_gated__input.x[y.device] = y
         return y
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ..errors import UnsupportedModelError
 from ..registry import register_mechanism
+from ..swap import add_layer
 from .anatomy import ViT
 from .base import Mechanism
-from .layers import add_layer
 
 __all__ = ["LastViT", "low_pass", "stable_features"]
 

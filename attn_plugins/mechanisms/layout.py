@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..swap import PREFIX, add_layer
 from .anatomy import ViT
-from .layers import LAYOUT, add_layer
 
-__all__ = ["Layout", "share_layout"]
+__all__ = ["LAYOUT", "Layout", "share_layout"]
+
+LAYOUT = PREFIX + "layout"
 
 
 class Layout:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -9,9 +10,9 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
 from ..registry import register_mechanism
+from ..swap import Overrides, add_layer
 from .anatomy import ViT
 from .base import Mechanism, Owned
-from .layers import Overrides, add_layer
 
 __all__ = ["Registers"]
 
@@ -56,9 +57,46 @@ class Registers(Mechanism):
             root.attn_plugins_registers = _Tokens(self.extra_tokens, vit.cls_token.shape[-1]).like(vit.cls_token)
         add_layer(root, _LAYERS[vit.codebase.name])
         if vit.codebase.name == "transformers":
-            # In a list it is no submodule: the parameter belongs to the root alone.
-            root.embeddings.attn_plugins_registers__shared = [root.attn_plugins_registers]
             add_layer(root.embeddings, _embeds)
+        # The first block proves that they came: what embeds and what counts the tokens may be different code.
+        vit.blocks[0].attn_plugins_registers__seen = root.attn_plugins_registers__seen = _Seen()
+        add_layer(vit.blocks[0], _proves)
+
+
+class _Seen:
+    """Numbers of tokens that the embedding has had, without and with registers.
+
+    Attributes:
+        without: as upstream counts them.
+        entered: as they go into the first block.
+    """
+
+    def __init__(self) -> None:
+        self.without: set[int] = set()
+        self.entered: set[int] = set()
+
+    def note(self, with_registers: Tensor, num: int) -> None:
+        """``with_registers: [B, N, C]``, of which ``num`` are registers."""
+        if not torch.compiler.is_compiling():
+            self.entered.add(with_registers.shape[1])
+            self.without.add(with_registers.shape[1] - num)
+
+
+def _proves(base: Any) -> dict[str, Any]:
+    def forward(self: Any, x: Tensor | list[Tensor], *args: Any, **kwargs: Any) -> Any:
+        seen = self.attn_plugins_registers__seen
+        if not torch.compiler.is_compiling():
+            for tokens in [x] if isinstance(x, Tensor) else x:
+                number = tokens.shape[1]
+                if not seen.entered or (number in seen.without and number not in seen.entered):
+                    raise UnsupportedModelError(
+                        f"registers: {number} tokens reach the first block, and no registers are among them: the model "
+                        "embeds its input by code that does not know them (a wrapper, or a forward_features of its "
+                        "own). Use a normalizer alone, or a model that is built with registers"
+                    )
+        return base.forward(self, x, *args, **kwargs)
+
+    return {"forward": forward}
 
 
 class _Tokens(Owned):
@@ -87,33 +125,42 @@ class _Tokens(Owned):
         return torch.cat([x.narrow(dim, 0, 1), x.narrow(dim, 1 + num, x.shape[dim] - 1 - num)], dim=dim)
 
 
-def _native(tokens: str, number: str) -> Overrides:
-    """Properties where the codebase looks for its own registers."""
-    return lambda base: {
+def _native(base: Any, tokens: str, number: str) -> dict[str, Any]:
+    """Properties where the codebase looks for its own registers, which its own code then inserts."""
+
+    def prepare_tokens_with_masks(self: Any, *args: Any, **kwargs: Any) -> Any:
+        prepared = base.prepare_tokens_with_masks(self, *args, **kwargs)
+        x = prepared if isinstance(prepared, Tensor) else prepared[0]  # DINOv3's come with the size of their grid
+        self.attn_plugins_registers__seen.note(x, self.attn_plugins_registers.tokens.shape[1])
+        return prepared
+
+    return {
         tokens: property(lambda self: self.attn_plugins_registers.tokens),
         number: property(lambda self: self.attn_plugins_registers.tokens.shape[1]),
+        "prepare_tokens_with_masks": prepare_tokens_with_masks,
     }
 
 
 def _dinov2(base: Any) -> dict[str, Any]:
-    return _native("register_tokens", "num_register_tokens")(base)
+    return _native(base, "register_tokens", "num_register_tokens")
 
 
 def _dinov3(base: Any) -> dict[str, Any]:
-    return _native("storage_tokens", "n_storage_tokens")(base)
+    return _native(base, "storage_tokens", "n_storage_tokens")
 
 
 def _dinov1(base: Any) -> dict[str, Any]:
-    def prepare_tokens(self: Any, x: Tensor) -> Tensor:
-        return self.attn_plugins_registers.insert(base.prepare_tokens(self, x))
+    # Forks have further arguments (iBOT's mask): whatever upstream's signature is, it stays.
+    def prepare_tokens(self: Any, *args: Any, **kwargs: Any) -> Tensor:
+        return _inserted(self, base.prepare_tokens(self, *args, **kwargs))
 
-    def get_intermediate_layers(self: Any, x: Tensor, n: int = 1) -> list[Tensor]:
-        return [self.attn_plugins_registers.drop(y) for y in base.get_intermediate_layers(self, x, n)]
+    def get_intermediate_layers(self: Any, *args: Any, **kwargs: Any) -> list[Tensor]:
+        return [self.attn_plugins_registers.drop(y) for y in base.get_intermediate_layers(self, *args, **kwargs)]
 
-    def get_last_selfattention(self: Any, x: Tensor) -> Tensor:
+    def get_last_selfattention(self: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The map between [CLS] and patches, ``[B, H, 1 + N, 1 + N]``."""
         drop = self.attn_plugins_registers.drop
-        return drop(drop(base.get_last_selfattention(self, x), -1), -2)
+        return drop(drop(base.get_last_selfattention(self, *args, **kwargs), -1), -2)
 
     return {
         "prepare_tokens": prepare_tokens,
@@ -149,8 +196,8 @@ def _timm(base: Any) -> dict[str, Any]:
 
     embed = without_registers(base._pos_embed)
 
-    def _pos_embed(self: Any, x: Tensor) -> Tensor:
-        return self.attn_plugins_registers.insert(embed(self, x))
+    def _pos_embed(self: Any, *args: Any, **kwargs: Any) -> Tensor:
+        return _inserted(self, embed(self, *args, **kwargs))
 
     return {
         "num_prefix_tokens": property(lambda self: counted(self, "num_prefix_tokens")),
@@ -162,17 +209,34 @@ def _timm(base: Any) -> dict[str, Any]:
     }
 
 
+def _inserted(root: Any, x: Tensor) -> Tensor:
+    """``x: [B, 1 + N, C]`` with the registers of ``root``, which its first block is told to expect."""
+    registers = root.attn_plugins_registers
+    out: Tensor = registers.insert(x)
+    root.attn_plugins_registers__seen.note(out, out.shape[1] - x.shape[1])
+    return out
+
+
+INSERT = "attn_plugins_registers__insert"
+
+
 def _embeds(base: Any) -> dict[str, Any]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
-        (registers,) = self.attn_plugins_registers__shared
-        return registers.insert(base.forward(self, *args, **kwargs))
+        insert = vars(self).get(INSERT)
+        x = base.forward(self, *args, **kwargs)
+        return x if insert is None else insert(x)
 
     return {"forward": forward}
 
 
 def _transformers(base: Any) -> dict[str, Any]:
     def forward(self: Any, *args: Any, return_dict: bool | None = None, **kwargs: Any) -> Any:
-        out = base.forward(self, *args, return_dict=True, **kwargs)
+        # The embedding finds them by the module that holds them, and only now: peft may have replaced it meanwhile.
+        vars(self.embeddings)[INSERT] = functools.partial(_inserted, self)
+        try:
+            out = base.forward(self, *args, return_dict=True, **kwargs)
+        finally:
+            del vars(self.embeddings)[INSERT]
         drop = self.attn_plugins_registers.drop
         out.last_hidden_state = drop(out.last_hidden_state)
         if out.hidden_states is not None:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
 from ..registry import register_mechanism
+from ..swap import COPIED, add_layer
 from .anatomy import ViT
 from .base import Mechanism
-from .layers import LAYOUT, add_layer
-from .layout import Layout, share_layout
+from .layout import LAYOUT, Layout, share_layout
 
 __all__ = ["Specialization"]
 
@@ -67,6 +67,8 @@ class Specialization(Mechanism):
                 add_layer(block, _scales_inside)
             if isinstance(getattr(block, GAMMAS[0], None), nn.Parameter):
                 _specialize_bare_scales(block)
+        if hasattr(vit.root, "init_weights"):
+            add_layer(vit.root, _starts_as_copies)
         # DINOv3 may have a final norm for [CLS] of its own.
         if list(vit.norm.parameters()) and not getattr(vit.root, "untie_cls_and_patch_norms", False):
             setattr(vit.norm, LAYOUT, Layout(vit.prefix))
@@ -77,8 +79,23 @@ def _specialize(module: nn.Module) -> None:
     if not hasattr(module, COPY):
         twin = copy.deepcopy(module)
         vars(twin).pop(LAYOUT)
+        setattr(twin, COPIED, True)
         setattr(module, COPY, twin)
     add_layer(module, _by_kind)
+
+
+def _starts_as_copies(base: Any) -> dict[str, Any]:
+    def init_weights(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Upstream's; then what is [CLS]'s own starts as what the patches have."""
+        result = base.init_weights(self, *args, **kwargs)
+        for module in self.modules():
+            twin = module._modules.get(COPY)
+            own = dict(module.named_parameters(recurse=False))
+            for name, parameter in twin.named_parameters() if twin is not None else ():
+                parameter.data.copy_(own[name])
+        return result
+
+    return {"init_weights": init_weights}
 
 
 def _by_kind(base: Any) -> dict[str, Any]:
@@ -99,6 +116,7 @@ def _specialize_bare_scales(block: nn.Module) -> None:
         own = nn.Module()
         for name in GAMMAS:
             own.register_parameter(name, copy.deepcopy(getattr(block, name)))
+        setattr(own, COPIED, True)
         setattr(block, COPY, own)
     add_layer(block, _bare_scales)
 

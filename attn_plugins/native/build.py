@@ -16,6 +16,7 @@ import re
 import shlex
 import shutil
 import stat
+import struct
 import subprocess
 import tempfile
 import time
@@ -39,7 +40,7 @@ FLAGS = (
 )
 SOURCES = Path(__file__).parent
 TIMEOUT = 60  # seconds; a build takes about one
-DIGEST = hashlib.sha256().digest_size
+SYMBOLS = ("attention_forward", "attention_backward", "rows_forward", "rows_backward")
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,8 @@ unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 @functools.cache
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
     try:
-        library = _open(_cached_library())
+        _share_openmp()
+        library = _cached_library()
     except _BuildError as error:
         warnings.warn(
             f"attn_plugins runs on plain torch on this CPU, several times slower than with its kernels: {error}",
@@ -83,35 +85,105 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
     return library, None
 
 
-def _open(path: Path) -> ctypes.CDLL:
-    # One OpenMP runtime for torch and the kernels: two would each keep their threads spinning on the same cores.
-    # Wheels rename theirs, so the linker would not see that it is the same; made global, its symbols come first.
+def _share_openmp() -> None:
+    """One OpenMP runtime for torch and the kernels: two would each keep their threads spinning on the same cores.
+
+    Wheels rename theirs, so the linker would not see that it is the same; made global, its symbols come first.
+    """
     maps = Path("/proc/self/maps")
-    if maps.exists():
-        runtimes = re.findall(r"/\S*/lib(?:gomp|iomp5|omp)\b\S*\.so\S*", maps.read_text())
-        for runtime in sorted(set(runtimes), key=lambda name: "torch" not in name)[:1]:
-            ctypes.CDLL(runtime, mode=ctypes.RTLD_GLOBAL)
+    if not maps.exists():
+        return
+    runtimes = _openmp_runtimes(os.fsdecode(maps.read_bytes()))
     try:
-        return ctypes.CDLL(str(path))
+        for runtime in sorted(runtimes, key=lambda name: "torch" not in name)[:1]:
+            ctypes.CDLL(runtime, mode=ctypes.RTLD_GLOBAL)
     except OSError as error:
-        raise _BuildError(f"the compiled {path} does not load ({error}); delete it to build it again") from error
+        raise _BuildError(f"torch's OpenMP runtime cannot be shared ({error}); start Python again") from error
 
 
-def _cached_library() -> Path:
+def _openmp_runtimes(maps: str) -> list[str]:
+    """Files of OpenMP runtimes in `/proc/self/maps`, whose sixth column is a path, spaces and all."""
+    paths = {columns[5] for line in maps.splitlines() if len(columns := line.split(maxsplit=5)) == 6}
+    return sorted(path for path in paths if re.search(r"/lib(gomp|iomp5|omp)\b[^/]*\.so[^/ ]*$", path))
+
+
+def _cached_library() -> ctypes.CDLL:
     compiler = _compiler()
-    path = _cache_dir() / f"kernels-{_key(compiler)}.so"
-    if not _intact(path):
-        started = time.perf_counter()
-        # A warning in rank, so that a wait of a second is explained where no logging is set up.
-        logger.warning("compiling attention kernels for this CPU (a few seconds, once; kept in %s)", path)
-        _compile(compiler, path)
-        logger.info("compiled in %.1f s", time.perf_counter() - started)
-    return path
+    folder = _cache_dir()
+    path = folder / f"kernels-{_key(compiler)}.so"
+    try:
+        if (library := _open(path)) is None:
+            from filelock import FileLock  # torch requires it; imported where there is something to lock
+
+            with FileLock(folder / "build.lock", timeout=2 * TIMEOUT):
+                library = _open(path) or _build(compiler, path)  # another process may have built it by now
+    except OSError as error:
+        raise _BuildError(f"{error}; set ATTN_PLUGINS_CACHE_DIR to a directory of your own, with room") from error
+    return library
+
+
+def _open(path: Path) -> ctypes.CDLL | None:
+    """The library in a file; None if there is none, or half of one.
+
+    Raises:
+        OSError: something else is there.
+    """
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        raise FileExistsError(f"{path} is not a file: remove it")
+    _check_private(path)
+    try:
+        if not _whole(path):
+            return None
+        library = ctypes.CDLL(str(path))
+    except OSError:
+        return None
+    if not all(hasattr(library, name) for name in SYMBOLS):
+        raise FileExistsError(f"{path} is another library: remove it")
+    return library
+
+
+def _whole(path: Path) -> bool:
+    """Whether an ELF file goes on to the end of its last table: loading a truncated one would crash the process."""
+    with path.open("rb") as file:
+        header = file.read(64)
+    if not header.startswith(b"\x7fELF\x02\x01"):
+        return True  # or not ELF, of 64 bits, little-endian: left to the loader
+    if len(header) < 64:
+        return False
+    (start,), (size, count) = struct.unpack_from("<Q", header, 40), struct.unpack_from("<HH", header, 58)
+    return path.stat().st_size >= int(start + size * count)
+
+
+def _build(compiler: list[str], path: Path) -> ctypes.CDLL:
+    """Compile and load; the caller holds the lock, so what other builds have left there is of killed ones."""
+    for left in path.parent.glob("build-*/"):
+        shutil.rmtree(left, ignore_errors=True)
+    started = time.perf_counter()
+    # A warning in rank, so that a wait of a second is explained where no logging is set up.
+    logger.warning("compiling attention kernels for this CPU (a few seconds, once; kept in %s)", path)
+    with tempfile.TemporaryDirectory(prefix="build-", dir=path.parent) as scratch:
+        built = Path(scratch) / path.name
+        _run([*compiler, *FLAGS, *map(str, sorted(SOURCES.glob("*.c"))), "-o", str(built), "-lm"])
+        built.chmod(0o700)
+        built.replace(path)
+    logger.info("compiled in %.1f s", time.perf_counter() - started)
+    library = _open(path)
+    if library is None:
+        raise _BuildError(f"what {shlex.join(compiler)} made of the kernels does not load; set CC to another compiler")
+    return library
 
 
 def _compiler() -> list[str]:
     named = os.environ.get("CC")
-    for command in [shlex.split(named)] if named else [["cc"], ["gcc"], ["clang"]]:
+    try:
+        commands = [[named], shlex.split(named)] if named else [["cc"], ["gcc"], ["clang"]]
+    except ValueError as error:
+        raise _BuildError(f"CC={named!r} cannot be read ({error}); quote it as in a shell") from error
+    for command in commands:
         if command and (found := shutil.which(command[0])):
             return [found, *command[1:]]
     missing = f"CC={named!r} is not a program" if named else "there is no C compiler (cc, gcc or clang) in PATH"
@@ -143,36 +215,20 @@ def _key(compiler: list[str]) -> str:
     cpuinfo = Path("/proc/cpuinfo")
     features = re.search(r"^(?:flags|Features)\s*:.*$", cpuinfo.read_text(), re.M) if cpuinfo.exists() else None
     parts = [*compiler, *FLAGS, _version(compiler), platform.machine(), features.group() if features else ""]
-    parts += [path.name + path.read_text() for path in sorted(SOURCES.glob("*.[ch]"))]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    parts += [path.name + path.read_text("utf-8") for path in sorted(SOURCES.glob("*.[ch]"))]
+    return hashlib.sha256(os.fsencode("\0".join(parts))).hexdigest()[:16]
 
 
 def _version(compiler: list[str]) -> str:
     return _run([*compiler, "--version"])
 
 
-def _intact(path: Path) -> bool:
-    """Whether ``path`` ends with the digest of what precedes it: a truncated library would crash the process."""
-    if not path.exists():
-        return False
-    _check_private(path)
-    content = path.read_bytes()
-    return hashlib.sha256(content[:-DIGEST]).digest() == content[-DIGEST:]
-
-
-def _compile(compiler: list[str], path: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        built = Path(scratch) / path.name
-        _run([*compiler, *FLAGS, *map(str, sorted(SOURCES.glob("*.c"))), "-o", str(built), "-lm"])
-        with built.open("ab") as file:  # what follows an ELF file's sections is ignored when it is loaded
-            file.write(hashlib.sha256(built.read_bytes()).digest())
-        built.chmod(0o700)
-        built.replace(path)
-
-
 def _run(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=True)
+        # Compilers write in the user's language and encoding.
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=TIMEOUT, check=True
+        )
     except subprocess.CalledProcessError as error:
         raise _BuildError(f"{shlex.join(command)} failed:\n{error.stderr.strip()}") from error
     except (subprocess.TimeoutExpired, OSError) as error:

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import swap
 from ..attention import choose_backend
 from ..attention.call import AttentionCall
-from ..codebases.base import NORMALIZER, unpatched_class
+from ..codebases.answer import NORMALIZER
 from ..mechanisms import applied_mechanisms
 from ..spec import Plugin
+from .record import lost
 from .sites import Site, survey
 
 __all__ = ["Description", "LayerInfo", "describe"]
@@ -28,7 +30,8 @@ class LayerInfo:
         adapter: the adapter that knows it; None for attention that none knows.
         spec: the normalizer in use; None where the layer is not patched.
         backend: what computes it on the layer's device and dtype (without masks or dropout).
-        note: "pooling head" or "no adapter", for attention that ``patch`` leaves alone unless it is named.
+        note: "pooling head"; "patch lost" and how, where another library has undone the patch since; "unreached" and
+            why, for what looks like attention and is not known; the class that another library made of a patched one.
     """
 
     path: str
@@ -68,14 +71,20 @@ def describe(model: nn.Module) -> Description:
     Raises:
         UnsupportedModelError: the model has no attention that can be patched.
     """
-    found = survey(model)
+    found, gone = survey(model), lost(model)
+    known = {site.path for site in (*found.layers, *found.pooling)}
     description = Description(
         [
-            *(_line(site, "") for site in found.layers),
-            *(_line(site, "pooling head") for site in found.pooling),
+            *(_line(site, "", gone) for site in found.layers),
+            *(_line(site, "pooling head", gone) for site in found.pooling),
             *(
-                LayerInfo(path, type(module).__qualname__, None, None, None, "no adapter")
-                for path, module in found.unreached.items()
+                LayerInfo(path, type(module).__qualname__, None, None, None, f"unreached: {reason}")
+                for path, (module, reason) in found.unreached.items()
+            ),
+            *(
+                LayerInfo(path, _class_at(model, path), None, None, None, f"patch lost: {reason}")
+                for path, reason in gone.items()
+                if path not in known
             ),
         ]
     )
@@ -83,16 +92,26 @@ def describe(model: nn.Module) -> Description:
     return description
 
 
-def _line(site: Site, note: str) -> LayerInfo:
-    normalizer = getattr(site.module, NORMALIZER, None)
+def _line(site: Site, note: str, gone: dict[str, str]) -> LayerInfo:
+    module = site.module
+    normalizer = None if site.path in gone else getattr(module, NORMALIZER, None)
+    if site.path in gone:
+        note = f"patch lost: {gone[site.path]}"
+    elif normalizer is not None and swap.bare(module) is type(module):
+        note = f"as {type(module).__qualname__}, a class made of the patched one"
     return LayerInfo(
         site.path,
-        unpatched_class(type(site.module)).__qualname__,
+        swap.bare(module).__qualname__,
         site.adapter.name,
         None if normalizer is None else str(normalizer.plugin),
-        None if normalizer is None else _backend(site.module, normalizer),
+        None if normalizer is None else _backend(module, normalizer),
         note,
     )
+
+
+def _class_at(model: nn.Module, path: str) -> str:
+    module = dict(model.named_modules()).get(path)
+    return "" if module is None else type(module).__qualname__
 
 
 def _backend(module: nn.Module, normalizer: Any) -> str:

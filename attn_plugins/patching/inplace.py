@@ -6,21 +6,23 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
-from types import FunctionType
 from typing import Any, TypeVar
 
 from torch import nn
 
-from ..codebases.base import NORMALIZER, PREFIX, patched_class, unpatched_class
+from .. import swap
+from ..codebases.answer import NORMALIZER
+from ..codebases.fused import answer_functions
 from ..errors import UnsupportedModelError
 from ..functional.normalizer import build
 from ..mechanisms import plan_mechanisms
 from ..spec import Plugin, Spec, parse
-from .description import Description, LayerInfo, describe
-from .record import STAMP, stamp, unstamp
-from .sites import Layers, Site, Survey, find_attention, select_layers, survey
+from ..swap import PREFIX
+from .description import describe
+from .record import stamp, write_records
+from .sites import Layers, Site, Survey, named_reasons, select_layers, survey
 
-__all__ = ["Description", "LayerInfo", "describe", "find_attention", "patch", "patched", "unpatch"]
+__all__ = ["patch", "patched", "unpatch"]
 
 logger = logging.getLogger("attn_plugins")
 
@@ -63,9 +65,10 @@ def patch(model: M, spec: str | Spec, layers: Layers = None) -> M:
     parsed = parse(spec)
     found = survey(model)
     chosen = select_layers(found, layers)
+    _check_nested(chosen, found)
     for site in chosen:
         _check_class(site.path, site.module)
-        _check_not_hidden(site.path, site.module, patched_class(unpatched_class(type(site.module)), site.adapter))
+        _check_not_hidden(site.path, site.module, swap.layered(swap.bare(site.module), site.layer))
         site.adapter.check(site.module)
     normalizers = [_build_normalizer(parsed.normalizer, site) for site in chosen]
     plan = plan_mechanisms(model, parsed.mechanisms)
@@ -73,13 +76,18 @@ def patch(model: M, spec: str | Spec, layers: Layers = None) -> M:
     if plan.adds_parameters or any(isinstance(normalizer, nn.Module) for normalizer in added):
         _check_not_sharded(model, parsed)
 
-    with contextlib.ExitStack() as undo:
-        undo.callback(_put_back, model, _state(model))
+    with swap.all_or_nothing(model):
         for site, normalizer in zip(chosen, normalizers, strict=True):
             _apply(site, normalizer)
         plan.apply()
-        stamp(_innermost(model), parsed, [_spec_now(site) for site in found.layers])
-        undo.pop_all()
+        for module in model.modules():
+            if callable(getattr(type(module), "init_weights", None)) and _has_plugin_parameters(module):
+                swap.add_layer(module, swap.starts)
+        write_records(model)
+        root = _innermost(model)
+        prefix = _path_of(model, root)
+        stamp(root, parsed, {site.path.removeprefix(prefix): _spec_now(site) for site in found.layers})
+    answer_functions()
     if logger.isEnabledFor(logging.INFO):
         backends = ", ".join(sorted({line.backend for line in describe(model) if line.backend}))
         logger.info(
@@ -100,13 +108,11 @@ def unpatch(model: M) -> M:
     modules = dict(model.named_modules())
     for path, module in modules.items():
         _check_class(path, module)
-        if unpatched_class(type(module)) is not type(module):
+        if swap.is_patched(module):
             _check_not_hidden(path, module, type(module))
-    for module in modules.values():
-        module.__class__ = unpatched_class(type(module))
-        for name in _added(module):
-            delattr(module, name)
-        unstamp(module)
+    with swap.all_or_nothing(model):
+        for module in modules.values():
+            swap.remove(module)
     return model
 
 
@@ -116,45 +122,25 @@ def patched(model: M, spec: str | Spec, layers: Layers = None) -> Iterator[M]:
 
     Args and errors are those of :func:`patch`.
     """
-    before = _state(model)
+    before = swap.snapshot(model)
     try:
         yield patch(model, spec, layers)
     finally:
-        _put_back(model, before)
-
-
-State = list[tuple[nn.Module, type, dict[str, Any]]]
-
-
-def _state(model: nn.Module) -> State:
-    return [(module, type(module), _added(module)) for module in model.modules()]
-
-
-def _put_back(model: nn.Module, state: State) -> None:
-    for module in list(model.modules()):
-        for name in _added(module):
-            delattr(module, name)
-    for module, cls, attributes in state:
-        module.__class__ = cls
-        for name, value in attributes.items():
-            setattr(module, name, value)
-        if STAMP not in attributes:
-            unstamp(module)
-
-
-def _added(module: nn.Module) -> dict[str, Any]:
-    """Attributes and submodules that a patch has added."""
-    return {name: getattr(module, name) for name in (*vars(module), *module._modules) if name.startswith(PREFIX)}
+        swap.restore(model, before)
 
 
 def _apply(site: Site, normalizer: Any) -> None:
-    for container, kind in site.containers:
-        container.__class__ = patched_class(unpatched_class(type(container)), site.adapter, kind)
-    site.module.__class__ = patched_class(unpatched_class(type(site.module)), site.adapter)
-    if hasattr(site.module, NORMALIZER):
-        # A normalizer with parameters is a submodule, a plain one an attribute: neither can be assigned over the other.
-        delattr(site.module, NORMALIZER)
+    for module, layer in [*site.containers, (site.module, site.layer)]:
+        module.__class__ = swap.bare(module)
+        swap.add_layer(module, layer)
+    # A normalizer with parameters is a submodule, a plain one an attribute: neither can be assigned over the other.
+    vars(site.module).pop(NORMALIZER, None)
+    site.module._modules.pop(NORMALIZER, None)
     setattr(site.module, NORMALIZER, normalizer)
+
+
+def _has_plugin_parameters(module: nn.Module) -> bool:
+    return any(PREFIX in name for name, _ in module.named_parameters())
 
 
 def _build_normalizer(plugin: Plugin, site: Site) -> Any:
@@ -177,7 +163,7 @@ def _spec_now(site: Site) -> str | None:
 
 def _check_class(path: str, module: nn.Module) -> None:
     cls = type(module)
-    if unpatched_class(cls) is cls and hasattr(cls, "_attn_plugins_base"):
+    if swap.bare(module) is cls and swap.is_patched(module):
         raise ValueError(
             f"{path or 'the model'} was patched and then given the class {cls.__module__}.{cls.__qualname__} by "
             "another library (fully_shard?); patch and unpatch before that"
@@ -185,13 +171,29 @@ def _check_class(path: str, module: nn.Module) -> None:
 
 
 def _check_not_hidden(path: str, module: nn.Module, cls: type) -> None:
-    methods = [name for name, value in vars(cls).items() if isinstance(value, FunctionType)]
-    hidden = [name for name in methods if name in vars(module)]
+    hidden = swap.hidden_methods(module, cls)
     if hidden:
         raise UnsupportedModelError(
             f"{path or 'the model'} has a {' and a '.join(hidden)} of its own, set on the module (as accelerate's "
             "hooks do), which hides that of its class; patch and unpatch while that is not set"
         )
+
+
+def _check_nested(chosen: list[Site], found: Survey) -> None:
+    """Refuse attention that is chosen apart from attention around or inside it, which may compute it itself."""
+    paths = {site.path for site in chosen}
+    for other in (*found.layers, *found.pooling):
+        if other.path in paths or swap.is_patched(other.module):
+            continue
+        for site in chosen:
+            outer, inner = sorted((site.path, other.path), key=len)
+            if not outer or inner.startswith(outer + "."):
+                raise UnsupportedModelError(
+                    f"{site.path or 'the model itself'} is chosen and {other.path or 'the model itself'} is not, but "
+                    f"{outer or 'the model'} ({swap.bare(site.module if site.path == outer else other.module).__name__}"
+                    f") computes attention in a method of its own around {inner}, and may compute that of the "
+                    f"layer itself. Choose both with layers=, or leave layers out"
+                )
 
 
 def _check_not_sharded(model: nn.Module, spec: Spec) -> None:
@@ -213,10 +215,14 @@ def _innermost(model: nn.Module) -> nn.Module:
     return model
 
 
+def _path_of(model: nn.Module, inner: nn.Module) -> str:
+    path = next(path for path, module in model.named_modules() if module is inner)
+    return path + "." if path else ""
+
+
 def _warn(found: Survey, spec: Spec) -> None:
-    names = ", ".join(f"{path} ({type(module).__name__})" for path, module in found.unreached.items())
     warnings.warn(
-        f"{spec} reaches {len(found.layers)} attention layers and not these, which no adapter knows: {names}. "
+        f"{spec} reaches {len(found.layers)} attention layers and not these{named_reasons(found.unreached)}. "
         "attn_plugins.describe(model) lists all; attn_plugins.register_adapter adds an adapter",
         stacklevel=3,
     )

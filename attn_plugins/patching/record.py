@@ -1,53 +1,113 @@
-"""A patched model's state dict tells its spec, so that a bare ``torch.save(model.state_dict())`` does too.
+"""A patched model's state dict tells its spec, and weights of another spec are refused.
 
-PyTorch keeps a ``_metadata`` mapping beside a state dict's tensors (module versions live there). It is
-pickled with the state dict and survives ``weights_only`` loading; it adds no key, so a strict load elsewhere
-still works.
+Twice: as a tensor in every patched layer (:mod:`attn_plugins.record`), which survives whatever happens to a state
+dict, and beside the tensors, in the ``_metadata`` mapping where PyTorch keeps the versions of modules.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
-from ..spec import Spec
+from .. import swap
+from ..codebases.base import NORMALIZER, Layer
+from ..mechanisms import applied_mechanisms
+from ..record import RECORD, decode, encode
+from ..spec import Plugin, Spec
 
-__all__ = ["METADATA_KEY", "STAMP", "refuse_others", "spec_of", "stamp", "unstamp"]
+__all__ = [
+    "METADATA_KEY",
+    "STAMP",
+    "is_lost",
+    "layer_spec",
+    "lost",
+    "refuse_others",
+    "spec_of",
+    "stamp",
+    "write_records",
+]
 
 METADATA_KEY = "attn_plugins"
 """What a spec is filed under: in a state dict's ``_metadata``, in our files, in DINO's args and configs."""
 
 STAMP = "attn_plugins_stamp"
+"""Attribute of the model that was patched: its record in the metadata."""
+PATCHED = "attn_plugins_patched"
+"""Attribute of the model that was patched: the paths of its patched layers."""
+SPEC = "attn_plugins_spec"
+"""Attribute of a patched layer: what its record says."""
 
 
-def stamp(model: nn.Module, spec: Spec, layers: Sequence[str | None]) -> None:
-    """Make ``model.state_dict()`` tell what the model is patched with; follows it through deepcopy, DDP and
-    FSDP.
+def is_lost(module: nn.Module) -> bool:
+    """Whether ``module`` was patched and its class has been exchanged since, so that something else runs."""
+    if NORMALIZER not in (*vars(module), *module._modules):
+        return False
+    hidden = "forward" in vars(module) and not hasattr(vars(module)["forward"], "_attn_plugins_proved")
+    return hidden or not any(isinstance(layer, Layer) for layer in swap.layers_of(module))
+
+
+def lost(model: nn.Module) -> dict[str, str]:
+    """{path: what happened} of the layers of ``model`` that were patched and are not any more."""
+    modules = dict(model.named_modules())
+    found = {}
+    for path, module in modules.items():
+        if is_lost(module):
+            exchanged = f"its class was exchanged for {type(module).__module__}.{type(module).__qualname__}"
+            found[path] = "a forward was set on the instance" if "forward" in vars(module) else exchanged
+        for inner in vars(module).get(PATCHED, ()):
+            where = ".".join(name for name in (path, inner) if name)
+            if where not in modules:
+                found[where] = "the layer was removed"
+            elif NORMALIZER not in (*vars(modules[where]), *modules[where]._modules):
+                found[where] = f"the layer was replaced by a {type(modules[where]).__qualname__}"
+    return found
+
+
+def layer_spec(module: nn.Module, mechanisms: tuple[Plugin, ...]) -> str:
+    """The spec of one patched layer: its normalizer, and the mechanisms of the model around it."""
+    return str(Spec(getattr(module, NORMALIZER).plugin, mechanisms))
+
+
+def write_records(model: nn.Module) -> None:
+    """Put the record of its spec on every patched layer of ``model``, and the hooks that keep it true."""
+    mechanisms = applied_mechanisms(model)
+    for module in model.modules():
+        if NORMALIZER in (*vars(module), *module._modules):
+            vars(module)[SPEC] = layer_spec(module, mechanisms)
+            tensor = encode({"spec": vars(module)[SPEC]})
+            weight = next(module.parameters(), tensor)
+            module._buffers[RECORD] = tensor.to(weight.device)
+            swap.add_hook(module, "state_dict_post_hook", _write_layer)
+            swap.add_hook(module, "load_state_dict_pre_hook", _check_layer)
+
+
+def stamp(model: nn.Module, spec: Spec, layers: dict[str, str | None]) -> None:
+    """Make the metadata of ``model.state_dict()`` tell what the model is patched with.
 
     Args:
         model: the model that was patched.
         spec: what with.
-        layers: the normalizer of each attention layer, in order; None where the layer is not patched.
+        layers: {path: normalizer} of its attention layers, in order; None where the layer is not patched.
     """
     record: dict[str, Any] = {"spec": str(spec)}
-    if len(set(layers)) > 1:
-        record["layers"] = list(layers)
-    setattr(model, STAMP, record)
-    if _write not in model._state_dict_hooks.values():
-        model.register_state_dict_post_hook(_write)
-
-
-def unstamp(module: nn.Module) -> None:
-    """Take the hook of :func:`stamp` away; the record goes with the other attributes of the patch."""
-    for handle, hook in list(module._state_dict_hooks.items()):
-        if hook is _write:
-            del module._state_dict_hooks[handle]
+    if len(set(layers.values())) > 1:
+        record["layers"] = list(layers.values())
+    vars(model)[STAMP] = record
+    vars(model)[PATCHED] = tuple(path for path, normalizer in layers.items() if normalizer is not None)
+    swap.add_hook(model, "state_dict_post_hook", _write)
+    swap.add_hook(model, "load_state_dict_pre_hook", _check_layers)
 
 
 def spec_of(model: nn.Module) -> str | None:
-    """The canonical spec that ``model``, or the model inside it, is patched with; None if it is not patched."""
+    """The canonical spec that ``model``, or the model inside it, is patched with; None if it is not patched.
+
+    Raises:
+        ValueError: a layer was patched and is not any more.
+    """
+    gone = lost(model)
+    if gone:
+        raise ValueError(f"{_lost_message(gone)}; patch again, or unpatch")
     stamps = (getattr(module, STAMP, None) for module in model.modules())
     return next((record["spec"] for record in stamps if record), None)
 
@@ -58,15 +118,23 @@ def refuse_others(model: nn.Module) -> None:
     Raises:
         ValueError: from ``load_state_dict``, before any parameter of the model has changed.
     """
-    model.register_load_state_dict_pre_hook(_check)
+    swap.add_hook(model, "load_state_dict_pre_hook", _check)
 
 
+def _lost_message(gone: dict[str, str]) -> str:
+    layers = ", ".join(f"{path or 'the model'} ({reason})" for path, reason in gone.items())
+    return f"attn_plugins: patch lost in {layers}: softmax may run there"
+
+
+@swap.hook
 def _write(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
     record = getattr(module, STAMP, None)
     if record is not None:
-        local_metadata[METADATA_KEY] = record
+        gone = lost(module)
+        local_metadata[METADATA_KEY] = record | ({"lost": sorted(gone)} if gone else {})
 
 
+@swap.hook
 def _check(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *_: Any) -> None:
     theirs, own = local_metadata.get(METADATA_KEY), getattr(module, STAMP, {"spec": "softmax"})
     if theirs is not None and theirs != own:
@@ -74,4 +142,48 @@ def _check(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_met
             f"these weights were trained with attn_plugins {theirs} and this {type(module).__name__} has "
             f"{own}: "
             f"they mean something only with their own attention. Patch it with {theirs['spec']!r}."
+        )
+
+
+@swap.hook
+def _write_layer(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
+    # Written anew: the buffer is empty memory after to_empty(), and the class may have been exchanged since.
+    key, spec = prefix + RECORD, vars(module).get(SPEC)
+    held = state_dict.get(key)
+    if spec is not None and held is not None and not held.is_meta:
+        record = {"spec": spec, "lost": True} if is_lost(module) else {"spec": spec}
+        state_dict[key] = encode(record).to(held.device)
+
+
+@swap.hook
+def _check_layer(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    key, spec = prefix + RECORD, vars(module).get(SPEC)
+    if spec is None:
+        return
+    if key in state_dict:
+        _agree(key, state_dict[key], spec)
+    state_dict[key] = encode({"spec": spec})  # weights without a record (softmax's, older files) load as ever
+
+
+@swap.hook
+def _check_layers(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """All records, before the first parameter changes."""
+    for path, layer in module.named_modules():
+        key, spec = f"{prefix}{path}.{RECORD}" if path else prefix + RECORD, vars(layer).get(SPEC)
+        if spec is not None and key in state_dict:
+            _agree(key, state_dict[key], spec)
+
+
+def _agree(key: str, tensor: Any, spec: str) -> None:
+    record = decode(tensor)
+    if record.get("lost"):
+        raise ValueError(
+            f"{key}: these weights were saved after the patch {record['spec']!r} was lost: nobody knows what they were "
+            "trained with"
+        )
+    if record["spec"] != spec:
+        raise ValueError(
+            f"{key}: these weights were trained with {record['spec']!r} and this layer has {spec!r}: they mean "
+            f"something only with their own attention. Patch the model with {record['spec']!r}; to load them on "
+            f"purpose, leave out the keys that end in {RECORD}"
         )

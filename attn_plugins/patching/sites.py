@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from numbers import Integral
 
+import torch
 from torch import nn
 
-from ..codebases import Adapter, Container, adapter_for
-from ..codebases.base import unpatched_class
-from ..codebases.recognise import methods
+from ..codebases import Adapter, adapter_for
+from ..codebases.base import Layer
+from ..codebases.recognise import analyse, is_torchs, scripted_attention
 from ..errors import UnsupportedModelError
+from ..swap import PREFIX, bare
 
-__all__ = ["Layers", "Site", "Survey", "find_attention", "select_layers", "survey"]
+__all__ = ["Layers", "Site", "Survey", "find_attention", "named_reasons", "select_layers", "survey"]
 
 Layers = int | str | slice | Iterable[int | str] | Callable[[str, nn.Module], bool] | None
 
@@ -26,14 +28,16 @@ class Site:
         path: its name in the model.
         module: the layer.
         adapter: the adapter that knows it.
-        containers: modules above it that are patched with it.
+        layer: the class layer that the adapter puts on it.
+        containers: modules above it that are patched with it, and their class layers.
         pooling: whether it is an attention pooling head.
     """
 
     path: str
     module: nn.Module
     adapter: Adapter
-    containers: tuple[tuple[nn.Module, Container], ...]
+    layer: Layer
+    containers: tuple[tuple[nn.Module, Layer], ...]
     pooling: bool
 
 
@@ -45,12 +49,12 @@ class Survey:
         layers: attention between tokens: what ``patch`` patches and what indices count.
         pooling: heads in which learned queries pool the tokens (timm's ``AttentionPoolLatent``, SigLIP's head).
             They read features and mix no tokens; they are patched only by name or predicate.
-        unreached: modules that look like attention and that no adapter knows, by path.
+        unreached: modules that look like attention and that no adapter knows, and the reason, by path.
     """
 
     layers: list[Site]
     pooling: list[Site]
-    unreached: dict[str, nn.Module]
+    unreached: dict[str, tuple[nn.Module, str]]
 
 
 def survey(model: nn.Module) -> Survey:
@@ -61,25 +65,27 @@ def survey(model: nn.Module) -> Survey:
     """
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(f"expected a torch.nn.Module, got {type(model).__name__}: {model!r}")
-    modules = dict(model.named_modules())
-    adapters = {cls: adapter_for(cls) for cls in {unpatched_class(type(module)) for module in modules.values()}}
+    modules = {path: module for path, module in model.named_modules() if PREFIX not in path}
     sites = []
     for path, module in modules.items():
-        adapter = adapters[unpatched_class(type(module))]
-        if adapter is not None:
+        found = adapter_for(module)
+        if found is not None:
             above = [modules[prefix] for prefix in _prefixes(path)]
-            sites.append(Site(path, module, adapter, _containers(adapter, above), _pools(module, above)))
+            sites.append(Site(path, module, *found, _containers(found[0], above), _pools(module, above)))
+    reasons = {path: _unreached(path, module, sites) for path, module in modules.items()}
+    unreached = {path: (modules[path], reason) for path, reason in reasons.items() if reason}
     if not sites:
         seen = sorted({f"{type(m).__module__}.{type(m).__qualname__}" for m in modules.values()})
         raise UnsupportedModelError(
-            f"no attention that can be patched in {type(model).__qualname__}; module classes seen: {', '.join(seen)}. "
+            f"no attention that can be patched in {type(model).__qualname__}{named_reasons(unreached)}; module classes "
+            f"seen: {', '.join(seen)}. "
             "Register an adapter with attn_plugins.register_adapter(attn_plugins.Adapter(...)) or the entry-point "
             "group 'attn_plugins.adapters'."
         )
     return Survey(
         [site for site in sites if not site.pooling],
         [site for site in sites if site.pooling],
-        {path: module for path, module in modules.items() if _unreached(path, module, sites)},
+        unreached,
     )
 
 
@@ -98,12 +104,12 @@ def _prefixes(path: str) -> list[str]:
     return [".".join(parts[:n]) for n in reversed(range(len(parts)))]
 
 
-def _containers(adapter: Adapter, above: list[nn.Module]) -> tuple[tuple[nn.Module, Container], ...]:
+def _containers(adapter: Adapter, above: list[nn.Module]) -> tuple[tuple[nn.Module, Layer], ...]:
     return tuple(
-        (module, container)
+        (module, Layer(adapter.name, index))
         for module in above
-        for container in adapter.around
-        if container.matches(unpatched_class(type(module)))
+        for index, container in enumerate(adapter.around)
+        if container.matches(bare(module))
     )
 
 
@@ -112,14 +118,30 @@ def _pools(module: nn.Module, above: list[nn.Module]) -> bool:
     return bool(above) and any("pool" in type(m).__name__.lower() for m in (module, above[0]))
 
 
-def _unreached(path: str, module: nn.Module, sites: list[Site]) -> bool:
-    if any(site.path == path or _inside(site.path, path) or _inside(path, site.path) for site in sites):
-        return False
-    cls = type(module)
+def _unreached(path: str, module: nn.Module, sites: list[Site]) -> str:
+    """Why a module that looks like attention is none to us; empty for what does not look like it."""
+    cls = bare(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        return "TorchScript, whose softmax cannot be answered" if scripted_attention(module) else ""
+    if any(site.path == path for site in sites) or is_torchs(cls):
+        return ""
+    seen = analyse(module, cls)
+    if seen.fused:
+        return f"calls {' and '.join(seen.fused)}, which cannot be answered"
+    if seen.missed:
+        return seen.missed
+    if any(_inside(site.path, path) or _inside(path, site.path) for site in sites):
+        return ""
     if not list(module.children()) and not list(module.parameters()):
-        return False
+        return ""
     named = "attention" in cls.__name__.lower() or "attn" in cls.__name__.lower()
-    return named or any({"softmax", "num_heads"} <= names for name, names in methods(cls) if name != "__init__")
+    return "no attention call that is known" if named else ""
+
+
+def named_reasons(unreached: dict[str, tuple[nn.Module, str]]) -> str:
+    """``": path (Class: reason), ..."``, or nothing."""
+    named = (f"{path or 'the model'} ({bare(module).__name__}: {why})" for path, (module, why) in unreached.items())
+    return f": {', '.join(named)}" if unreached else ""
 
 
 def _inside(path: str, outer: str) -> bool:

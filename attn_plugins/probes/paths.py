@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..shipped import shipped
+
 __all__ = ["config_file", "configs_dir"]
 
 
@@ -13,14 +15,7 @@ def configs_dir() -> Path:
     Raises:
         FileNotFoundError: it is in neither place.
     """
-    package = Path(__file__).resolve().parents[1]
-    places = (package / "_mmseg_configs", package.parent / "mmseg_configs")
-    for place in places:
-        if (place / "_base_").is_dir():
-            return place
-    raise FileNotFoundError(
-        f"mmseg_configs is missing: looked at {' and '.join(map(str, places))}; reinstall attn-plugins"
-    )
+    return shipped("mmseg_configs", "_base_")
 
 
 def config_file(name: str) -> Path:

@@ -3,13 +3,14 @@
 # METHOD: softmax, registers:num=4, specialization, entmax15, or any other spec.
 # Environment: DINO_ROOT (patched checkout), DATA (ImageNet's folder with train/), OUT; see ../start.sh for the rest.
 set -euo pipefail
-cd "$(dirname "$0")"
+HERE=$(CDPATH="" cd -- "$(dirname -- "$0")" && pwd)
 METHOD=${1:?METHOD, one of: softmax registers:num=4 specialization entmax15}
 shift
 : "${DINO_ROOT:?a checkout of github.com/facebookresearch/dino}" "${DATA:?the folder that holds train/}"
 : "${OUT:=$PWD/out/$METHOD}" "${NODES:=2}"
 # shellcheck source=../start.sh
-. ../start.sh
+. "$HERE/../start.sh"
+absolute DINO_ROOT DATA OUT
 attn-plugins apply dino "$DINO_ROOT"
 mkdir -p "$OUT"
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from attn_plugins.apply import apply, load
 from attn_plugins.data.layouts.imagenet import write_imagenet
+from attn_plugins.trainers.checkout import apply
+from attn_plugins.trainers.insertions import load
 
 HERE = Path(__file__).parent
 UPSTREAM = {"dino": "DINO_ROOT", "dinov2": "DINOV2_ROOT", "dinov3": "DINOV3_ROOT"}

@@ -72,4 +72,6 @@ def _plain(value: Any) -> Any:
         return type(value), id(value)
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
+    if hasattr(value, "hook"):  # torch's wrapper of a hook
+        return value.hook
     return copy.copy(value)

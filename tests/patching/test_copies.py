@@ -77,7 +77,7 @@ def test_torch_save_of_the_whole_model(spec: str) -> None:
     torch.save(model, file)
     file.seek(0)
     needed = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-    assert "attn_plugins.codebases.base._rebuild" in needed
+    assert "attn_plugins.swap._rebuild" in needed
     file.seek(0)
     classes = {type(module) for module in model.modules()}
     with torch.serialization.safe_globals([*map(_imported, needed), *((cls, str(id(cls))) for cls in classes)]):
@@ -91,22 +91,26 @@ def _imported(name: str) -> object:
 
 
 @pytest.mark.parametrize("spec", ["softmax", "sparsemax", "entmax15", "entmax:alpha=1.3"])
-def test_plugins_without_parameters_add_no_keys(spec: str) -> None:
+def test_plugins_without_parameters_add_one_record_a_layer(spec: str) -> None:
     bare, x = TinyViT(), images()
     patched = attn_plugins.patch(copy.deepcopy(bare), spec)
-    assert list(patched.state_dict()) == list(bare.state_dict())
+    records = [f"blocks.{n}.attn.attn_plugins_record" for n in range(4)]
+    assert [key for key in patched.state_dict() if key not in bare.state_dict()] == records
     with torch.no_grad():
         bare.norm.weight.mul_(2)
     patched.load_state_dict(bare.state_dict(), strict=True)
     expected = patched(x)
     fresh = TinyViT()
-    fresh.load_state_dict(patched.state_dict(), strict=True)
-    assert torch.equal(attn_plugins.patch(fresh, spec)(x), expected)
+    with pytest.raises(RuntimeError, match=r'Unexpected key.*"blocks\.0\.attn\.attn_plugins_record"'):
+        fresh.load_state_dict(patched.state_dict(), strict=True)
+    attn_plugins.patch(fresh, spec).load_state_dict(patched.state_dict(), strict=True)
+    assert torch.equal(fresh(x), expected)
 
 
 def test_learned_alphas_load_strictly_between_patched_models() -> None:
     one, other, x = patched_vit("entmax_alpha"), patched_vit("entmax_alpha"), images()
-    keys = [key for key in one.state_dict() if "attn_plugins" in key]
+    records = [f"blocks.{n}.attn.attn_plugins_record" for n in range(3)]
+    keys = [key for key in one.state_dict() if "attn_plugins" in key and key not in records]
     assert keys == [f"blocks.{n}.attn.attn_plugins_normalizer.logit" for n in range(3)]
     with torch.no_grad():
         other.blocks[0].attn.attn_plugins_normalizer.logit.sub_(1)
@@ -114,7 +118,7 @@ def test_learned_alphas_load_strictly_between_patched_models() -> None:
     other.load_state_dict(one.state_dict(), strict=True)
     assert torch.equal(one(x), other(x))
     missing, unexpected = TinyViT().load_state_dict(one.state_dict(), strict=False)
-    assert (missing, unexpected) == ([], keys)
+    assert missing == [] and set(unexpected) == {*keys, *records}
 
 
 def test_a_model_on_the_meta_device_is_patched_there() -> None:

@@ -212,8 +212,8 @@ def test_an_adapter_that_fails_late_leaves_the_model_alone(monkeypatch: pytest.M
             raise MemoryError("no room for this class")
         return original(base, *rest)  # type: ignore[arg-type]
 
-    original = attn_plugins.patching.inplace.patched_class
-    monkeypatch.setattr(attn_plugins.patching, "patched_class", fails)
+    original = attn_plugins.swap.layered
+    monkeypatch.setattr(attn_plugins.swap, "layered", fails)
     with pytest.raises(MemoryError):
         attn_plugins.patch(model, "entmax_alpha")
     assert snapshot(model) == before

@@ -87,14 +87,15 @@ def test_bad_arguments_are_named(arguments, message, backbone_file, tmp_path, ca
 
 
 def test_configs_are_found_inside_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from attn_plugins.probes import paths
+    from attn_plugins import shipped
+    from attn_plugins.probes.paths import configs_dir
 
     (tmp_path / "attn_plugins/_mmseg_configs/_base_").mkdir(parents=True)
-    monkeypatch.setattr(paths, "__file__", str(tmp_path / "attn_plugins/probes/paths.py"))
-    assert paths.configs_dir() == tmp_path / "attn_plugins/_mmseg_configs"
-    monkeypatch.setattr(paths, "__file__", str(tmp_path / "elsewhere/probes/paths.py"))
+    monkeypatch.setattr(shipped, "PACKAGE", tmp_path / "attn_plugins")
+    assert configs_dir() == tmp_path / "attn_plugins/_mmseg_configs"
+    monkeypatch.setattr(shipped, "PACKAGE", tmp_path / "elsewhere")
     with pytest.raises(FileNotFoundError, match="reinstall"):
-        paths.configs_dir()
+        configs_dir()
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not an image"])

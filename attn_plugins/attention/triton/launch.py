@@ -4,6 +4,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -129,7 +130,7 @@ def forward(p: Problem) -> tuple[Tensor, Tensor]:
         *_strides(p.q, p.k, p.v, out),
         *(p.scaled, _TOLERANCE[p.q.dtype], *p.numbers, n_tiles),
     )
-    tuning.launch("forward", p.grid(tokens, "BLOCK_M", n_tiles), args, p.shape, **p.constants)
+    _launch("forward", p.grid(tokens, "BLOCK_M", n_tiles), args, p.shape, **p.constants)
     return out, taus
 
 
@@ -156,13 +157,13 @@ def backward(
         *numbers,
     )
     grid = p.grid(tokens, "BLOCK_M", n_tiles)
-    tuning.launch("queries", grid, args, p.shape, **p.constants, ALPHA_GRAD=alpha_grad)
+    _launch("queries", grid, args, p.shape, **p.constants, ALPHA_GRAD=alpha_grad)
     args = (
         *(p.q, p.k, p.v, dout, taus, deltas, dk, dv, alphas, key_mask, tiles),
         *_strides(p.q, p.k, p.v, dout, dk, dv),
         *numbers,
     )
-    tuning.launch("keys", p.grid(n_keys, "BLOCK_N", n_tiles), args, p.shape, **p.constants)
+    _launch("keys", p.grid(n_keys, "BLOCK_N", n_tiles), args, p.shape, **p.constants)
     return dq, dk, dv, dalphas.sum((0, 2)) if alpha_grad else None
 
 
@@ -173,4 +174,23 @@ def _backward_short(p: Problem, taus: Tensor, dout: Tensor, dq: Tensor, dk: Tens
         *_strides(p.q, p.k, p.v, dout, dq, dk, dv),
         *(p.scaled, p.scale, *p.numbers, n_tiles),
     )
-    tuning.launch("short", p.grid(1, "TILE", n_tiles), args, p.shape, **p.constants)
+    _launch("short", p.grid(1, "TILE", n_tiles), args, p.shape, **p.constants)
+
+
+def _launch(kernel: str, grid: Any, args: tuple[Any, ...], shape: tuple[int, int, int, bool], **meta: Any) -> None:
+    """Run a kernel with the best of its blocks.
+
+    Args:
+        kernel: its name, see :func:`.tuning.choices`.
+        grid: a dict of block sizes (BLOCK_M, ...) -> ``(number of programs,)``.
+        args: tensors, strides and numbers in the kernel's order.
+        shape: ``(length, width, itemsize, packed)`` for :func:`.tuning.choices`.
+        meta: the kernel's constants that are not block sizes.
+    """
+    with torch.cuda.device_of(args[0]):  # triton launches on the current device, whichever the tensors are on
+        if tuning.measured():
+            tuning.tuner(kernel, *shape)[grid](*args, **meta)
+            return
+        config = tuning.choices(kernel, *shape)[0]
+        launcher = {} if tuning.interpreting() else {"num_warps": config.num_warps, "num_stages": config.num_stages}
+        tuning.KERNELS[kernel][grid](*args, **meta, **config.kwargs, **launcher)

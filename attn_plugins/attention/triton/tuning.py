@@ -18,7 +18,7 @@ from .backward import backward_keys_kernel, backward_queries_kernel
 from .forward import forward_kernel
 from .short import backward_short_kernel
 
-__all__ = ["KERNELS", "choices", "interpreting", "launch", "length_class", "packed_rows", "whole_head_fits"]
+__all__ = ["KERNELS", "choices", "interpreting", "length_class", "measured", "packed_rows", "tuner", "whole_head_fits"]
 
 _LONGEST_ON_CHIP = 256
 KERNELS = {
@@ -142,33 +142,14 @@ def _short(length: int, width: int, itemsize: int) -> list[Config]:
     return [_config(8, stages, BLOCK_M=32, TILE=length) for stages in (1, 2)]
 
 
-def _measured() -> bool:
+def measured() -> bool:
     switched_off = os.environ.get("ATTN_PLUGINS_AUTOTUNE", "1") == "0"
     return not (interpreting() or switched_off or torch.are_deterministic_algorithms_enabled())
 
 
 @functools.cache
-def _tuner(kernel: str, length: int, width: int, itemsize: int, packed: bool) -> Any:
+def tuner(kernel: str, length: int, width: int, itemsize: int, packed: bool) -> Any:
     configs = choices(kernel, length, width, itemsize, packed)
     # Results on disk (triton 3.4 and later) spare every later process the measurement.
     remember = {"cache_results": True} if "cache_results" in inspect.signature(triton.autotune).parameters else {}
     return triton.autotune(configs=configs, key=_KEY, **remember)(KERNELS[kernel])
-
-
-def launch(kernel: str, grid: Any, args: tuple[Any, ...], shape: tuple[int, int, int, bool], **meta: Any) -> None:
-    """Run a kernel with the best of its blocks.
-
-    Args:
-        kernel: its name, see :func:`choices`.
-        grid: a dict of block sizes (BLOCK_M, ...) -> ``(number of programs,)``.
-        args: tensors, strides and numbers in the kernel's order.
-        shape: ``(length, width, itemsize, packed)`` for :func:`choices`.
-        meta: the kernel's constants that are not block sizes.
-    """
-    with torch.cuda.device_of(args[0]):  # triton launches on the current device, whichever the tensors are on
-        if _measured():
-            _tuner(kernel, *shape)[grid](*args, **meta)
-            return
-        config = choices(kernel, *shape)[0]
-        launcher = {} if interpreting() else {"num_warps": config.num_warps, "num_stages": config.num_stages}
-        KERNELS[kernel][grid](*args, **meta, **config.kwargs, **launcher)

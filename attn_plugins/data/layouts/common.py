@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -93,7 +91,7 @@ def build_root(root: str | Path, layout: str, parameters: dict[str, Any], fill: 
     root = Path(root).absolute()
     wanted = json.loads(json.dumps({"layout": layout, "renderer": RENDERER, **parameters}))
     root.parent.mkdir(parents=True, exist_ok=True)
-    with _only_writer(root.parent):
+    with FileLock(root.with_name(f".{root.name}.lock")):  # the system lets go of it when its process dies
         if root.exists() and (not root.is_dir() or any(root.iterdir())):
             _require_same(root, wanted)
             return root
@@ -105,16 +103,6 @@ def build_root(root: str | Path, layout: str, parameters: dict[str, Any], fill: 
         (partial / MANIFEST).write_text(json.dumps(wanted, indent=1) + "\n")
         partial.replace(root)
     return root
-
-
-@contextmanager
-def _only_writer(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)  # releases the lock; so does the process's death
 
 
 def _require_same(root: Path, wanted: dict[str, Any]) -> None:

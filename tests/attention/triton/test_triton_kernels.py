@@ -51,7 +51,7 @@ def test_every_block_choice_computes_the_same(kernel, length, monkeypatch):
     original = tuning.choices
     if kernel in ("queries", "keys"):
         monkeypatch.setattr(tuning, "whole_head_fits", lambda *args: False)
-    monkeypatch.setattr(tuning, "_measured", lambda: False)
+    monkeypatch.setattr(tuning, "measured", lambda: False)
     # Lengths that end a block early, so that every choice meets a partial one.
     tensors = qkv(1, 1, length - 7 if length <= 128 else 265, 16, torch.float16)
     assert configs
@@ -63,7 +63,7 @@ def test_every_block_choice_computes_the_same(kernel, length, monkeypatch):
 def test_tiles_without_weight_may_be_skipped(monkeypatch):
     """Five groups of tokens that see only their own group: most tiles of 64 by 64 are empty."""
     original = tuning.choices
-    monkeypatch.setattr(tuning, "_measured", lambda: False)
+    monkeypatch.setattr(tuning, "measured", lambda: False)
     monkeypatch.setattr(
         tuning, "choices", lambda *args: sorted(original(*args), key=lambda c: not c.kwargs.get("SKIP"))
     )

@@ -1,0 +1,76 @@
+"""What the lines inserted into a trainer call, and what the launcher does for a trainer without them.
+
+`patches/` holds those lines. They are few because the work is here: patch the networks as they are built, before
+anything (DDP, FSDP, an optimizer) takes hold of their parameters, and refuse weights of another spec.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..checkpoints import CheckpointError, agree, recorded_spec
+from ..patching import PREFIX, patch
+from ..patching.record import refuse_others, spec_of, stamp
+from ..record import RECORD
+from ..spec import parse
+from .compat import read_own_checkpoints
+from .proof import tell_answers
+
+__all__ = ["before_load", "patch_networks", "spec_from"]
+
+
+def patch_networks(spec: str, *networks: nn.Module) -> None:
+    """Patch student and teacher, or any networks that a trainer has just built, alike.
+
+    With `softmax` they compute as they are. Either way their state dicts tell the spec from now on, and weights of
+    another are refused: that is how a resumed run notices that it was started with another one.
+
+    Raises:
+        UnknownPluginError, UnsupportedModelError, ValueError: as `attn_plugins.patch`.
+    """
+    read_own_checkpoints()
+    wanted = parse(spec)
+    for network in networks:
+        present = spec_of(network)
+        if present not in (None, str(wanted)):
+            raise ValueError(
+                f"asked for {str(wanted)!r} by the trainer's own option, but {type(network).__name__} has {present!r} "
+                "already (from the launcher?): give the spec in one place"
+            )
+        if str(wanted) == "softmax":
+            stamp(network, wanted, {})
+        elif present is None:
+            patch(network, wanted)
+            tell_answers(network, str(wanted))
+        refuse_others(network)
+
+
+def spec_from(config: Any) -> str:
+    """`attn_plugins` of an argparse Namespace or an OmegaConf section; `softmax` where it is not set."""
+    return getattr(config, "attn_plugins", None) or "softmax"
+
+
+def before_load(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Called before a trainer loads `path` into `model` its own way, which forgives what does not match.
+
+    A path that is not a file (a URL, nothing) is left to the trainer.
+
+    Raises:
+        CheckpointError: the file cannot be read safely, was trained with another spec than the model is patched
+            with, or lacks the parameters that the model's plugins learn.
+    """
+    read_own_checkpoints()
+    if not Path(path).is_file():
+        return
+    recorded, keys = recorded_spec(path)
+    agree(recorded, spec_of(model) or "softmax", str(path))
+    learned = [name for name in model.state_dict() if PREFIX in name and not name.endswith(RECORD)]
+    missing = [name for name in learned if not any(key.endswith(name) for key in keys)]
+    if missing:
+        raise CheckpointError(
+            f"{path} lacks what {spec_of(model)!r} learns: {missing}. It was trained without it: evaluate it without."
+        )

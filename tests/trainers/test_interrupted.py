@@ -1,0 +1,115 @@
+"""apply and revert, interrupted in every way: all files or none; and after kill -9, completed or reverted."""
+
+import hashlib
+import os
+import random
+import signal
+import time
+
+import pytest
+from helpers.faults import every_fault
+
+from attn_plugins import files
+from attn_plugins.trainers import checkout
+from attn_plugins.trainers.checkout import apply, revert, status
+from attn_plugins.trainers.insertions import Patch
+
+UPSTREAM = {f"folder{n}/file.py": b"".join(b"line %d\n" % line for line in range(20 * n)) for n in (1, 2, 3, 4)}
+INSERTIONS = {file: [(3, [b"ours a\n"]), (9, [b"ours b\n", b"ours c\n"])] for file in UPSTREAM}
+
+
+def blob(content):
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def made_up(count):
+    """A patch of the first `count` files."""
+    before = {file: blob(content) for file, content in list(UPSTREAM.items())[:count]}
+    patch = Patch("made-up", "https://example.org/repo", ("0" * 40,), before, {}, INSERTIONS)
+    after = {file: blob(patch.insert(file, UPSTREAM[file])) for file in before}
+    return Patch("made-up", "https://example.org/repo", ("0" * 40,), before, after, INSERTIONS)
+
+
+PATCH = made_up(4)
+
+
+@pytest.fixture
+def root(tmp_path):
+    for file in UPSTREAM:
+        (tmp_path / file).parent.mkdir()
+    clean(tmp_path)
+    return tmp_path
+
+
+def clean(root):
+    for left in root.rglob(".*"):
+        left.unlink()
+    for file, content in UPSTREAM.items():
+        (root / file).write_bytes(content)
+
+
+def test_a_fault_at_any_call_or_line_leaves_all_or_nothing(root):
+    patch = made_up(2)
+
+    def patched():
+        clean(root)
+        apply(patch, root)
+
+    counts = {}
+    for name, start, action in (
+        ("apply", lambda: clean(root), lambda: apply(patch, root)),
+        ("revert", patched, lambda: revert(patch, root)),
+    ):
+        counts[name] = 0
+        for fault in every_fault(start, action, files, checkout):
+            counts[name] += 1
+            assert status(patch, root) in ("clean", "applied"), fault
+    print("faults:", counts, "0 half done")
+    assert all(count >= 200 for count in counts.values())
+
+
+@pytest.mark.parametrize("failing", range(4))
+def test_a_full_disk_changes_nothing(root, monkeypatch, failing):
+    from pathlib import Path
+
+    write, count = Path.write_bytes, iter(range(100))
+
+    def full(path, content):
+        if next(count) == failing:
+            write(path, content[:100])
+            raise OSError(28, "No space left on device")
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        apply(PATCH, root)
+    monkeypatch.undo()
+    assert status(PATCH, root) == "clean" and not list(root.rglob(".*"))
+
+
+@pytest.mark.parametrize("kills", [40, pytest.param(400, marks=pytest.mark.slow)])
+def test_after_kill_minus_9_it_can_be_completed_and_reverted(root, kills):
+    half = 0
+    for number in range(kills):
+        ready, go = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                os.write(go, b"x")
+                while True:
+                    apply(PATCH, root)
+                    revert(PATCH, root)
+            finally:
+                os._exit(1)  # not back into pytest
+        os.read(ready, 1)
+        time.sleep(random.random() * 0.02)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(ready)
+        os.close(go)
+        half += status(PATCH, root) == "half applied"
+        (apply, revert)[number % 2](PATCH, root)
+        assert status(PATCH, root) == ("applied", "clean")[number % 2]
+        assert not list(root.rglob(".*"))
+    print(f"{kills} kills -9: {half} left half applied, all completed or reverted")
+    assert half
