@@ -142,7 +142,7 @@ def write_report(
 def _table_1(work_dirs: Sequence[Path]) -> Section:
     import csv
 
-    from ..probes.table import collect, render
+    from ..results import collect, render
 
     head, *rows = csv.reader(render(collect(work_dirs), "csv").splitlines())
     note = "Linear probes of the frozen backbones; the paper's rows are DINOv1 ViT-S/16, 200 epochs on ImageNet-1K. "

@@ -16,7 +16,7 @@ COMMANDS = {
     "apply": None,
     "inspect": None,
     "probe": "probes",
-    "table": "probes",
+    "table": None,
     "data": "probes",
     "analyze": "demo",
     "report": "demo",
