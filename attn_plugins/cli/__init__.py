@@ -15,6 +15,7 @@ COMMANDS = {
     "demo": "demo",
     "apply": None,
     "inspect": None,
+    "verify": "probes",
     "probe": "probes",
     "table": None,
     "data": "probes",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..backbones.features import ViTFeatures, center_pad, evenly_spaced
 from ..checkpoints import build
+from ..checkpoints.verdict import verdict
 
 __all__ = ["FEATURES", "FrozenViT", "features_digest"]
 
@@ -80,6 +81,7 @@ class FrozenViT(BaseModule):
         # A list hides the ViT from nn.Module; `_apply` below moves it with the rest.
         self._hidden = [ViTFeatures(model)]
         self.layers = _layers(out_indices, self._vit.depth)
+        verified = verdict(model, str(checkpoint or arch))
         self._vit.stop_after(max(self.layers))
         self.norm = norm
         self.cls_token = cls_token
@@ -89,6 +91,7 @@ class FrozenViT(BaseModule):
         choice = {"layers": list(self.layers), "norm": norm, "cls_token": cls_token, "autocast": autocast}
         self.identity = {**identity, **choice}
         self.identity["features_digest"] = features_digest(self.identity)
+        self.identity["verified"] = verified
 
     @property
     def _vit(self) -> ViTFeatures:
