@@ -5,9 +5,10 @@
 
 from . import functional, mechanisms
 from .attention import attention
+from .checkpoints import from_pretrained
 from .codebases import Adapter, register_adapter
 from .errors import UnknownPluginError, UnsupportedModelError
-from .patching import describe, patch, patched, unpatch
+from .patching import describe, patch, patched, unpatch, verify
 from .registry import register_mechanism, register_normalizer
 from .spec import Spec, parse
 
@@ -20,6 +21,7 @@ __all__ = [
     "UnsupportedModelError",
     "attention",
     "describe",
+    "from_pretrained",
     "functional",
     "mechanisms",
     "parse",
@@ -29,4 +31,5 @@ __all__ = [
     "register_mechanism",
     "register_normalizer",
     "unpatch",
+    "verify",
 ]

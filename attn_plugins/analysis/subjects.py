@@ -6,10 +6,14 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from ..patching.record import spec_of
+
+if TYPE_CHECKING:
+    from ..checkpoints import Choice
 
 __all__ = ["Subject", "epoch_of", "from_checkpoints", "short_name"]
 
@@ -22,6 +26,7 @@ class Subject:
         name: how figures call it.
         load: makes it, in eval mode.
         spec: its plugin spec.
+        source: `recorded` in the file, `asked for`, or `assumed` where neither is: names of assumed ones say so.
         checkpoint: its file, if it has one.
         sha256: of the file.
         epoch: of its training, if known: models of one spec that have one make up a time series.
@@ -30,6 +35,7 @@ class Subject:
     name: str
     load: Callable[[], nn.Module] = field(repr=False)
     spec: str = "softmax"
+    source: str = "recorded"
     checkpoint: Path | None = None
     sha256: str | None = None
     epoch: int | None = None
@@ -42,38 +48,57 @@ class Subject:
 
 
 def from_checkpoints(
-    paths: Sequence[Path], arch: str = "auto", plugins: str = "auto", repo: str | None = None
+    paths: Sequence[str | Path], arch: str = "auto", plugins: str = "auto", repo: str | None = None
 ) -> list[Subject]:
     """Subjects from checkpoint files; what they are is read from the files (:mod:`attn_plugins.checkpoints`).
 
     Args:
-        paths: the files, in the order of the figures.
+        paths: the files, in the order of the figures; `FILE=SPEC` shows one under another spec than it records, so
+            that a checkpoint can stand beside itself.
         arch: as ``FrozenViT`` takes it, e.g. "timm/vit_small_patch16_224"; "auto" asks the file.
         plugins: a spec, "auto" for the file's own.
         repo: checkout of the official code.
 
     Raises:
-        CheckpointError: a file cannot be read or contradicts ``plugins``.
+        CheckpointError: a file cannot be read, contradicts ``plugins``, or holds parameters of plugins and no spec.
+        ValueError: what follows a file's ``=`` is no spec.
     """
-    from ..backbones.architectures import load_backbone, sha256_of
-    from ..checkpoints import identify
+    from ..checkpoints import build, reference
+    from ..checkpoints.digest import sha256_of
 
-    def loader(path: Path) -> Callable[[], nn.Module]:
-        return lambda: load_backbone(arch, path, plugins, repo)[0]
+    def loader(path: Path, choice: Choice, own: str | None) -> Callable[[], nn.Module]:
+        # What was assumed has been warned of once.
+        wanted = own or (choice.spec if choice.source == "assumed" else plugins)
+        return lambda: build(arch, path, wanted, repo, other_spec=own is not None)[0]
 
-    specs = [(identify(path).spec or "softmax") if plugins == "auto" else plugins for path in paths]
-    epochs = [epoch_of(path) for path in paths]
+    references = [reference(path) for path in paths]
+    described = [_described(path, plugins, own) for path, own in references]
+    labels = [label for _, label in described]
+    epochs = [epoch_of(path) for path, _ in references]
     subjects = []
-    for path, spec, epoch in zip(paths, specs, epochs, strict=True):
-        twins = [other for other, same in zip(epochs, specs, strict=True) if same == spec]
+    for (path, own), (choice, label), epoch in zip(references, described, epochs, strict=True):
+        twins = [other for other, same in zip(epochs, labels, strict=True) if same == label]
         if len(twins) == 1:
-            name = spec
+            name = label
         elif epoch is not None and twins.count(epoch) == 1:
-            name = f"{spec}, epoch {epoch}"
+            name = f"{label}, epoch {epoch}"
         else:
-            name = f"{spec}, {short_name(path)}"
-        subjects.append(Subject(name, loader(path), spec, path, sha256_of(path), epoch))
+            name = f"{label}, {short_name(path)}"
+        load = loader(path, choice, own)
+        subjects.append(Subject(name, load, choice.spec, choice.source, path, sha256_of(path), epoch))
     return subjects
+
+
+def _described(path: Path, plugins: str, own: str | None) -> tuple[Choice, str]:
+    """The plugins that a file is shown under, and how figures say it."""
+    from ..checkpoints import chosen_plugins
+
+    choice, recorded = chosen_plugins(path, own or plugins, other_spec=own is not None)
+    if choice.source == "assumed":
+        return choice, f"{choice.spec} (assumed)"
+    if recorded not in (None, choice.spec):
+        return choice, f"{choice.spec} (trained with {recorded})"
+    return choice, choice.spec
 
 
 def short_name(path: Path) -> str:

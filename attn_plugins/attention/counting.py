@@ -1,24 +1,60 @@
-"""How many attention calls this thread has answered: what proves that a patched layer ran as it says."""
+"""How many attention calls this thread has answered, and for which layer: what proves that a patched layer ran.
+
+An observer (:func:`observed`) is told every answer, while :func:`attn_plugins.verify` runs.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
-__all__ = ["answers", "note_answer"]
+__all__ = ["answers", "layer", "note_answer", "observed", "observing", "within"]
+
+Observer = Callable[..., None]
 
 
-class _Count(threading.local):
+class _State(threading.local):
     answers = 0
+    layer: Any = None
+    observer: Observer | None = None
 
 
-_COUNT = _Count()
+_STATE = _State()
 
 
 def note_answer() -> None:
     """One more attention was computed with a normalizer of this package."""
-    _COUNT.answers += 1
+    _STATE.answers += 1
 
 
 def answers() -> int:
     """The number so far, in this thread."""
-    return _COUNT.answers
+    return _STATE.answers
+
+
+def layer() -> Any:
+    """The patched layer whose forward runs in this thread, or None."""
+    return _STATE.layer
+
+
+def within(module: Any) -> Any:
+    """Make ``module`` that layer; returns the one before, to be put back."""
+    before, _STATE.layer = _STATE.layer, module
+    return before
+
+
+def observing() -> Observer | None:
+    """What wants to be told every answer, or None."""
+    return _STATE.observer
+
+
+@contextlib.contextmanager
+def observed(observer: Observer) -> Iterator[None]:
+    """Within this context ``observer(layer, backend=, weights=, output=, reference=)`` is told every answer."""
+    before, _STATE.observer = _STATE.observer, observer
+    try:
+        yield
+    finally:
+        _STATE.observer = before

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import cpu, reference, sdpa, triton
 from .call import AttentionCall, NormalizerLike, default_scale, resolve_normalizer, split_mask
-from .counting import note_answer
+from .counting import layer, note_answer, observing
 from .packed import run_packed
 
 __all__ = ["attention", "choose_backend"]
@@ -64,8 +64,10 @@ def attention(
         ValueError: an unknown backend, or one that cannot run this call; masks that contradict or have another dtype;
             heads that cannot be shared.
     """
+    watched = None
     if not torch.compiler.is_compiling():
         note_answer()
+        watched = observing()
     mask, lengths = split_mask(attn_mask, query, key)
     if is_causal and mask is not None:
         raise ValueError("attn_mask and is_causal=True exclude each other; fold the causal mask into attn_mask")
@@ -91,8 +93,21 @@ def attention(
         if lengths is not None:
             raise ValueError("return_weights is not available for packed batches: their weights have no common shape")
         weights = reference.attention_weights(call)
+        if watched is not None:
+            watched(layer(), backend=reference.NAME, weights=weights)
         return reference.weighted_values(call, weights), weights
-    return run_call(call, backend)
+    output = run_call(call, backend)
+    if watched is not None:
+        watched(layer(), backend=choose_backend(call, backend).NAME, **_compared(call, output))
+    return output
+
+
+def _compared(call: AttentionCall, output: Tensor) -> dict[str, Any]:
+    """What an observer is told of a call: weights ``[..., H, N, S]``, and output and reference ``[..., H, N, Dv]``."""
+    if call.lengths is not None:
+        return {"output": output, "reference": run_packed(call, reference.run)}
+    weights = reference.attention_weights(call)
+    return {"weights": weights, "output": output, "reference": reference.weighted_values(call, weights)}
 
 
 def run_call(call: AttentionCall, backend: str = "auto") -> Tensor:

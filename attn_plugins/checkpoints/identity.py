@@ -3,38 +3,43 @@
 from __future__ import annotations
 
 import os
-from argparse import Namespace
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..patching.record import METADATA_KEY
-from ..spec import parse
 from .errors import CheckpointError
 from .layout import Shape, backbone_keys, candidates, sections, shape_of
+from .plain import config_beside
 from .reading import read
+from .told import Told, config_of_run, plugin_keys, told
 
-__all__ = ["CheckpointInfo", "agree", "identify", "identify_loaded", "recorded_spec", "spec_inside"]
+__all__ = ["CheckpointInfo", "identify", "identify_loaded", "recorded_spec", "spec_inside"]
 
 _AVERAGED = ("teacher", "ema")  # what an evaluation wants where a file holds several
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """One backbone in one file.
+    """One backbone in one file or folder.
 
     Attributes:
         path: the file.
         shape: architecture, patch size, native registers and the rest of what the tensors tell.
-        spec: the canonical plugin spec that the file says it was trained with; None if it says nothing.
+        spec: the canonical plugin spec that the file says it was trained with; None if it says nothing, which does
+            not mean softmax.
         spec_source: where it says so.
-        section: the top-level key that holds the backbone's state dict ("" for a flat file).
+        section: where in the file the backbone's state dict lies ("" for a flat file).
         prefix: what precedes the backbone's keys there, as `module.backbone.`.
         keys: {key in the section: key of the unwrapped, unchunked backbone}.
-        arch: how to build it, as ``save`` was told (``timm/vit_tiny_patch16_224``); None elsewhere.
-        arch_options: what the constructor was given besides.
+        heads: the same of heads and of what only training needs.
         others: the other (section, prefix) pairs that hold a backbone.
+        arch: how the file says it is built (``timm/vit_tiny_patch16_224``); None where it does not.
+        arch_options: what it says that the constructor was given besides. Neither is to be trusted: see `build`.
+        config: of a transformers model, what it says of its config.
+        layers: {attention layer: spec}, as the layers' own records say.
+        order: the normalizer of each attention layer, of older files whose layers differ.
     """
 
     path: Path
@@ -47,6 +52,10 @@ class CheckpointInfo:
     others: tuple[tuple[str, str], ...] = ()
     arch: str | None = None
     arch_options: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] | None = field(default=None, repr=False)
+    heads: Mapping[str, str] = field(default_factory=dict, repr=False)
+    layers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    order: tuple[str | None, ...] = ()
 
     @property
     def codebase(self) -> str:
@@ -64,44 +73,57 @@ class CheckpointInfo:
     def registers(self) -> int:
         return self.shape.registers
 
+    @property
+    def plugin_keys(self) -> list[str]:
+        """The backbone's keys that are parameters of plugins."""
+        return plugin_keys(self.keys.values())
+
 
 def identify(path: str | os.PathLike[str], key: str | None = None) -> CheckpointInfo:
     """Say what a checkpoint is, without loading its tensors into memory and without running anything in it.
 
     Reads DINOv1's `checkpoint.pth`, DINOv2's and DINOv3's `teacher_checkpoint.pth` (and the run's `config.yaml`),
-    released weights, state dicts exported by lightly-train or timm, and the files of `attn_plugins.checkpoints.save`.
+    released weights, state dicts exported by lightly-train or timm, the files of `attn_plugins.checkpoints.save`, and
+    what `read` reads besides.
 
     Args:
-        path: the file.
+        path: the file or folder.
         key: which backbone, where there are several: `teacher` or `student`. By default the averaged one.
 
     Raises:
         CheckpointError: the file cannot be read safely, holds no ViT, holds several and `key` picks none, or
             tells two specs.
     """
-    return identify_loaded(read(path, mmap=True), Path(path), key)
+    info = identify_loaded(read(path, mmap=True), Path(path), key)
+    if info.shape.problem:
+        raise CheckpointError(f"{path}: {info.shape.problem}")
+    return info
 
 
 def identify_loaded(checkpoint: Any, path: Path, key: str | None = None) -> CheckpointInfo:
-    """`identify` for contents that were read already."""
+    """`identify` for contents that were read already; what is no known ViT says so in `shape.problem`."""
     found = candidates(checkpoint)
     section, prefix = _pick(list(found), key, ", ".join(map(str, list(checkpoint)[:8])), path)
     state = found[section, prefix]
-    spec, source = _spec(checkpoint, [(prefix, state)], path)
-    keys = backbone_keys(state, prefix)
-    ours = checkpoint.get(METADATA_KEY)
-    built = ours if isinstance(ours, Mapping) else {}
+    config = config_beside(path)
+    said = told(checkpoint, [(prefix, state)], str(path), config)
+    keys, heads = backbone_keys(state, prefix)
+    # What a run's config says holds for the layers' records too; it is asked even where they have spoken.
+    of_run = config_of_run(path, said.spec)
+    spec, source = (said.spec, said.source) if said.spec or not of_run else of_run
     return CheckpointInfo(
         path=path,
-        shape=shape_of(state, keys, classifier=f"{prefix}head.weight" in state),
+        shape=shape_of(state, keys, heads),
         spec=spec,
         spec_source=source,
         section=section,
         prefix=prefix,
         keys=keys,
+        heads=heads,
         others=tuple(place for place in found if place != (section, prefix)),
-        arch=built.get("arch"),
-        arch_options=built.get("arch_options", {}),
+        layers=said.layers,
+        order=said.order,
+        **_construction(checkpoint, config, path),
     )
 
 
@@ -114,9 +136,10 @@ def recorded_spec(path: str | os.PathLike[str]) -> tuple[str | None, list[str]]:
         CheckpointError: the file cannot be read safely, or tells two specs.
     """
     checkpoint = read(path, mmap=True)
-    states = sections(checkpoint)
-    spec, _ = _spec(checkpoint, [("", state) for state in states.values()], Path(path))
-    return spec, [key for state in states.values() for key in state if isinstance(key, str)]
+    said = _anywhere(checkpoint, str(path), config_beside(path))
+    of_run = config_of_run(Path(path), said.spec)
+    spec = said.spec or (of_run[0] if of_run else None)
+    return spec, [key for state in sections(checkpoint).values() for key in state if isinstance(key, str)]
 
 
 def spec_inside(contents: Any, where: str) -> str | None:
@@ -125,34 +148,30 @@ def spec_inside(contents: Any, where: str) -> str | None:
     Raises:
         CheckpointError: they tell two.
     """
-    if not isinstance(contents, Mapping):
-        return None
-    return _single(_told(contents, [("", state) for state in sections(contents).values()]), where)[0]
+    return _anywhere(contents, where, {}).spec if isinstance(contents, Mapping) else None
 
 
-def agree(recorded: str | None, requested: str | None, where: str) -> str:
-    """The spec to use with a checkpoint: its own; a request may repeat it but not contradict it.
-
-    Args:
-        recorded: what the file says, None if it is silent (weights trained without plugins).
-        requested: what the caller asks for, None for "whatever the file says".
-        where: the file, for the message.
-
-    Raises:
-        CheckpointError: the two differ.
-    """
-    if recorded is None or requested is None:
-        return _canonical(requested or recorded or "softmax")
-    if _canonical(recorded) != _canonical(requested):
-        raise CheckpointError(
-            f"{where} was trained with {_canonical(recorded)!r} and {_canonical(requested)!r} was asked for: the "
-            "weights mean something only with their own attention. Ask for the file's own, or for none."
-        )
-    return _canonical(recorded)
+def _anywhere(checkpoint: Any, where: str, config: Mapping[str, Any]) -> Told:
+    return told(checkpoint, [("", state) for state in sections(checkpoint).values()], where, config)
 
 
-def _canonical(spec: str) -> str:
-    return str(parse(spec))
+def _construction(checkpoint: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """`arch`, `arch_options` and `config`, from our own entry, timm's `config.json` or transformers'."""
+    ours = checkpoint.get(METADATA_KEY)
+    built = ours if isinstance(ours, Mapping) else {}
+    arch, options, transformers = built.get("arch"), built.get("arch_options", {}), built.get("config")
+    if arch is None and isinstance(config.get("architecture"), str):
+        arch, options = f"timm/{config['architecture']}", config.get("model_args", {})
+    elif arch is None and transformers is None and "model_type" in config:
+        transformers = config
+    for name, value, kind in (
+        ("arch", arch, str),
+        ("arch_options", options, Mapping),
+        ("config", transformers, Mapping),
+    ):
+        if value is not None and not isinstance(value, kind):
+            raise CheckpointError(f"{path}: its {name} is {type(value).__name__}: {value!r:.80}")
+    return {"arch": arch, "arch_options": dict(options or {}), "config": transformers}
 
 
 def _pick(places: list[tuple[str, str]], key: str | None, seen: str, path: Path) -> tuple[str, str]:
@@ -170,53 +189,4 @@ def _pick(places: list[tuple[str, str]], key: str | None, seen: str, path: Path)
 def _words(place: tuple[str, str]) -> set[str]:
     """("model", "teacher_ema.backbone.") → {model, teacher_ema, teacher, ema, backbone}."""
     section, prefix = place
-    return {word for part in (section, *prefix.split(".")) for word in (part, *part.split("_"))}
-
-
-def _spec(
-    checkpoint: Mapping[str, Any], states: Iterable[tuple[str, Mapping[str, Any]]], path: Path
-) -> tuple[str | None, str | None]:
-    """The spec and where it stands; states: (prefix of the backbone, the dict that holds it)."""
-    # A config may have been written anew since, by a run that was refused: the file itself is believed first.
-    return _single(_told(checkpoint, states) or _config_beside(path), str(path))
-
-
-def _single(told: Mapping[str, str], where: str) -> tuple[str | None, str | None]:
-    if len({_canonical(spec) for spec in told.values()}) > 1:
-        raise CheckpointError(f"{where} tells more than one spec: {told}. It was put together from different runs.")
-    return next(((_canonical(spec), place) for place, spec in told.items()), (None, None))
-
-
-def _told(checkpoint: Mapping[str, Any], states: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, str]:
-    """{place: spec} of every place inside a file that tells one."""
-    told: dict[str, str] = {}
-    for prefix, state in states:
-        for module, metadata in getattr(state, "_metadata", {}).items():
-            place = f"{module}." if module else ""
-            if METADATA_KEY in metadata and (place.startswith(prefix) or prefix.startswith(place)):
-                told["state dict metadata"] = metadata[METADATA_KEY]["spec"]
-    args = checkpoint.get("args")
-    if isinstance(args, Namespace) and getattr(args, METADATA_KEY, None):
-        told["args"] = getattr(args, METADATA_KEY)
-    ours = checkpoint.get(METADATA_KEY)
-    if isinstance(ours, Mapping) and "spec" in ours:
-        told[METADATA_KEY] = ours["spec"]
-    return told
-
-
-def _config_beside(path: Path) -> dict[str, str]:
-    """{config: spec} of DINOv2's and DINOv3's OUTPUT/config.yaml, the file being in OUTPUT or OUTPUT/eval/ITERATION."""
-    folder = path.absolute().parent
-    output = folder.parents[1] if len(folder.parents) > 1 and folder.parent.name == "eval" else folder
-    for config in (folder / "config.yaml", output / "config.yaml"):
-        if config.is_file():
-            import yaml
-
-            try:
-                settings = yaml.safe_load(config.read_text())
-            except yaml.YAMLError as error:
-                raise CheckpointError(f"{config}, which should tell the spec of {path}, is no YAML: {error}") from error
-            student = settings.get("student") if isinstance(settings, dict) else None
-            if isinstance(student, dict) and student.get(METADATA_KEY):
-                return {str(config): student[METADATA_KEY]}
-    return {}
+    return {word for part in (*section.split("."), *prefix.split(".")) for word in (part, *part.split("_"))}

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from ..patching.record import spec_of
 from .errors import CheckpointError
-from .identity import CheckpointInfo, agree, identify_loaded
-from .layout import flat_key, grid_side
+from .identity import CheckpointInfo, identify_loaded
+from .layout import flat_key, is_record, sections, square_grid
 from .reading import read
+from .told import agree, told
 
-__all__ = ["load_backbone", "load_backbone_state", "resize_pos_embed"]
+__all__ = ["backbone_and_heads", "load_backbone", "load_backbone_state", "misfit", "resize_pos_embed"]
 
 
 def load_backbone_state(
@@ -25,18 +26,32 @@ def load_backbone_state(
     """The backbone's tensors under the names of an unwrapped, unchunked model, on the CPU, and what they are.
 
     Args:
-        path: the file; see `identify` for what is read.
+        path: the file or folder; see `identify` for what is read.
         spec: the plugin spec that the caller is going to use; None for "whatever the file says".
         key: `teacher` or `student`, where the file holds both and the teacher is not what is wanted.
 
     Raises:
         CheckpointError: as `identify`, or `spec` contradicts the file.
     """
+    state, _, info = backbone_and_heads(path, key)
+    if info.shape.problem:
+        raise CheckpointError(f"{path}: {info.shape.problem}")
+    agree(info.spec, spec, str(path))
+    return state, info
+
+
+def backbone_and_heads(
+    path: str | os.PathLike[str], key: str | None = None
+) -> tuple[dict[str, Tensor], dict[str, Tensor], CheckpointInfo]:
+    """The backbone's tensors, those of its heads, and what they are, also where that is no ViT known here."""
     checkpoint = read(path)
     info = identify_loaded(checkpoint, Path(path), key)
-    agree(info.spec, spec, str(path))
-    state: Mapping[str, Any] = checkpoint[info.section] if info.section else checkpoint
-    return {plain: state[stored].detach() for stored, plain in info.keys.items()}, info
+    state: Mapping[str, Any] = sections(checkpoint)[info.section]
+    for names in (info.keys, info.heads):
+        if len(set(names.values())) < len(names):
+            raise CheckpointError(f"{path}: two of its tensors are one of the backbone's: {sorted(names)[:4]} ...")
+    keys, heads = ({plain: state[stored].detach() for stored, plain in n.items()} for n in (info.keys, info.heads))
+    return keys, heads, info
 
 
 def load_backbone(model: nn.Module, path: str | os.PathLike[str], *, key: str | None = None) -> CheckpointInfo:
@@ -60,34 +75,60 @@ def load_backbone(model: nn.Module, path: str | os.PathLike[str], *, key: str | 
     """
     state, info = load_backbone_state(path, spec=spec_of(model) or "softmax", key=key)
     own = model.state_dict()
+    ours = told({}, [("", own)], type(model).__name__).layers
+    if info.layers and ours and info.layers != ours:
+        differing = sorted(layer for layer in {**ours, **info.layers} if ours.get(layer) != info.layers.get(layer))
+        raise CheckpointError(
+            f"{path} records other plugins than the {type(model).__name__} has in the layers {differing}: "
+            f"{[info.layers.get(layer) for layer in differing]} for {[ours.get(layer) for layer in differing]}"
+        )
     renamed = {flat_key(name): name for name in own}
     adapted = {renamed.get(name, name): tensor for name, tensor in state.items()}
     if "pos_embed" in own and "pos_embed" in adapted:
-        adapted["pos_embed"] = resize_pos_embed(adapted["pos_embed"], own["pos_embed"])
-    missing = sorted(own.keys() - adapted.keys() - {name for name in own if name.startswith("head.")})
-    unexpected = sorted(adapted.keys() - own.keys())
-    shapes = [
-        f"{name} {tuple(tensor.shape)} for {tuple(own[name].shape)}"
-        for name, tensor in adapted.items()
-        if name in own and tensor.shape != own[name].shape
-    ]
-    if missing or unexpected or shapes:
+        adapted["pos_embed"] = resize_pos_embed(state, own)
+    wrong = misfit(adapted, {name: tensor for name, tensor in own.items() if not name.startswith("head.")})
+    if wrong:
         raise CheckpointError(
-            f"{path} ({info.architecture}/{info.patch_size}) does not fit {type(model).__name__}. "
-            f"Missing: {missing}. Unexpected: {unexpected}. Other shapes: {shapes}."
+            f"{path} ({info.architecture}/{info.patch_size}) does not fit {type(model).__name__}. {wrong}"
         )
     model.load_state_dict(adapted, strict=False)
     return info
 
 
-def resize_pos_embed(source: Tensor, target: Tensor) -> Tensor:
-    """source: [1, P + G², D], target: [1, P + H², D] → source on the target's grid, prefix positions untouched."""
-    if source.shape == target.shape:
-        return source
-    (side, prefix), (wanted, wanted_prefix) = grid_side(source), grid_side(target)
-    if prefix != wanted_prefix or source.shape[-1] != target.shape[-1]:
-        return source  # not a matter of size: reported with the other shapes
-    grid = source[:, prefix:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    grid = torch.nn.functional.interpolate(grid, size=(wanted, wanted), mode="bicubic", align_corners=False)
-    patches = grid.permute(0, 2, 3, 1).flatten(1, 2).to(source.dtype)
-    return torch.cat([source[:, :prefix], patches], dim=1)
+def misfit(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """What keeps tensors from being loaded into a model, all of it, or nothing; records are compared elsewhere.
+
+    Args:
+        state: the tensors.
+        own: the model's state dict.
+    """
+    missing = sorted(name for name in own.keys() - state.keys() if not is_record(name))
+    unexpected = sorted(state.keys() - own.keys())
+    shapes = [
+        f"{name} {tuple(tensor.shape)} for {tuple(own[name].shape)}"
+        for name, tensor in state.items()
+        if name in own and tensor.shape != own[name].shape
+    ]
+    if not (missing or unexpected or shapes):
+        return ""
+    grid = " Positions of a grid that is not square cannot be resized: give img_size as it was trained, or resize them."
+    odd = "pos_embed" in state and any(text.startswith("pos_embed ") for text in shapes) and square_grid(state) is None
+    return f"Missing: {missing}. Unexpected: {unexpected}. Other shapes: {shapes}.{grid if odd else ''}"
+
+
+def resize_pos_embed(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
+    """The position embedding [1, P + G², D] of one state dict on the grid of another's, [1, P + H², D].
+
+    One that is no square grid, or has another prefix or width, is returned as it is: its shape tells.
+    """
+    embedding, wanted = source["pos_embed"], target["pos_embed"]
+    found, goal = square_grid(source), square_grid(target)
+    if embedding.shape == wanted.shape or found is None or goal is None:
+        return embedding
+    (side, prefix), (goal_side, goal_prefix) = found, goal
+    if prefix != goal_prefix or embedding.shape[-1] != wanted.shape[-1]:
+        return embedding
+    grid = embedding[:, prefix:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    grid = torch.nn.functional.interpolate(grid, size=(goal_side, goal_side), mode="bicubic", align_corners=False)
+    patches = grid.permute(0, 2, 3, 1).flatten(1, 2).to(embedding.dtype)
+    return torch.cat([embedding[:, :prefix], patches], dim=1)

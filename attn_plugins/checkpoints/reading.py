@@ -1,4 +1,4 @@
-"""Read checkpoint files without running anything that is in them."""
+"""Read checkpoint files and folders without running anything that is in them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from .errors import CheckpointError
+from .plain import WEIGHTS, read_json
 
-__all__ = ["allowed_globals", "read"]
+__all__ = ["allowed_globals", "read", "refusal", "safe_globals"]
 
 
 def allowed_globals() -> list[Any]:
@@ -40,11 +41,20 @@ def allowed_globals() -> list[Any]:
     return allowed
 
 
+def safe_globals() -> Any:
+    """A context in which `torch.load(weights_only=True)` takes `allowed_globals` as well."""
+    known = torch.serialization.get_safe_globals()  # left alone: the context takes its own back at the end
+    return torch.serialization.safe_globals([entry for entry in allowed_globals() if entry not in known])
+
+
 def read(path: str | os.PathLike[str], *, mmap: bool = False) -> Any:
-    """The contents of a `torch.save` file, on the CPU.
+    """The contents of a checkpoint, on the CPU.
+
+    Read are files of `torch.save`, safetensors (one file, or the index of several), and folders: of
+    torch.distributed.checkpoint, of timm's and transformers' `save_pretrained`, and of accelerate.
 
     Args:
-        path: the file.
+        path: the file or folder.
         mmap: leave tensors on disk until they are touched (fit for looking, not for keeping: the trainer may
             overwrite the file).
 
@@ -54,36 +64,94 @@ def read(path: str | os.PathLike[str], *, mmap: bool = False) -> Any:
     """
     path = pathlib.Path(path)
     if path.is_dir():
-        raise CheckpointError(
-            f"{path} is a folder. A sharded (torch.distributed.checkpoint) save has to be consolidated first: "
-            "torch.distributed.checkpoint.format_utils.dcp_to_torch_save(FOLDER, FILE)."
-        )
+        return _read_folder(path, mmap)
     if not path.is_file():
         raise CheckpointError(f"no such file: {path}")
-    known = torch.serialization.get_safe_globals()  # left alone: the context takes its own back at the end
+    if path.name == ".metadata":
+        return _read_folder(path.parent, mmap)
+    if path.suffix == ".json":
+        return _read_shards(path, mmap)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    return _read_torch(path, mmap)
+
+
+def _read_folder(path: pathlib.Path, mmap: bool) -> Any:
+    if (path / ".metadata").is_file():
+        from .distributed import read_distributed
+
+        return read_distributed(path)
+    found = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
+    if found is not None:
+        return read(found, mmap=mmap)
+    inside = sorted(folder.parent for folder in path.glob("*/.metadata"))
+    models = [folder for folder in inside if "optim" not in folder.name]
+    if len(models) == 1:  # accelerate with FSDP: FOLDER/pytorch_model_fsdp_0 beside optimizer_0
+        return _read_folder(models[0], mmap)
+    names = ", ".join(sorted(entry.name for entry in path.iterdir())[:8])
+    raise CheckpointError(
+        f"{path} is a folder without weights that are known here ({', '.join(WEIGHTS)}, or the .metadata of "
+        f"torch.distributed.checkpoint); it holds: {names or 'nothing'}. Name the file."
+    )
+
+
+def _read_shards(index: pathlib.Path, mmap: bool) -> dict[str, Any]:
+    """The tensors of `*.index.json`, which says in which file beside it each of them is."""
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise CheckpointError(f"{index} is no index of weights: it has no weight_map of file names")
+    state: dict[str, Any] = {}
+    for name in sorted(set(places.values())):
+        if pathlib.PurePath(name).name != name or name.endswith(".json"):
+            raise CheckpointError(f"{index} names {name!r}, which is no file of weights beside it")
+        state |= read(index.with_name(name), mmap=mmap)
+    absent = sorted(places.keys() - state.keys())
+    if absent:
+        raise CheckpointError(f"{index} lists tensors that its files lack: {absent[:5]} ({len(absent)} in all)")
+    return state
+
+
+def _read_safetensors(path: pathlib.Path) -> dict[str, Any]:
     try:
-        with torch.serialization.safe_globals([entry for entry in allowed_globals() if entry not in known]):
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise CheckpointError(f"{path} needs safetensors to be read: pip install safetensors") from error
+    try:
+        return load_file(path, device="cpu")
+    except Exception as error:  # whatever a damaged file makes of the reader: nothing of it is used
+        raise _damaged(path, "safetensors file", error) from error
+
+
+def _read_torch(path: pathlib.Path, mmap: bool) -> Any:
+    try:
+        with safe_globals():
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        raise CheckpointError(_unpickling_message(path, str(error))) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError) as error:
-        raise CheckpointError(
-            f"{path} ({path.stat().st_size} bytes) is truncated or not a torch checkpoint: {_first_line(error)}. "
-            "Copy it again from where it was written."
-        ) from error
+        raise CheckpointError(refusal(f"{path} ({path.stat().st_size} bytes)", str(error))) from error
+    except Exception as error:  # whatever a damaged file makes of the reader: nothing of it is used
+        raise _damaged(path, "torch checkpoint", error) from error
 
 
-def _unpickling_message(path: pathlib.Path, text: str) -> str:
+def _damaged(path: pathlib.Path, kind: str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path} ({path.stat().st_size} bytes) is truncated or not a {kind}: {_first_line(error)}. "
+        "Copy it again from where it was written."
+    )
+
+
+def refusal(what: str, text: str) -> str:
+    """The message for something that torch's safe unpickler refused with `text`."""
     wanted = re.search(r"GLOBAL:? ([\w.]+)", text)
     if wanted is None:
         return (
-            f"{path} ({path.stat().st_size} bytes) refused, nothing in it was run: it is truncated, not a "
+            f"{what} refused, nothing in it was run: it is truncated, not a "
             "torch checkpoint, or holds more than tensors and plain settings."
         )
     return (
-        f"{path} refused, nothing in it was run: it asks for {wanted[1].rstrip('.')}, and only tensors and "
-        "plain settings are read. If it is a whole pickled model (a Lightning or lightly-train .ckpt), export its "
-        "weights first: lightly_train.export(..., format='torch_state_dict')."
+        f"{what} refused, nothing in it was run: it asks for {wanted[1].rstrip('.')}, and only tensors and "
+        "plain settings are read. Save its weights alone and use that file: "
+        "torch.save(torch.load(FILE, weights_only=False)['state_dict'], OTHER), if you trust the file; for a "
+        "lightly-train .ckpt lightly_train.export(..., format='torch_state_dict')."
     )
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..files import written
 from ..patching.record import METADATA_KEY, spec_of
-from .identity import agree
+from .huggingface import config_of
 
 __all__ = ["save"]
 
@@ -32,7 +32,7 @@ def save(
         path: where to.
         model: the backbone, patched or not.
         arch: how the model is built, as the probes name it (``timm/vit_tiny_patch16_224``), for models that
-            their tensors do not identify.
+            their tensors do not identify. A model of transformers is told by its config, which is kept in the file.
         arch_options: what the constructor was given besides (``{"depth": 4}``).
         extra: further top-level entries: tensors, numbers, strings, lists and dicts of them.
 
@@ -46,10 +46,13 @@ def save(
     if taken:
         raise ValueError(f"{sorted(taken)} cannot name extra entries: the format uses them. Rename them.")
     path = Path(path)
-    built = {"arch": arch, "arch_options": arch_options or {}} if arch else {}
+    built: dict[str, Any] = {"arch": arch, "arch_options": arch_options or {}} if arch else {}
+    config = config_of(model)
+    if config is not None:
+        built["config"] = config
     contents = {
         "model": model.state_dict(),
-        METADATA_KEY: {"spec": agree(spec_of(model), None, str(path)), **built},
+        METADATA_KEY: {"spec": spec_of(model) or "softmax", **built},
         **extra,
     }
     with written(path) as partial, partial.open("wb") as file:  # opened here, or the name would be in the contents

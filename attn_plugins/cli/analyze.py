@@ -33,7 +33,12 @@ def add_parser(subparsers: Any) -> None:
 
 def add_subject_options(parser: argparse.ArgumentParser) -> None:
     """Which models, on which images."""
-    parser.add_argument("checkpoints", nargs="+", type=Path, help="one or more; what they are is read from the files")
+    parser.add_argument(
+        "checkpoints",
+        nargs="+",
+        metavar="FILE[=SPEC]",
+        help="one or more; what they are is read from the files, and FILE=SPEC shows one under another spec",
+    )
     parser.add_argument("--data", type=Path, required=True, help="image folder, or root of VOC, ImageNet, ADE20K, ...")
     parser.add_argument("--split", default="val", help="of the data set (default: %(default)s)")
     parser.add_argument("--annotations", type=Path, help="boxes: COCO JSON, or a folder of VOC or ImageNet XML")

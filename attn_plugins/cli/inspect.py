@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import CheckpointInfo, identify
+from ..checkpoints import CheckpointInfo, Shape, identify
 
 __all__ = ["add_parser"]
 
@@ -18,7 +19,7 @@ def add_parser(subparsers: Any) -> None:
         description="Print a checkpoint's architecture, patch size, registers, plugin spec and backbone keys. "
         "Nothing in the file is run.",
     )
-    parser.add_argument("file", type=Path)
+    parser.add_argument("file", type=Path, help="a file, or a folder of timm, transformers or torch.distributed")
     parser.add_argument("--key", help="which backbone, where the file holds several (default: the teacher)")
     parser.add_argument("--keys", action="store_true", help="list the backbone's keys as well")
     parser.set_defaults(func=run)
@@ -41,14 +42,37 @@ def _rows(info: CheckpointInfo) -> dict[str, str]:
         "codebase": shape.codebase,
         "architecture": f"{shape.architecture} (embed_dim {shape.embed_dim}, depth {shape.depth}, ffn {shape.ffn})",
         "patch size": str(shape.patch_size),
-        "positions": "rotary" if shape.grid is None else f"{shape.grid} x {shape.grid} patches",
+        "positions": _positions(shape),
         "registers": f"{shape.registers} of the model's own",
-        "spec": f"{info.spec} (from {info.spec_source})" if info.spec else "none recorded (trained without plugins)",
+        "spec": f"{info.spec} (from {info.spec_source})" if info.spec else _not_recorded(info),
         "backbone": f"{len(info.keys)} tensors at {_place(info.section, info.prefix)}",
     }
+    if len(set(info.layers.values())) > 1 or 0 < len(info.layers) < shape.depth:
+        rows["layers"] = _by_spec(info)
+    if info.arch:
+        rows["built as"] = f"{info.arch} {dict(info.arch_options) or ''}".rstrip()
     if info.others:
         rows["also holds"] = ", ".join(_place(*other) for other in info.others)
     return rows
+
+
+def _positions(shape: Shape) -> str:
+    if shape.grid is not None:
+        return f"{shape.grid} x {shape.grid} patches"
+    return "rotary" if shape.positions is None else f"{shape.positions} tokens, no square grid of patches and [CLS]"
+
+
+def _not_recorded(info: CheckpointInfo) -> str:
+    """A file that says nothing says nothing, not softmax."""
+    learned = info.plugin_keys
+    return f"not recorded, but it holds parameters of plugins: {', '.join(learned[:3])}" if learned else "not recorded"
+
+
+def _by_spec(info: CheckpointInfo) -> str:
+    layers = defaultdict(list)
+    for layer, spec in info.layers.items():
+        layers[spec].append(layer)
+    return "; ".join(f"{spec}: {', '.join(names)}" for spec, names in layers.items())
 
 
 def _place(section: str, prefix: str) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..attention import attention
-from ..attention.counting import answers, note_answer
+from ..attention.counting import answers, note_answer, observing, within
 from ..errors import UnsupportedModelError
 from ..swap import PREFIX
 from . import flow
@@ -132,10 +132,13 @@ class Answering(TorchFunctionMode):
         dtype = next((value for value in args[2:] if isinstance(value, torch.dtype)), kwargs.get("dtype"))
         scores = source if dtype is None else source.to(dtype)
         self._may_answer()
-        if not self.traced:
-            note_answer()
         dim = dim % source.dim()
         out = self._weights(scores, dim)
+        if not self.traced:
+            note_answer()
+            watched = observing()
+            if watched is not None:
+                watched(self.module, backend="materialised", weights=out.movedim(dim, -1))
         mark = self.marks.get(source)
         labels = None if mark is None or mark.labels is None else list(mark.labels)
         if labels is not None:
@@ -438,8 +441,11 @@ def proved(forward: Callable[..., Any]) -> Callable[..., Any]:
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return forward(self, *args, **kwargs)
-        before = answers()
-        out = forward(self, *args, **kwargs)
+        before, outer = answers(), within(self)
+        try:
+            out = forward(self, *args, **kwargs)
+        finally:
+            within(outer)
         given = answers() - before
         vars(self)[ANSWERED] = vars(self).get(ANSWERED, 0) + given
         if not given:

@@ -11,6 +11,7 @@ from ..codebases.base import Layer
 from ..registry import MECHANISMS
 from ..spec import Plugin
 from ..swap import PREFIX, remove_layers
+from ..swap import starts as _starts  # noqa: F401 - the name that pickles of release 0.1 hold
 from .anatomy import ViT, find_vits
 from .layout import LAYOUT
 

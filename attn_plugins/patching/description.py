@@ -14,6 +14,7 @@ from ..attention.call import AttentionCall
 from ..codebases.answer import NORMALIZER
 from ..mechanisms import applied_mechanisms
 from ..spec import Plugin
+from ..text import columns
 from .record import lost
 from .sites import Site, survey
 
@@ -57,9 +58,7 @@ class Description(list[LayerInfo]):
             (x.path or "(model)", x.cls, x.adapter or "", x.spec or "(not patched)", x.backend or "", x.note)
             for x in self
         ]
-        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in [head, *rows]]
-        return "\n".join([*lines, *(f"token mechanism: {plugin}" for plugin in self.mechanisms)])
+        return "\n".join([*columns([head, *rows]), *(f"token mechanism: {plugin}" for plugin in self.mechanisms)])
 
 
 def describe(model: nn.Module) -> Description:

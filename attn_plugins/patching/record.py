@@ -6,6 +6,7 @@ dict, and beside the tensors, in the ``_metadata`` mapping where PyTorch keeps t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -82,7 +83,7 @@ def write_records(model: nn.Module) -> None:
             swap.add_hook(module, "load_state_dict_pre_hook", _check_layer)
 
 
-def stamp(model: nn.Module, spec: Spec, layers: dict[str, str | None]) -> None:
+def stamp(model: nn.Module, spec: Spec, layers: Mapping[str, str | None]) -> None:
     """Make the metadata of ``model.state_dict()`` tell what the model is patched with.
 
     Args:

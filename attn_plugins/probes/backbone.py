@@ -11,8 +11,8 @@ from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from ..backbones.architectures import load_backbone
 from ..backbones.features import ViTFeatures, center_pad, evenly_spaced
+from ..checkpoints import build
 from .cache import FeatureCache
 
 __all__ = ["FrozenViT"]
@@ -76,7 +76,7 @@ class FrozenViT(BaseModule):
             raise ValueError(f"cls_token={cls_token!r}; use one of {', '.join(_CLS)}")
         if autocast is not None and autocast not in _AUTOCAST:
             raise ValueError(f"autocast={autocast!r}; use one of {', '.join(_AUTOCAST)} or leave it out")
-        model, identity = load_backbone(arch, checkpoint, plugins, repo, **(arch_options or {}))
+        model, identity = build(arch, checkpoint, plugins, repo, **(arch_options or {}))
         # A list hides the ViT from nn.Module; `_apply` below moves it with the rest.
         self._hidden = [ViTFeatures(model)]
         self.layers = _layers(out_indices, self._vit.depth)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import timm
+import torch
 
 import attn_plugins
 from attn_plugins.analysis.subjects import epoch_of, from_checkpoints
@@ -51,3 +52,22 @@ def test_names_are_as_short_as_tells_the_models_apart(tmp_path):
         ("softmax, b/checkpoint", None),
         ("entmax15", None),
     ]
+
+
+def test_one_checkpoint_stands_beside_itself_under_two_specs(tmp_path):
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, **OPTIONS)
+    trained = save(tmp_path / "trained.pth", attn_plugins.patch(model, "entmax15"), arch=ARCH, arch_options=OPTIONS)
+    silent = tmp_path / "silent.pth"
+    torch.save(attn_plugins.unpatch(model).state_dict(), silent)
+    with pytest.warns(UserWarning, match="softmax is assumed"):
+        found = from_checkpoints([trained, f"{trained}=softmax", f"{silent}=sparsemax", str(silent)])
+    assert [(subject.name, subject.spec, subject.source) for subject in found] == [
+        ("entmax15", "entmax15", "recorded"),
+        ("softmax (trained with entmax15)", "softmax", "asked for"),
+        ("sparsemax", "sparsemax", "asked for"),
+        ("softmax (assumed)", "softmax", "assumed"),
+    ]
+    for subject in found[:2]:
+        assert {line.spec for line in attn_plugins.describe(subject.load())} == {subject.spec}
+    with pytest.raises(ValueError, match="bad spec"):
+        from_checkpoints([f"{trained}=entmax51"])

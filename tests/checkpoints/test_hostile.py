@@ -5,11 +5,12 @@ import os
 import pickle
 import zipfile
 
-import layouts
 import pytest
 import torch
 
 from attn_plugins.checkpoints import CheckpointError, identify, load_backbone_state
+
+from . import layouts
 
 
 class _Runs:
@@ -65,5 +66,5 @@ def test_a_zip_that_is_no_checkpoint_is_refused(tmp_path):
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
     with pytest.raises(CheckpointError, match="no such file"):
         identify(tmp_path / "absent.pth")
-    with pytest.raises(CheckpointError, match="dcp_to_torch_save"):
+    with pytest.raises(CheckpointError, match="a folder without weights that are known here"):
         identify(tmp_path)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from attn_plugins.backbones.architectures import load_backbone
-from attn_plugins.backbones.checkouts import build
 from attn_plugins.backbones.features import ViTFeatures
 from attn_plugins.checkpoints import CheckpointError, save
+from attn_plugins.checkpoints import build as load_backbone
+from attn_plugins.checkpoints.checkouts import build
 
 from .conftest import ARCH, OPTIONS, checkout, tiny_vit
 from .test_features import images, randomised

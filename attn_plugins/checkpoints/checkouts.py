@@ -5,15 +5,16 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from torch import nn
 
-from ..checkpoints import Shape
+from .layout import Shape
 
-__all__ = ["ROOTS", "build", "root_of"]
+__all__ = ["ROOTS", "arguments_for", "build", "root_of"]
 
 ROOTS = {"dinov1": "DINO_ROOT", "dinov2": "DINOV2_ROOT", "dinov3": "DINOV3_ROOT"}
 _MODULES = {
@@ -63,15 +64,20 @@ def build(codebase: str, name: str, root: Path, shape: Shape | None, options: di
     factory = getattr(module, _DINOV3.get(name, name) if codebase == "dinov3" else name, None)
     if factory is None:
         raise ValueError(f"{codebase} at {root} has no architecture {name!r}")
+    return factory(**arguments_for(codebase, shape, options))
+
+
+def arguments_for(codebase: str, shape: Shape | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments of the constructor: as the checkpoint's tensors are, and `options` over them."""
     if codebase == "dinov3":
-        return factory(pretrained=False, **options)
+        return {"pretrained": False, **options}
     settings: dict[str, Any] = {}
     if shape is not None and shape.grid is not None:
         settings = {"patch_size": shape.patch_size, "img_size": shape.grid * shape.patch_size}
     if codebase == "dinov1":
         if "img_size" in settings:
             settings["img_size"] = [settings["img_size"]]
-        return factory(**settings | options)
+        return settings | dict(options)
     # Released models with registers resample positions with antialiasing and no 0.1 offset (hub/backbones.py).
     registers = shape.registers if shape else 0
     settings |= {
@@ -82,7 +88,7 @@ def build(codebase: str, name: str, root: Path, shape: Shape | None, options: di
         "interpolate_antialias": registers > 0,
         "interpolate_offset": 0.0 if registers else 0.1,
     }
-    return factory(**settings | options)
+    return settings | dict(options)
 
 
 def _import(codebase: str, root: Path) -> ModuleType:

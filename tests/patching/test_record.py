@@ -1,0 +1,172 @@
+"""The spec in a state dict: as a tensor in every layer, through all that happens to state dicts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import attn_plugins
+from attn_plugins.record import RECORD, decode, encode, records_in
+
+from .models import TinyViT, images
+
+State = dict[str, Tensor]
+
+
+def averaged(state: State) -> State:
+    """An exponential moving average of a thousand equal states, as trainers compute it, in place."""
+    average = {key: value.clone() for key, value in state.items()}
+    for _ in range(1000):
+        for key, value in state.items():
+            average[key].copy_(average[key] * 0.996 + value * 0.004)
+    return average
+
+
+WAYS: dict[str, Callable[[State], Any]] = {
+    "as it is": dict,
+    "prefixed": lambda state: {f"module.student.backbone.{key}": value for key, value in state.items()},
+    "half": lambda state: {key: value.half() for key, value in state.items()},
+    "bfloat16": lambda state: {key: value.bfloat16() for key, value in state.items()},
+    "float64": lambda state: {key: value.double() for key, value in state.items()},
+    "averaged": averaged,
+    "one block": lambda state: {key: value for key, value in state.items() if key.startswith("blocks.2.")},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_spec_is_told_after(way: str) -> None:
+    model = attn_plugins.patch(TinyViT(), "entmax:alpha=1.3")
+    found = records_in(WAYS[way](model.state_dict()))
+    assert found and all(record == {"spec": "entmax:alpha=1.3"} for record in found.values())
+    assert all(layer.endswith("attn") for layer in found)
+
+
+def test_layers_tell_their_own_normalizer() -> None:
+    model = attn_plugins.patch(TinyViT(), "entmax15", layers=[0, 1])
+    attn_plugins.patch(model, "sparsemax", layers=[1, 3])
+    specs = {layer: record["spec"] for layer, record in records_in(model.state_dict()).items()}
+    assert specs == {"blocks.0.attn": "entmax15", "blocks.1.attn": "sparsemax", "blocks.3.attn": "sparsemax"}
+
+
+def test_weights_of_another_spec_are_refused_before_anything_changes() -> None:
+    theirs = attn_plugins.patch(TinyViT(), "entmax15").state_dict()
+    model = attn_plugins.patch(TinyViT(), "sparsemax")
+    before = copy.deepcopy(model.state_dict())
+    changed = {key: value + 1 if value.is_floating_point() else value for key, value in theirs.items()}
+    for strict in (True, False):
+        with pytest.raises(ValueError, match=r"blocks\.0\.attn\.attn_plugins_record: .*'entmax15'.*'sparsemax'"):
+            model.load_state_dict(changed, strict=strict)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    on_purpose = {key: value for key, value in changed.items() if not key.endswith(RECORD)}
+    model.load_state_dict(on_purpose, strict=True)
+    assert records_in(model.state_dict())["blocks.0.attn"] == {"spec": "sparsemax"}
+
+
+def test_weights_without_a_record_load_strictly() -> None:
+    bare, model = TinyViT(), attn_plugins.patch(TinyViT(), "entmax15")
+    assert model.load_state_dict(bare.state_dict(), strict=True) == ([], [])
+
+
+def test_an_average_over_two_specs_is_noticed() -> None:
+    one, other = (attn_plugins.patch(TinyViT(), spec).state_dict() for spec in ("sparsemax", "entmax15"))
+    key = f"blocks.0.attn.{RECORD}"
+    size = min(one[key].numel(), other[key].numel())
+    mixed = (one[key][:size].float() + other[key][:size].float()) / 2
+    with pytest.raises(ValueError, match="record of attn_plugins"):
+        decode(mixed)
+
+
+def test_an_empty_buffer_is_written_anew() -> None:
+    """``to_empty`` leaves memory as it finds it; what is saved then must still be true."""
+    with torch.device("meta"):
+        model = TinyViT()
+    attn_plugins.patch(model, "entmax15").to_empty(device="cpu")
+    for module in model.modules():
+        if RECORD in module._buffers:
+            module._buffers[RECORD].zero_()
+    assert {record["spec"] for record in records_in(model.state_dict()).values()} == {"entmax15"}
+
+
+def test_a_patch_that_was_lost_is_not_told_as_one() -> None:
+    class Merged(type(TinyViT().blocks[0].attn)):  # type: ignore[misc]
+        pass
+
+    model = attn_plugins.patch(TinyViT(), "entmax15")
+    model.blocks[1].attn.__class__ = Merged
+    state = model.state_dict()
+    assert records_in(state)["blocks.1.attn"] == {"spec": "entmax15", "lost": True}
+    assert state._metadata[""]["attn_plugins"]["lost"] == ["blocks.1.attn"]
+    with pytest.raises(ValueError, match=r"patch lost in blocks\.1\.attn"):
+        attn_plugins.patching.spec_of(model)
+    with pytest.raises(ValueError, match="patch lost"):
+        attn_plugins.verify(model, images())
+    with pytest.raises(ValueError, match=r"blocks\.1\.attn.*was lost"):
+        attn_plugins.patch(TinyViT(), "entmax15").load_state_dict(state)
+
+
+def test_a_replaced_layer_is_a_lost_patch() -> None:
+    model = attn_plugins.patch(TinyViT(), "entmax15")
+    model.blocks[2].attn = TinyViT().blocks[0].attn
+    notes = {line.path: (line.spec, line.note) for line in attn_plugins.describe(model)}
+    assert notes["blocks.2.attn"] == (None, "patch lost: the layer was replaced by a Attention")
+    with pytest.raises(ValueError, match="patch lost"):
+        attn_plugins.patching.spec_of(model)
+
+
+@given(st.dictionaries(st.text(max_size=8), st.integers() | st.text(max_size=20) | st.booleans(), max_size=4))
+def test_any_record_comes_back(fields: dict[str, Any]) -> None:
+    record = {**fields, "spec": "entmax15"}
+    assert decode(encode(record).to(torch.float16)) == record
+
+
+@given(st.lists(st.integers(0, 255), max_size=60))
+def test_other_tensors_are_no_records(values: list[int]) -> None:
+    with pytest.raises(ValueError, match="record of attn_plugins"):
+        decode(torch.tensor(values, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    "tensor", [torch.empty(3, 2), torch.full((4,), torch.nan), torch.empty(4, device="meta"), torch.ones(2) * 1e9]
+)
+def test_odd_tensors_are_no_records(tensor: Tensor) -> None:
+    with pytest.raises(ValueError, match="record of attn_plugins"):
+        decode(tensor)
+
+
+def test_init_weights_after_to_empty_starts_learnable_alphas() -> None:
+    class Starting(TinyViT):
+        def init_weights(self) -> None:
+            for parameter in self.parameters():
+                if not parameter.is_meta:
+                    nn.init.normal_(parameter)
+
+    with torch.device("meta"):
+        model = Starting()
+    attn_plugins.patch(model, "entmax_alpha:init=1.25").to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(torch.nan)
+    model.init_weights()
+    for block in model.blocks:
+        torch.testing.assert_close(block.attn.attn_plugins_normalizer.alpha, torch.full((4,), 1.25))
+    attn_plugins.unpatch(model)
+    assert "init_weights" not in vars(model) and type(model) is Starting
+
+
+def test_nothing_stays_behind_of_what_trainers_do() -> None:
+    from attn_plugins.trainers import patch_networks
+
+    bare, model = TinyViT(), TinyViT()
+    for _ in range(3):
+        patch_networks("entmax15", model)
+    attn_plugins.unpatch(model)
+    assert not model._load_state_dict_pre_hooks and not model._state_dict_hooks
+    assert not any(name.startswith("attn_plugins") for module in model.modules() for name in vars(module))
+    assert type(model) is type(bare)
