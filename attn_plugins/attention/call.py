@@ -54,12 +54,16 @@ def default_scale(query: Tensor) -> float:
 
 
 _BOUND: dict[str, Normalizer] = {}
+_MOST_BOUND = 256  # a sweep over alpha has a name for every value
 
 
 def _ensure_bound(name: str) -> bool:
     # torch.compile runs this once while it traces: looking names up needs entry points, which it cannot trace.
     if name not in _BOUND:
-        _BOUND[name] = bind(name)
+        bound = bind(name)
+        while len(_BOUND) >= _MOST_BOUND:
+            del _BOUND[next(iter(_BOUND))]
+        _BOUND[name] = bound
     return True
 
 

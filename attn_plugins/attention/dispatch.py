@@ -139,7 +139,7 @@ def choose_backend(call: AttentionCall, backend: str = "auto") -> ModuleType:
     raise AssertionError("the reference backend runs everything")
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _announce(message: str) -> None:
     warnings.warn(message, stacklevel=3)
 

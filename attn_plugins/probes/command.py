@@ -78,11 +78,13 @@ def iteration_options(probe: str, iterations: int) -> dict[str, Any]:
     schedulers = config.param_scheduler
     named = {"": schedulers} if isinstance(schedulers, Mapping) else {f".{i}": s for i, s in enumerate(schedulers)}
     for name, scheduler in named.items():
-        # mmengine's linear and poly schedules go over end - 1 iterations.
-        more = {"end": int(scheduler["type"] in ("LinearLR", "PolyLR")), "T_max": 0}
+        # mmengine's linear and poly schedules go over end - 1 iterations; a momentum's end where the next one begins.
+        last = int(scheduler["type"] in ("LinearLR", "PolyLR", "CosineAnnealingMomentum"))
+        more = {"begin": 0, "end": last, "T_max": 0}
         for key in more.keys() & scheduler.keys():
-            steps = round((scheduler[key] - more[key]) * share)
-            options[f"param_scheduler{name}.{key}"] = max(steps, 1) + more[key]
+            if key != "begin" or scheduler[key]:
+                steps = round((scheduler[key] - more[key]) * share)
+                options[f"param_scheduler{name}.{key}"] = max(steps, 1) + more[key]
     return options
 
 

@@ -14,14 +14,17 @@ from torch import Tensor
 __all__ = ["DepthErrors", "crop_box", "depth_errors"]
 
 NAMES = ("rmse", "abs_rel", "sq_rel", "rmse_log", "log10", "silog", "d1", "d2", "d3")
+EIGEN = (45, 471, 41, 601)
+"""Top, bottom, left and right of Eigen's crop of NYUv2's 480x640."""
 
 
 def crop_box(crop: str | None, height: int, width: int) -> tuple[int, int, int, int]:
     """Top, bottom, left, right of an evaluation crop.
 
     Args:
-        crop: `eigen` (NYUv2: rows 45 to 471, columns 41 to 601 of 480x640, scaled with the map), `garg` (KITTI:
-            fractions of the size) or None for all.
+        crop: `eigen` (NYUv2: rows 45 to 471, columns 41 to 601 of 480x640, scaled with the map), `eigen_pixels`
+            (those rows and columns of a map of any size, what the Monocular-Depth-Estimation-Toolbox takes of
+            SUN RGB-D), `garg` (KITTI: fractions of the size) or None for all.
 
     Raises:
         ValueError: unknown crop, or a map of another shape than 3:4 for `eigen`.
@@ -29,7 +32,10 @@ def crop_box(crop: str | None, height: int, width: int) -> tuple[int, int, int, 
     if crop is None:
         return 0, height, 0, width
     if crop == "eigen":
-        return scaled_crop((45, 471, 41, 601), height, width)
+        return scaled_crop(EIGEN, height, width)
+    if crop == "eigen_pixels":
+        top, bottom, left, right = EIGEN
+        return top, min(bottom, height), left, min(right, width)
     if crop == "garg":
         return (
             int(0.40810811 * height),
@@ -37,7 +43,7 @@ def crop_box(crop: str | None, height: int, width: int) -> tuple[int, int, int, 
             int(0.03594771 * width),
             int(0.96405229 * width),
         )
-    raise ValueError(f"crop={crop!r}; use 'eigen', 'garg' or None")
+    raise ValueError(f"crop={crop!r}; use 'eigen', 'eigen_pixels', 'garg' or None")
 
 
 def scaled_crop(crop: tuple[int, int, int, int], height: int, width: int) -> tuple[int, int, int, int]:
@@ -89,18 +95,25 @@ class DepthErrors(BaseMetric):
     Args:
         min_depth: metres.
         max_depth: metres.
-        crop: `eigen`, `garg` or None; see `crop_box`.
+        crop: `eigen`, `eigen_pixels`, `garg` or None; see `crop_box`.
+        cap: metres; ground truth and predictions beyond it are set to it first, as the toolbox does on SUN RGB-D,
+            so that whatever is farther counts as that far. None changes nothing.
         kwargs: of mmengine's `BaseMetric`.
     """
 
     default_prefix = None
 
-    def __init__(self, min_depth: float, max_depth: float, crop: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, min_depth: float, max_depth: float, crop: str | None = None, cap: float | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         crop_box(crop, 480, 640)
+        if cap is not None and not min_depth < cap < max_depth:
+            raise ValueError(f"cap={cap} lies outside the depth range, {min_depth} to {max_depth} m")
         self.min_depth = min_depth
         self.max_depth = max_depth
         self.crop = crop
+        self.cap = cap
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Add the errors of `pred_depth_map` `[1, H, W]` against `gt_depth_map` `[1, H, W]`."""
@@ -113,6 +126,8 @@ class DepthErrors(BaseMetric):
                 )
             top, bottom, left, right = crop_box(self.crop, *target.shape)
             prediction, target = prediction[top:bottom, left:right], target[top:bottom, left:right]
+            if self.cap is not None:
+                prediction, target = prediction.clamp(max=self.cap), target.clamp(max=self.cap)
             valid = (target > self.min_depth) & (target < self.max_depth)
             errors = None
             if valid.any():

@@ -95,3 +95,32 @@ def test_the_eigen_crop_of_another_shape_is_refused(size: tuple[int, int]) -> No
     data = {"gt_depth_map": {"data": torch.ones(1, *size)}, "pred_depth_map": {"data": torch.ones(1, *size)}}
     with pytest.raises(ValueError, match="has another shape"):
         DepthErrors(0.001, 10.0, "eigen").process(None, [data])
+
+
+@pytest.mark.parametrize("size", [(480, 640), (530, 730), (427, 561), (441, 591)])
+def test_sun_rgbd_as_the_toolbox_measures_it(size: tuple[int, int]) -> None:
+    """Its depth/datasets/sunrgbd.py: both capped at 8 m, then rows 45:471 and columns 41:601 whatever the size."""
+    rng = np.random.default_rng(0)
+    target, prediction = rng.uniform(0.5, 20, size), rng.uniform(0.5, 10, size)
+    target[rng.random(size) < 0.3] = 0
+    metric = DepthErrors(0.001, 10.0, "eigen_pixels", cap=8.0)
+    metric.process(
+        None,
+        [
+            {
+                "gt_depth_map": {"data": torch.tensor(target)[None]},
+                "pred_depth_map": {"data": torch.tensor(prediction)[None]},
+            }
+        ],
+    )
+    true, told = np.minimum(target, 8)[45:471, 41:601], np.minimum(prediction, 8)[45:471, 41:601]
+    wanted = by_hand(told[true > 0.001], true[true > 0.001], 0.001, 10.0)
+    measured = metric.evaluate(1)
+    for name in wanted:
+        assert measured[name] == pytest.approx(wanted[name], rel=1e-9), name
+
+
+@pytest.mark.parametrize("cap", [0.0, 10.0, 80.0, float("nan")])
+def test_a_cap_outside_the_range_is_refused(cap: float) -> None:
+    with pytest.raises(ValueError, match=r"cap=.* lies outside the depth range, 0\.001 to 10\.0 m"):
+        DepthErrors(0.001, 10.0, cap=cap)

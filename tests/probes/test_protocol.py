@@ -32,17 +32,24 @@ def step(config: Config, loader: str, kind: str) -> dict[str, Any]:
 
 def learning_rates(config: Config, at: list[int], base: float) -> list[float]:
     """What the configured schedulers give at the iterations `at`."""
+    return [rate for rate, _ in scheduled(config, at, base)]
+
+
+def scheduled(config: Config, at: list[int], base: float) -> list[tuple[float, float]]:
+    """Learning rate and beta 1 of the iterations `at`."""
     init_default_scope("mmseg")
     parameter = torch.nn.Parameter(torch.zeros(1))
-    wrapper = OptimWrapper(torch.optim.SGD([parameter], lr=base))
+    betas = config.optim_wrapper.optimizer.get("betas", (0.9, 0.999))
+    wrapper = OptimWrapper(torch.optim.AdamW([parameter], lr=base, betas=betas))
     schedules = config.param_scheduler if isinstance(config.param_scheduler, list) else [config.param_scheduler]
     schedulers = [PARAM_SCHEDULERS.build(dict(s, optimizer=wrapper)) for s in schedules]
-    rates = {}
+    found = {}
     for iteration in range(max(at) + 1):
-        rates[iteration] = wrapper.param_groups[0]["lr"]
+        group = wrapper.param_groups[0]
+        found[iteration] = group["lr"], group["betas"][0]
         for scheduler in schedulers:
             scheduler.step()
-    return [rates[iteration] for iteration in at]
+    return [found[iteration] for iteration in at]
 
 
 def test_the_eight_configs() -> None:
@@ -127,7 +134,7 @@ def test_depth(probe: str) -> None:
     sig, gradient = head.loss_decode
     assert (sig.type, sig.loss_weight, sig.warm_iter) == ("SigLoss", 1.0, 100)
     assert (gradient.type, gradient.loss_weight) == ("LogGradientLoss", 0.5)
-    assert config.optim_wrapper.optimizer == {"type": "AdamW", "lr": 1e-3, "betas": (0.9, 0.999), "weight_decay": 0.01}
+    assert config.optim_wrapper.optimizer == {"type": "AdamW", "lr": 1e-3, "betas": (0.95, 0.999), "weight_decay": 0.01}
     assert config.optim_wrapper.clip_grad == {"max_norm": 35, "norm_type": 2}
     assert (config.train_cfg.max_iters, config.train_cfg.total_batch_size) == (38_400, 16)
     assert (config.model.test_cfg.mode, config.model.test_cfg.flip) == ("whole", True)
@@ -154,10 +161,32 @@ def test_depth_crops_and_transfer() -> None:
     assert transfer.val_dataloader.dataset.ann_file == "SUNRGBD_val_splits.txt"
 
 
+def one_cycle(steps: int) -> list[float]:
+    """Beta 1 of every iteration by mmcv 1.x's `OneCycleMomentumUpdaterHook` (momentum_updater.py) with its defaults."""
+    low = 0.3 * steps - 1
+    found = []
+    for t in range(steps):
+        start, end, share = (0.95, 0.85, t / low) if t <= low else (0.85, 0.95, (t - low) / (steps - 1 - low))
+        found.append(end + (start - end) / 2 * (math.cos(math.pi * share) + 1))
+    return found
+
+
 @pytest.mark.parametrize("probe", DEPTH)
 def test_depth_schedule_is_mmcv_1s(probe: str) -> None:
     expected = mmcv_1("cosine", 38_400, 12_800, 1e-3, smallest=1e-8)
-    assert learning_rates(load(probe), list(range(38_400)), 1e-3) == pytest.approx(expected, rel=1e-6, abs=0)
+    rates, betas = zip(*scheduled(load(probe), list(range(38_400)), 1e-3), strict=True)
+    assert rates == pytest.approx(expected, rel=1e-6, abs=0)
+    assert betas == pytest.approx(one_cycle(38_400), rel=1e-6, abs=0)
+
+
+@pytest.mark.parametrize("iterations", [2, 3, 10, 60, 400])
+def test_a_shortened_run_has_the_momentum_in_proportion(iterations: int) -> None:
+    config = load("nyuv2")
+    config.merge_from_dict(iteration_options("nyuv2", iterations))
+    betas = [beta for _, beta in scheduled(config, list(range(iterations)), 1e-3)]
+    assert betas[0] == pytest.approx(0.95) and min(betas) >= 0.85 - 1e-9 and max(betas) <= 0.95 + 1e-9
+    if iterations >= 10:
+        assert betas[round(0.3 * iterations)] < 0.86 and betas[-1] > 0.945
 
 
 def test_imagenet_schedule_is_torchs() -> None:

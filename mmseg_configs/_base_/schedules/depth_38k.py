@@ -3,11 +3,12 @@
 _base_ = "../runtime/probe.py"
 total_batch_size = 16  # 2 x 8 GPUs
 max_iters = 38400
+low = 11519  # the iteration with the smallest beta 1: 0.3 * max_iters - 1
 interval = 4800  # ours: the paper's Table 1 takes the best during training
 
 optim_wrapper = dict(
     type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=1e-3, betas=(0.9, 0.999), weight_decay=0.01),
+    optimizer=dict(type="AdamW", lr=1e-3, betas=(0.95, 0.999), weight_decay=0.01),
     clip_grad=dict(max_norm=35, norm_type=2),
 )
 # mmcv 1.x multiplies the two over the whole run, so the cosine begins at 0 here, not where warm-up ends. mmengine
@@ -15,6 +16,18 @@ optim_wrapper = dict(
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-3, begin=0, end=12800 + 1, by_epoch=False),
     dict(type="CosineAnnealingLR", eta_min_ratio=1e-8, T_max=max_iters, begin=0, end=max_iters, by_epoch=False),
+    # Those configs have momentum_config=dict(policy="OneCycle"), which the Monocular-Depth-Estimation-Toolbox that they
+    # are for hands to mmcv 1.x (depth/apis/train.py): beta 1 goes by cosines from 0.95 to 0.85 in the first 30 % and
+    # back (OneCycleMomentumUpdaterHook's defaults), whatever optimizer.betas says there (0.9).
+    dict(type="CosineAnnealingMomentum", eta_min=0.85, T_max=low, begin=0, end=low + 1, by_epoch=False),
+    dict(
+        type="CosineAnnealingMomentum",
+        eta_min=0.95,
+        T_max=max_iters - 1 - low,
+        begin=low,
+        end=max_iters,
+        by_epoch=False,
+    ),
 ]
 train_cfg = dict(type="ProbeTrainLoop", total_batch_size=total_batch_size, max_iters=max_iters, val_interval=interval)
 val_cfg = dict(type="ValLoop")
