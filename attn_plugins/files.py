@@ -1,9 +1,10 @@
-"""Write a file whole or not at all: a reader, a full disk or a killed job never leaves half of one."""
+"""Write a file whole or not at all: a reader, a full disk or a killed job never leaves half of one. Read small ones."""
 
 from __future__ import annotations
 
 import glob
 import hashlib
+import json
 import os
 import platform
 import re
@@ -13,8 +14,43 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
-__all__ = ["remove_abandoned", "replace_together", "require_plain", "write_bytes", "write_text", "written"]
+__all__ = [
+    "read_json",
+    "read_lines",
+    "remove_abandoned",
+    "replace_together",
+    "require_plain",
+    "write_bytes",
+    "write_text",
+    "written",
+]
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[str]:
+    """Lines of a text file, which a split file or a list of labels is.
+
+    Raises:
+        ValueError: it cannot be read, or is no UTF-8; it is named.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no readable text in UTF-8: {error}") from error
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Contents of a JSON file.
+
+    Raises:
+        ValueError: it cannot be read, or is no JSON; it is named.
+    """
+    try:
+        return json.loads(Path(path).read_bytes())
+    # ValueError: no JSON, no UTF-8, or a number of thousands of digits; RecursionError: thousands of brackets.
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no readable JSON: {type(error).__name__} {error}") from error
 
 
 @contextmanager

@@ -57,7 +57,10 @@ class Exhibit:
     def write(self, folder: Path) -> list[Path]:
         """Write NAME.png and NAME.csv into ``folder``, which is made if need be, each whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
-        files = {folder / f"{self.name}.png": self.render("png"), folder / f"{self.name}.csv": self.table().encode()}
+        files = {
+            folder / f"{self.name}.png": self.render("png"),
+            folder / f"{self.name}.csv": self.table().encode(errors="backslashreplace"),
+        }
         for path, content in files.items():
             write_bytes(path, content)
         return list(files)

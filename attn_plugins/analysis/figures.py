@@ -73,7 +73,7 @@ def pca_exhibit(
             axes.imshow(picture, interpolation="nearest")
             axes.set_axis_off()
             if row == 0:
-                axes.set_title(_broken(["input", *names][column]), fontsize=9)
+                axes.set_title(_label(["input", *names][column]), fontsize=9)
     rows = [
         {"model": f.subject.name, "image": n, "red": red, "green": green, "blue": blue}
         for f, picture in zip(found, pictures, strict=True)
@@ -102,7 +102,7 @@ def pib_exhibit(found: Sequence[Findings]) -> Exhibit:
     axes = figure.subplots()
     shown = axes.imshow(values, cmap="cividis", aspect="auto", origin="lower", vmin=0, vmax=100)
     axes.set_yticks(range(len(values)))
-    axes.set_xticks(range(len(results)), [_broken(s.name) for s, _ in results], fontsize=8.5)
+    axes.set_xticks(range(len(results)), [_label(s.name) for s, _ in results], fontsize=8.5)
     axes.set_ylabel("layer", fontsize=9, color=GREY)
     axes.tick_params(length=0, labelsize=8.5)
     for (row, column), value in np.ndenumerate(values):
@@ -155,7 +155,7 @@ def attention_exhibit(found: Sequence[Findings]) -> Exhibit:
             values = getattr(stats, name).numpy() * scale
             x = np.arange(len(values))
             style = _style(index)
-            axes.plot(x, values.mean(1), label=subject.name, **style)
+            axes.plot(x, values.mean(1), label=_text(subject.name), **style)
             axes.fill_between(x, values.min(1), values.max(1), color=style["color"], alpha=0.13, linewidth=0)
             if name == "entropy":
                 axes.plot(x, stats.entropy_p15.numpy().mean(1), color=style["color"], linestyle=":", linewidth=1.1)
@@ -196,7 +196,7 @@ def overlay_exhibit(
     for row, (subject, maps) in enumerate(results):
         panels = [("mean of heads", maps.mean(0)), *((f"head {head}", maps[head]) for head in chosen)]
         grid[row, 0].imshow(image)
-        grid[row, 0].set_ylabel(_broken(subject.name), fontsize=8.5)
+        grid[row, 0].set_ylabel(_label(subject.name), fontsize=8.5)
         for axes, (title, weights) in zip(grid[row, 1:], panels, strict=True):
             axes.imshow(image.mean(-1), cmap="gray", vmin=-0.3, vmax=1.3)
             axes.imshow(
@@ -241,7 +241,7 @@ def norms_exhibit(found: Sequence[Findings]) -> Exhibit:
             linestyle=style["linestyle"],
             linewidth=1.6,
         )
-        right.plot((100 * norms.outlier_share()).numpy(), label=subject.name, **style)
+        right.plot((100 * norms.outlier_share()).numpy(), label=_text(subject.name), **style)
     seen = [norms.quantile(share)[-1] for _, norms in results for share in (0.0001, 0.9999)]
     left.set_xscale("log", base=2)
     left.set_xlim(float(min(seen)) / 1.5, float(max(seen)) * 1.5)
@@ -276,8 +276,8 @@ def layers_exhibit(probes: Sequence[LayerProbe]) -> Exhibit:
                 line = [p for p in own if p.checkpoint == checkpoint and p.cls == cls]
                 if line:
                     style = _style(index) | {"linestyle": "--" if cls else "-"}
-                    axes.plot([p.layer for p in line], [p.miou for p in line], label=line[0].line, **style)
-        _dress(axes, method, y="VOC mIoU, %")
+                    axes.plot([p.layer for p in line], [p.miou for p in line], label=_text(line[0].line), **style)
+        _dress(axes, _text(method), y="VOC mIoU, %")
         _layer_axis(axes, 1 + max(probe.layer for probe in probes))
         axes.legend(frameon=False, fontsize=8)
     best = max(probes, key=lambda probe: probe.miou)
@@ -292,6 +292,13 @@ def layers_exhibit(probes: Sequence[LayerProbe]) -> Exhibit:
     )
 
 
-def _broken(name: str) -> str:
+def _label(name: str) -> str:
     """A long spec on several lines."""
-    return name.replace("+", "+\n").replace(", ", ",\n").replace(":", ":\n") if len(name) > 14 else name
+    broken = name.replace("+", "+\n").replace(", ", ",\n").replace(":", ":\n") if len(name) > 14 else name
+    return _text(broken)
+
+
+def _text(name: str) -> str:
+    """A name as it is: matplotlib would set what stands between two $ as a formula, and leave _x out of a legend."""
+    shown = name.replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown

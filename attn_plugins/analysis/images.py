@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.images import SUFFIXES, is_image_file, read_image
+from ..files import read_lines
 from ..progress import Progress
 from .boxes import Box, read_coco, read_xml, size_in_xml, sizes_in_coco
 
@@ -152,10 +153,12 @@ def _layout(root: Path, split: str) -> tuple[list[Path], Path | None]:
         return [root], None
     names = root / "ImageSets" / "Segmentation" / f"{split}.txt"
     if names.is_file():
-        return [root / "JPEGImages" / f"{name}.jpg" for name in names.read_text().split()], root / "Annotations"
+        return [
+            root / "JPEGImages" / f"{name}.jpg" for line in read_lines(names) for name in line.split()
+        ], root / "Annotations"
     for name, below in DEPTH_SPLITS.get(split, {}).items():
         if (root / name).is_file():
-            lines = [line.split()[0].lstrip("/") for line in (root / name).read_text().splitlines() if line.strip()]
+            lines = [line.split()[0].lstrip("/") for line in read_lines(root / name) if line.strip()]
             return [root / below / line for line in lines], None
     xml = root / "Annotations" / "CLS-LOC" / split
     for inside in (

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..files import write_text
+from ..files import require_plain, write_bytes
 from ..machine import machine, versions
 from .exhibit import Exhibit
 from .figures import (
@@ -141,10 +141,12 @@ def write_report(
         ``out``.
 
     Raises:
-        ValueError: no models, or damaged probe results.
+        ValueError: no models, damaged probe results, or ``out`` has no suffix, so that page and folder were one.
+        FileExistsError: ``out`` is there and no regular file, or the folder's name is a file's.
     """
     settings = settings or Settings()
-    # First what takes no time: a damaged result should not cost the analyses.
+    # First what takes no time: a damaged result or a wrong name should not cost the analyses.
+    _require_room(out)
     sections = list(tables)
     if work_dirs:
         sections.append(_table_1(work_dirs))
@@ -154,8 +156,16 @@ def write_report(
     for exhibit in figures:
         exhibit.write(out.with_suffix(""))
     content = page(title, sections, figures, provenance(found, images, settings, command))
-    write_text(out, content)
+    write_bytes(out, content.encode(errors="backslashreplace"))  # names of files may hold bytes that are no UTF-8
     return out
+
+
+def _require_room(out: Path) -> None:
+    folder = out.with_suffix("")
+    if folder == out:
+        raise ValueError(f"{out} has no suffix: call the page {out.name}.html, its figures go to {out.name}/")
+    require_plain(out)
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _table_1(work_dirs: Sequence[Path]) -> Section:

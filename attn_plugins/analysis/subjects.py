@@ -102,8 +102,12 @@ def _described(path: Path, plugins: str, own: str | None) -> tuple[Choice, str]:
 
 
 def short_name(path: Path) -> str:
-    """A file's folder and name: most trainers call all their files alike, in a folder a run."""
-    return "/".join(path.absolute().with_suffix("").parts[-2:])
+    """A file's folder and name: most trainers call all their files alike, in a folder a run.
+
+    What cannot be printed (bytes that are no UTF-8, control characters) is shown as an escape.
+    """
+    name = "/".join(path.absolute().with_suffix("").parts[-2:])
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def epoch_of(path: Path) -> int | None:

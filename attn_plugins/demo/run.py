@@ -22,7 +22,7 @@ from ..analysis.report import write_report
 from ..analysis.subjects import from_checkpoints
 from ..checkpoints import save
 from ..data.layouts.voc import write_voc
-from ..files import write_text
+from ..files import read_json, write_text
 from ..progress import printed_progress
 from ..results import COLUMNS
 from ..spec import parse
@@ -114,7 +114,7 @@ def run(
     _claim(out, settings)
     finished = out / "table.json"  # written last
     if finished.exists():
-        rows = json.loads(finished.read_text())["rows"]
+        rows = read_json(finished)["rows"]
         say(f"{out} is complete:")
     else:
         rows = _compute(out, settings, say, command)
@@ -186,7 +186,7 @@ def _report(
 def _claim(out: Path, settings: Settings) -> None:
     record, wanted = out / "settings.json", json.loads(json.dumps(asdict(settings)))
     if record.exists():
-        found = json.loads(record.read_text())
+        found = read_json(record)
         if found != wanted:
             raise ValueError(f"{out} holds a run with {found}, not {wanted}: choose another --out, or remove it")
     elif any(out.iterdir()):

@@ -13,6 +13,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from mmseg.registry import DATASETS, TRANSFORMS
 
+from ..files import read_lines
 from .depth_metric import scaled_crop
 
 __all__ = ["BorderCrop", "ColorAugment", "DepthSplit", "KBCrop", "LoadDepth", "RandomDepthRotate"]
@@ -42,7 +43,7 @@ class DepthSplit(BaseDataset):
     def load_data_list(self) -> list[dict[str, Any]]:
         """One entry per line that has a depth map; how many have none (`None`) is logged."""
         entries, without = [], 0
-        for number, line in enumerate(Path(self.ann_file).read_text().splitlines(), 1):
+        for number, line in enumerate(read_lines(self.ann_file), 1):
             if not line.strip():
                 continue
             words = line.split()

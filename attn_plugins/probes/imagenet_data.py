@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torchvision import transforms
 from torchvision.transforms import functional
 
 from ..data.images import SUFFIXES
+from ..files import read_lines
 
 __all__ = ["ImageNetFolder", "PackImageLabel", "RandomResizedCrop", "ResizeCenterCrop"]
 
@@ -61,7 +63,7 @@ class ImageNetFolder(BaseDataset):
         return [
             (image, label)
             for label, name in enumerate(classes)
-            for image in sorted((folder / name).iterdir())
+            for image in sorted(Path(entry.path) for entry in os.scandir(folder / name) if entry.is_file())
             if image.suffix.lower() in SUFFIXES and not image.name.startswith("._")
         ]
 
@@ -70,7 +72,7 @@ class ImageNetFolder(BaseDataset):
         if not self.ann_file or not file.is_file():
             raise ValueError(f"{folder} has no class folders, so a labels file is needed; ann_file={self.ann_file!r}")
         pairs = []
-        for number, line in enumerate(file.read_text().splitlines(), 1):
+        for number, line in enumerate(read_lines(file), 1):
             words = line.split()
             if len(words) != 2 or not words[1].isdecimal():
                 raise ValueError(f"{file}:{number}: expected 'FILE CLASS', got {line!r}")

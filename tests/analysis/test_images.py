@@ -184,3 +184,64 @@ def test_boxes_of_a_turned_picture_are_of_the_turned_one_or_an_error(tmp_path, t
     if told == "xml":
         with pytest.raises(ValueError, match=r"x\.jpg is turned by EXIF, and its boxes do not say"):
             next(annotated(0, 0).batches(20))
+
+
+BOX = "<a><object><bndbox><xmin>{}</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox></object></a>"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'<?xml version="1.0" encoding="klingon"?><a/>', "is no XML"),
+        (b'<?xml version="1.0" encoding="utf-7"?><a/>', "is no XML"),
+        (b"\xff\xfe\x00", "is no XML"),
+        (b"", "is no XML"),
+        (b"<a>" * 100_000, "is no XML"),
+        *((BOX.format(odd).encode(), "four finite numbers") for odd in ("nan", "inf", "-1e999", "x", "")),
+    ],
+)
+def test_odd_xml_is_an_error_that_names_the_file(tmp_path, content, said):
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    (tmp_path / "x.xml").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"x\.xml.*{said}"):
+        next(find_images(tmp_path, annotations=tmp_path).batches(8))
+
+
+ODD_BOXES = ("[NaN,0,1,1]", "[0,0,1]", "[0,0,Infinity,1]", '"abcd"', "3", "null", '["x",0,1,1]', f"[{'9' * 400},0,1,1]")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 100_000,
+        b"\xff\xfe",
+        b"9" * 10_000,
+        b'{"images": [3], "annotations": []}',
+        b'{"images": [{"id": 1, "file_name": 3}], "annotations": []}',
+        b'{"images": [{"id": [], "file_name": "x.png"}], "annotations": []}',
+        b'{"images": [], "annotations": [{"image_id": 1, "bbox": [0, 0, 1, 1]}]}',
+        *(
+            b'{"images": [{"id": 1, "file_name": "x.png"}], "annotations": [{"image_id": 1, "bbox": %s}]}'
+            % box.encode()
+            for box in ODD_BOXES
+        ),
+    ],
+)
+def test_odd_coco_is_an_error_that_names_the_file(tmp_path, content):
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    (tmp_path / "coco.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"coco\.json"):
+        find_images(tmp_path, annotations=tmp_path / "coco.json")
+
+
+def test_a_folder_called_like_a_picture_is_a_folder(tmp_path):
+    (tmp_path / "x.png").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png" / "y.png")
+    assert [file.name for file in find_images(tmp_path).files] == ["y.png"]
+
+
+def test_a_split_file_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Segmentation" / "val.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"val\.txt is no readable text"):
+        find_images(tmp_path)

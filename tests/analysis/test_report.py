@@ -163,7 +163,7 @@ def test_analyze_layers_and_what_is_refused(run, tmp_path, capsys):
     assert main(["analyze", "layers", str(folder), "--out", str(tmp_path)]) == 0
     assert (tmp_path / "layers.png").exists()
     assert main(["analyze", "layers", str(tmp_path), "--out", str(tmp_path)]) == 2
-    assert "no finished VOC probe of a single layer" in capsys.readouterr().err
+    assert f"no probe.json below {tmp_path}" in capsys.readouterr().err
     odd = ["analyze", "norms", str(folder / "0.pth"), "--data", str(data), "--size", "30", "--out", str(tmp_path)]
     assert main(odd) == 2
     assert "size=30 is no multiple of the patch size 8" in capsys.readouterr().err
@@ -220,7 +220,8 @@ def test_a_report_shows_the_heads_that_were_asked_for(run, tmp_path):
 def test_damaged_probes_do_not_cost_the_analyses(run, tmp_path, capsys):
     folder, data = run
     (tmp_path / "probe.json").write_text("{")
-    arguments = ["report", str(folder / "0.pth"), "--data", str(data), "--size", "32", "--out", str(tmp_path / "r")]
+    arguments = ["report", str(folder / "0.pth"), "--data", str(data), "--size", "32"]
+    arguments += ["--out", str(tmp_path / "r.html")]
     for option in ("--work-dirs", "--layer-dirs"):
         assert main([*arguments, option, str(tmp_path)]) == 2
         told = capsys.readouterr().err
@@ -237,3 +238,36 @@ def test_tables_of_ones_own(tmp_path, run):
     assert "<td>12.5</td>" in text and "Measured &amp; &lt;escaped&gt;." in text
     with pytest.raises(ValueError, match="nothing to analyse"):
         write_report(tmp_path / "r.html", [], find_images(data))
+
+
+def test_names_of_folders_are_drawn_as_they_are(run, tmp_path):
+    """`$...$` is no formula, `_x` stays in the legend, and what cannot be printed is escaped."""
+    checkpoints = []
+    for name in ("a$\\frac$", "_$x", "x\ny", "<b>$^$", "é漢", "x.png"):
+        (tmp_path / name).mkdir()
+        checkpoints.append(shutil.copy(run[0] / "3.pth", tmp_path / name / "weights.pth"))
+    subjects = from_checkpoints(checkpoints)
+    assert subjects[2].name == "entmax15, x\\ny/weights"
+    settings = Settings(size=32, pictures=1, limit=2)
+    drawn = exhibits([*subjects, Subject("_alone$^$", subjects[0].load)], find_images(run[1]), settings)
+    assert {exhibit.name for exhibit in drawn} == set(FIGURES)
+    for exhibit in drawn:
+        assert exhibit.render("svg") and exhibit.render("png")
+    legend = next(exhibit for exhibit in drawn if exhibit.name == "norms").figure.legends[0]
+    shown = [text.get_text().replace(r"\$", "$").strip() for text in legend.get_texts()]
+    assert shown == [*(subject.name for subject in subjects), "_alone$^$"]
+
+
+@pytest.mark.parametrize("out", ["page", "there", "link.html", "taken.html"])
+def test_a_page_that_cannot_be_written_is_refused_before_anything_is_examined(run, tmp_path, out):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link.html").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "taken").write_text("a file")
+
+    def load():
+        raise AssertionError("a model was loaded")
+
+    subject = Subject("x", load)
+    with pytest.raises((ValueError, FileExistsError), match=r"has no suffix|is a link|taken"):
+        write_report(tmp_path / out, [subject], find_images(run[1]), Settings(size=32))
+    assert (tmp_path / "taken").read_text() == "a file"

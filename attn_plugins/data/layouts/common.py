@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from attn_plugins.data.scenes import Scene, render
+from attn_plugins.files import read_json
 from attn_plugins.progress import Progress
 
 __all__ = [
@@ -109,7 +110,7 @@ def _require_same(root: Path, wanted: dict[str, Any]) -> None:
     manifest = root / MANIFEST
     if not manifest.is_file():
         raise FileExistsError(f"{root} exists and was not written here: choose another folder, nothing was changed")
-    found = json.loads(manifest.read_text())
+    found = read_json(manifest)
     if found != wanted:
         keys = [k for k in {**found, **wanted} if found.get(k) != wanted.get(k)]
         differences = ", ".join(f"{k}={found.get(k)!r} there, {wanted.get(k)!r} asked for" for k in keys)
