@@ -207,7 +207,17 @@ def test_odd_xml_is_an_error_that_names_the_file(tmp_path, content, said):
         next(find_images(tmp_path, annotations=tmp_path).batches(8))
 
 
-ODD_BOXES = ("[NaN,0,1,1]", "[0,0,1]", "[0,0,Infinity,1]", '"abcd"', "3", "null", '["x",0,1,1]', f"[{'9' * 400},0,1,1]")
+ODD_BOXES = (
+    b"[NaN,0,1,1]",
+    b"[0,0,1]",
+    b"[0,0,Infinity,1]",
+    b'"abcd"',
+    b"3",
+    b"null",
+    b'["x",0,1,1]',
+    b"[1e999,0,1,1]",
+)
+COCO = b'{"images": [{"id": 1, "file_name": "x.png"}], "annotations": [{"image_id": 1, "bbox": %s}]}'
 
 
 @pytest.mark.parametrize(
@@ -220,11 +230,7 @@ ODD_BOXES = ("[NaN,0,1,1]", "[0,0,1]", "[0,0,Infinity,1]", '"abcd"', "3", "null"
         b'{"images": [{"id": 1, "file_name": 3}], "annotations": []}',
         b'{"images": [{"id": [], "file_name": "x.png"}], "annotations": []}',
         b'{"images": [], "annotations": [{"image_id": 1, "bbox": [0, 0, 1, 1]}]}',
-        *(
-            b'{"images": [{"id": 1, "file_name": "x.png"}], "annotations": [{"image_id": 1, "bbox": %s}]}'
-            % box.encode()
-            for box in ODD_BOXES
-        ),
+        *(COCO % box for box in ODD_BOXES),
     ],
 )
 def test_odd_coco_is_an_error_that_names_the_file(tmp_path, content):
