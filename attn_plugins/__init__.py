@@ -7,6 +7,7 @@ from . import functional, mechanisms
 from .attention import attention
 from .codebases import Adapter, register_adapter
 from .errors import UnknownPluginError, UnsupportedModelError
+from .export import exportable
 from .patching import describe, patch, patched, unpatch
 from .registry import register_mechanism, register_normalizer
 from .spec import Spec, parse
@@ -20,6 +21,7 @@ __all__ = [
     "UnsupportedModelError",
     "attention",
     "describe",
+    "exportable",
     "functional",
     "mechanisms",
     "parse",
