@@ -32,7 +32,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Any, run: Ca
         _check(name, tensor)
     if attn_mask is not None:
         raise ValueError("nested tensors take no attn_mask, as in torch: their lengths are the mask; pass None")
-    q, k, v = (tensor.transpose(1, 2).contiguous() for tensor in (query, key, value))
+    q, k, v = (_by_token(tensor) for tensor in (query, key, value))
     lengths, key_lengths, value_lengths = (t.offsets().diff().tolist() for t in (q, k, v))
     if len(lengths) != len(key_lengths) or key_lengths != value_lengths:
         raise ValueError(
@@ -46,6 +46,11 @@ def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Any, run: Ca
         out = torch.cat([run(*sequence, None) for sequence in zip(*parts, strict=True)], -2)
     rows = out.squeeze(0).transpose(0, 1).contiguous()
     return torch.nested.nested_tensor_from_jagged(rows, q.offsets()).transpose(1, 2)
+
+
+def _by_token(tensor: Tensor) -> Any:  # torch's stubs know no offsets() and values() of a nested tensor
+    """``[B, H, j, D]`` to ``[B, j, H, D]``."""
+    return tensor.transpose(1, 2).contiguous()
 
 
 def _check(name: str, tensor: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What ``torch.fx`` records of a patched layer: checked, since a softmax that is a proxy's method cannot be answered."""
+"""What ``torch.fx`` records of a patched layer, checked: a softmax that is a proxy's method cannot be answered."""
 
 from __future__ import annotations
 

@@ -87,12 +87,13 @@ def sizes(tensor: Tensor) -> Sequence[int]:
     """The shape of ``tensor`` as numbers, also inside ``torch.jit.trace``, which has tensors for them."""
     if torch.compiler.is_compiling() or not torch.jit.is_tracing():
         return tensor.shape
-    state = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)
+    bindings: Any = torch._C
+    state = bindings._get_tracing_state()
+    bindings._set_tracing_state(None)
     try:
         return tensor.shape
     finally:
-        torch._C._set_tracing_state(state)
+        bindings._set_tracing_state(state)
 
 
 # --- how
@@ -165,10 +166,8 @@ def _powers(x: Tensor, threshold: Tensor, alpha: float | Tensor) -> tuple[Tensor
     """``[x - threshold]_+`` to the power of p = 1 / (alpha - 1), and of p - 1."""
     outside = x <= threshold  # of NaN this is false, so that it shows
     excess = torch.where(outside, 1, x - threshold)
-    if isinstance(alpha, float) and alpha == 1.5:
-        slopes = excess
-    else:
-        slopes = excess ** (1 / (alpha - 1) - 1)
+    exponent = 1 / (alpha - 1) - 1
+    slopes = excess if isinstance(exponent, float) and exponent == 1 else excess**exponent
     slopes = torch.where(outside, 0, slopes)
     return excess * slopes, slopes
 
