@@ -122,7 +122,7 @@ class _Tokens(Owned):
 
     def insert(self, x: Tensor) -> Tensor:
         """``x: [B, 1 + N, C]`` to ``[B, 1 + num + N, C]``."""
-        return torch.cat([x[:, :1], self.tokens.to(x.dtype).expand(len(x), -1, -1), x[:, 1:]], dim=1)
+        return torch.cat([x[:, :1], self.tokens.to(x.dtype).expand(x.shape[0], -1, -1), x[:, 1:]], dim=1)
 
     def drop(self, x: Tensor, dim: int = 1) -> Tensor:
         """The inverse of :meth:`insert`, along ``dim``."""
