@@ -86,6 +86,7 @@ class _Seen:
 
 
 def _proves(base: Any) -> dict[str, Any]:
+    @functools.wraps(base.forward)
     def forward(self: Any, x: Tensor | list[Tensor], *args: Any, **kwargs: Any) -> Any:
         seen = self.attn_plugins_registers__seen
         if not torch.compiler.is_compiling():

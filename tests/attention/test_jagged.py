@@ -46,11 +46,8 @@ def test_each_sequence_is_alone(normalizer: str, causal: bool, keys: tuple[int, 
 
 
 def test_equals_torchs_softmax() -> None:
-    q, k, v = (jagged(3, 5).transpose(1, 2) for _ in range(3))
-    k, v = (
-        torch.nested.nested_tensor_from_jagged(t.transpose(1, 2).values(), q.transpose(1, 2).offsets()) for t in (k, v)
-    )
-    q, k, v = q, k.transpose(1, 2), v.transpose(1, 2)
+    rows, offsets = torch.randn(3, 8, 2, 4), torch.tensor([0, 3, 8])
+    q, k, v = (torch.nested.nested_tensor_from_jagged(each, offsets).transpose(1, 2) for each in rows)
     theirs = F.scaled_dot_product_attention(q, k, v)
     assert (attn_plugins.attention(q, k, v).values() - theirs.values()).abs().max() <= 1e-5
 

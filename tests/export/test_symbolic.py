@@ -19,17 +19,13 @@ every_spec = pytest.mark.parametrize("spec", [*SPECS, "entmax15+registers:num=2"
 @pytest.mark.parametrize("part", ["attention", "block"])
 def test_equals_the_layer(spec: str, part: str) -> None:
     model, x = build("timm", spec)
+    layer = model.blocks[0].attn if part == "attention" else model.blocks[0]
+    with attn_plugins.exportable(model):
+        graph = torch.fx.symbolic_trace(layer)
     with torch.no_grad():
-        model(x)  # registers check their block from the first forward on
-        layer = model.blocks[1].attn if part == "attention" else model.blocks[0]
-        layer = layer if part == "attention" else layer
-        with attn_plugins.exportable(model):
-            graph = torch.fx.symbolic_trace(layer)
+        model(x)  # the first block with registers takes tokens from now on
         tokens = torch.randn(3, 19, 24)
-        if "registers" in spec and part == "block":
-            model(x)
-        assert (graph(tokens) - layer.attn(tokens) if part == "attention" and hasattr(layer, "attn") else
-                graph(tokens) - layer(tokens)).abs().max() <= 1e-5  # fmt: skip
+        assert (graph(tokens) - layer(tokens)).abs().max() <= 1e-5
 
 
 def test_a_mask_after_tracing_without_one_is_refused() -> None:
