@@ -8,6 +8,7 @@ from .attention import attention
 from .checkpoints import from_pretrained
 from .codebases import Adapter, register_adapter
 from .errors import UnknownPluginError, UnsupportedModelError
+from .export import exportable
 from .patching import describe, patch, patched, unpatch, verify
 from .registry import register_mechanism, register_normalizer
 from .spec import Spec, parse
@@ -21,6 +22,7 @@ __all__ = [
     "UnsupportedModelError",
     "attention",
     "describe",
+    "exportable",
     "from_pretrained",
     "functional",
     "mechanisms",
