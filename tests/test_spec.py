@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -111,9 +112,13 @@ def test_no_plugin_has_a_name() -> None:
     assert parse("softmax") == Spec() == attn_plugins.Spec()
 
 
-def test_a_parameter_without_a_default_must_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(NORMALIZERS, "_entries", dict(NORMALIZERS._entries))
+@pytest.fixture
+def new_names() -> Iterator[None]:
+    with NORMALIZERS.temporarily():
+        yield
 
+
+def test_a_parameter_without_a_default_must_be_given(new_names: None) -> None:
     @attn_plugins.register_normalizer("tempered")
     def tempered(scores: torch.Tensor, tau: float, dim: int = -1) -> torch.Tensor:
         return torch.softmax(scores / tau, dim)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..functional import Normalizer, bind
+from ..registry import NORMALIZERS
 
 __all__ = ["AttentionCall", "resolve_normalizer", "split_mask"]
 
@@ -54,6 +55,7 @@ def default_scale(query: Tensor) -> float:
 
 
 _BOUND: dict[str, Normalizer] = {}
+NORMALIZERS.caches.append(_BOUND.clear)
 
 
 def _ensure_bound(name: str) -> bool:
