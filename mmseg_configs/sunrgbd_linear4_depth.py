@@ -9,7 +9,7 @@ val_dataloader = dict(
         data_prefix=dict(img_path="", depth_map_path=""),
         ann_file="SUNRGBD_val_splits.txt",
         pipeline=[
-            dict(type="LoadProbeImage"),
+            dict(type="LoadImageFromFile", _scope_="attn_plugins"),
             dict(type="LoadDepth", scale=1000, rotated=True),
             dict(type="PackSegInputs", meta_keys=meta_keys),
         ],

@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 from xml.etree import ElementTree
 
-__all__ = ["Box", "read_coco", "read_xml"]
+__all__ = ["Box", "read_coco", "read_xml", "size_in_xml", "sizes_in_coco"]
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom edge in pixels; right and bottom are where the box ends, not its last pixel."""
@@ -34,6 +34,19 @@ def read_xml(path: Path) -> list[Box]:
         left, top, right, bottom = (float(str(corner)) for corner in corners)
         found.append((left - 1, top - 1, right, bottom))
     return found
+
+
+def size_in_xml(path: Path) -> tuple[int, int] | None:
+    """(H, W) of the image that the boxes of an annotation are of, None where it does not say."""
+    size = ElementTree.parse(path).getroot().find("size")
+    height, width = (None if size is None else size.findtext(name) for name in ("height", "width"))
+    return (int(height), int(width)) if height and width and height.isdigit() and width.isdigit() else None
+
+
+def sizes_in_coco(path: Path) -> dict[str, tuple[int, int]]:
+    """(H, W) by file name, of the images of a COCO file that say it."""
+    images = json.loads(path.read_text())["images"]
+    return {i["file_name"]: (i["height"], i["width"]) for i in images if "height" in i and "width" in i}
 
 
 def read_coco(path: Path) -> dict[str, list[Box]]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..backbones.features import ViTFeatures
+from ..checkpoints.verdict import verdict
 from ..progress import printed_progress
 from .attention import AttentionStatistics, cls_attention, statistics
 from .images import Batch, Images
@@ -67,9 +69,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found in one model; what was not asked for is None."""
+    """What was found in one model; what was not asked for is None.
+
+    Attributes:
+        verified: what :func:`attn_plugins.verify` says of it; None for a model that is not patched.
+    """
 
     subject: Subject
+    verified: dict[str, Any] | None = None
     features: Tensor | None = None
     overlay: Tensor | None = None
     pib: PiB | None = None
@@ -86,6 +93,7 @@ def examine(subject: Subject, images: Images, settings: Settings, kinds: Collect
             point-in-box is asked for where no image has a box.
     """
     model = subject.load().to(settings.device)
+    verified = verdict(model, subject.name)
     patch = ViTFeatures(model).patch_size
     if settings.size % patch:
         raise ValueError(f"size={settings.size} is no multiple of the patch size {patch} of {subject.name}")
@@ -114,4 +122,4 @@ def examine(subject: Subject, images: Images, settings: Settings, kinds: Collect
         found_attention = statistics(model, (batch.pixels for batch in batches("attention")))
     if "norms" in kinds:
         found_norms = token_norms(model, (batch.pixels for batch in batches("token norms")))
-    return Findings(subject, features, overlay, found_pib, found_attention, found_norms)
+    return Findings(subject, verified, features, overlay, found_pib, found_attention, found_norms)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..data.images import SUFFIXES, is_image_file, read_image
 from ..progress import Progress
-from .boxes import Box, read_coco, read_xml
+from .boxes import Box, read_coco, read_xml, size_in_xml, sizes_in_coco
 
 __all__ = ["Batch", "Images", "find_images"]
+
+Size = tuple[int, int]
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DEPTH_SPLITS = {
@@ -31,7 +34,6 @@ DEPTH_SPLITS = {
     },
 }
 """Split files of NYUv2, KITTI and SUN RGB-D, lines "IMAGE DEPTH ...", and the folder that images are below."""
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,13 @@ class Images:
         files: the images.
         root: where they were found, for messages and provenance.
         annotations: gives the boxes of a file in its own pixels; None where nothing tells.
+        sizes: gives (H, W) of the image that a file's boxes are of; None where they do not say.
     """
 
     files: tuple[Path, ...]
     root: Path
     annotations: Callable[[Path], list[Box]] | None = None
+    sizes: Callable[[Path], Size | None] | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -74,7 +78,7 @@ class Images:
         if count is None or count >= len(self.files):
             return self
         chosen = sorted(random.Random(seed).sample(range(len(self.files)), count))
-        return Images(tuple(self.files[i] for i in chosen), self.root, self.annotations)
+        return replace(self, files=tuple(self.files[i] for i in chosen))
 
     def batches(
         self, size: int, batch: int = 32, device: str = "cpu", progress: Progress | None = None
@@ -82,16 +86,29 @@ class Images:
         """Batches of ``size`` x ``size``: the shorter side is resized, the centre cut out, boxes follow."""
         for start in range(0, len(self.files), batch):
             files = self.files[start : start + batch]
-            loaded = [_load(file, size, self.annotations(file) if self.annotations else []) for file in files]
+            loaded = [self._load(file, size) for file in files]
             pixels = torch.stack([pixels for pixels, _ in loaded]).to(device)
             yield Batch(pixels, [boxes for _, boxes in loaded])
             if progress is not None:
                 progress(start + len(files), len(self.files))
 
+    def _load(self, file: Path, size: int) -> tuple[Tensor, list[Box]]:
+        boxes = self.annotations(file) if self.annotations else []
+        return _load(file, size, boxes, self.sizes(file) if boxes and self.sizes else None)
 
-def _load(file: Path, size: int, boxes: Sequence[Box]) -> tuple[Tensor, list[Box]]:
-    with Image.open(file) as opened:
-        image = opened.convert("RGB")
+
+def _load(file: Path, size: int, boxes: Sequence[Box], over: Size | None = None) -> tuple[Tensor, list[Box]]:
+    """`over`: (H, W) of the picture that the boxes are of."""
+
+    def of_boxes() -> Size:
+        if over is None:
+            raise ValueError(
+                f"{file} is turned by EXIF, and its boxes do not say for which size they are: remove the tag, having "
+                "turned the pixels if the boxes ask for it (exiftran -ai, jpegtran)"
+            )
+        return over
+
+    image = Image.fromarray(read_image(file, exif=True, over=of_boxes if boxes else None))
     scale = size / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
     left, top = (width - size) // 2, (height - size) // 2
@@ -126,7 +143,7 @@ def find_images(root: Path, split: str = "val", annotations: Path | None = None)
     files, folder = _layout(root, split)
     if not files:
         raise ValueError(f"no images below {root}: expected files with {', '.join(sorted(SUFFIXES))}")
-    return Images(tuple(files), root, _annotations(annotations or folder, root))
+    return Images(tuple(files), root, *_annotations(annotations or folder, root))
 
 
 def _layout(root: Path, split: str) -> tuple[list[Path], Path | None]:
@@ -148,21 +165,28 @@ def _layout(root: Path, split: str) -> tuple[list[Path], Path | None]:
         "",
     ):
         folder = root / inside
-        files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+        files = sorted(file for file in folder.rglob("*") if is_image_file(file)) if folder.is_dir() else []
         if files:
             return files, xml if xml.is_dir() else None
     return [], None
 
 
-def _annotations(source: Path | None, root: Path) -> Callable[[Path], list[Box]] | None:
+def _annotations(
+    source: Path | None, root: Path
+) -> tuple[Callable[[Path], list[Box]] | None, Callable[[Path], Size | None] | None]:
+    """What gives a file's boxes, and what gives the size that they are for."""
     if source is None:
-        return None
+        return None, None
     if source.is_file():
         coco = read_coco(source)
         by_name = {Path(name).name: boxes for name, boxes in coco.items()}
-        return lambda file: by_name.get(file.name, [])
+        sizes = {Path(name).name: size for name, size in sizes_in_coco(source).items()}
+        return (lambda file: by_name.get(file.name, [])), (lambda file: sizes.get(file.name))
     if not source.is_dir():
         raise FileNotFoundError(f"{source} does not exist: annotations are a COCO JSON file or a folder of XML files")
     # ImageNet keeps train annotations in one folder a class, and val annotations in one folder for all.
     by_stem = {path.stem: path for path in source.rglob("*.xml")}
-    return lambda file: read_xml(by_stem[file.stem]) if file.stem in by_stem else []
+    return (
+        lambda file: read_xml(by_stem[file.stem]) if file.stem in by_stem else [],
+        lambda file: size_in_xml(by_stem[file.stem]),
+    )

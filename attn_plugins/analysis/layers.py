@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..results import find_results, read_result
 from .subjects import epoch_of, short_name
 
 __all__ = ["LayerProbe", "collect_layers"]
@@ -50,22 +50,19 @@ def collect_layers(work_dirs: Sequence[Path]) -> list[LayerProbe]:
             probe.
     """
     found: dict[LayerProbe, Path] = {}
-    for file in sorted({file.resolve() for folder in work_dirs for file in Path(folder).rglob("probe.json")}):
-        try:
-            record = json.loads(file.read_text())
-            backbone, name, goal = record["backbone"], record["probe"], record["max_iters"]
-            evaluations = [entry for entry in record["evaluations"] if entry["split"] == "val"]
-        except (json.JSONDecodeError, KeyError) as error:
-            raise ValueError(f"{file} is damaged: {type(error).__name__} {error}") from error
-        scores = [entry["metrics"]["mIoU"] for entry in evaluations if "mIoU" in entry["metrics"]]
-        if name != "voc2012" or not scores or len(backbone["layers"]) != 1:
+    for file in sorted(file.resolve() for file in find_results(work_dirs)):
+        result = read_result(file)
+        backbone, evaluations = result.backbone, result.evaluations_of("val")
+        scores = [evaluation.metrics["mIoU"] for evaluation in evaluations if "mIoU" in evaluation.metrics]
+        if result.probe != "voc2012" or not scores or len(backbone.get("layers", ())) != 1:
             continue
-        if evaluations[-1]["iter"] < goal:
-            warnings.warn(f"{file} is left out: at iteration {evaluations[-1]['iter']} of {goal}", stacklevel=2)
+        done = evaluations[-1].iteration
+        if done < result.max_iters:
+            warnings.warn(f"{file} is left out: at iteration {done} of {result.max_iters}", stacklevel=2)
             continue
-        checkpoint = str(backbone["checkpoint"] or backbone["arch"])
+        checkpoint = str(backbone.get("checkpoint") or backbone.get("arch"))
         epoch = epoch_of(Path(checkpoint))
-        cls = backbone["cls_token"] == "concat"
+        cls = backbone.get("cls_token") == "concat"
         probe = LayerProbe(backbone["plugins"], checkpoint, epoch, backbone["layers"][0], cls, max(scores))
         other = next((file for known, file in found.items() if replace(known, miou=probe.miou) == probe), None)
         if other is not None:

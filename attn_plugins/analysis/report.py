@@ -45,14 +45,21 @@ def exhibits(
         ValueError: no models, or no such kind.
     """
     settings = settings or Settings()
+    found = examine_all(subjects, images, settings, kinds)
+    return draw(found, images, settings, kinds)
+
+
+def examine_all(
+    subjects: Sequence[Subject], images: Images, settings: Settings, kinds: Sequence[str] = KINDS
+) -> list[Findings]:
+    """Examine each model in turn; arguments and errors are those of :func:`exhibits`."""
     if not subjects:
         raise ValueError("nothing to analyse: name at least one model or checkpoint")
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
         raise ValueError(f"unknown analysis {unknown[0]!r}; choose from {', '.join(KINDS)}")
     wanted = [kind for kind in kinds if kind != "pib" or images.annotations is not None or len(kinds) == 1]
-    found = [examine(subject, images, settings, wanted) for subject in subjects]
-    return draw(found, images, settings, wanted)
+    return [examine(subject, images, settings, wanted) for subject in subjects]
 
 
 def draw(
@@ -68,7 +75,7 @@ def draw(
         rgb = next(shown.batches(settings.size, settings.pictures)).rgb()
     if "pca" in kinds:
         drawn.append(pca_exhibit(found, rgb, settings.basis, settings.foreground))
-    if "pib" in kinds:
+    if "pib" in kinds and all(one.pib is not None for one in found):
         drawn.append(pib_exhibit(found))
     if "attention" in kinds:
         drawn += [attention_exhibit(found), overlay_exhibit(found, rgb[0], settings.layer, settings.heads)]
@@ -77,11 +84,22 @@ def draw(
     return drawn
 
 
-def provenance(subjects: Sequence[Subject], images: Images, settings: Settings, command: str) -> list[tuple[str, str]]:
+def verdict_of(found: Findings) -> str:
+    """What one forward of a model showed, in a line."""
+    said = found.verified
+    if said is None:
+        return "not patched"
+    if not said["ok"]:
+        return f"NOT VERIFIED: {'; '.join(said['problems'])}"
+    zeros = "" if said["zeros"] is None else f", {said['zeros']:.0%} exact zeros"
+    return f"verified: {said['layers']} layers computed by {', '.join(said['backends'])}{zeros} on noise"
+
+
+def provenance(found: Sequence[Findings], images: Images, settings: Settings, command: str) -> list[tuple[str, str]]:
     """What made the figures, line by line."""
     lines = [("command", command), ("images", f"{images.root} ({len(images)} files)")]
-    for subject in subjects:
-        told = [f"spec {subject.spec}"]
+    for subject, one in ((one.subject, one) for one in found):
+        told = [f"spec {subject.spec} ({subject.source})", verdict_of(one)]
         if subject.checkpoint is not None:
             told += [str(subject.checkpoint), f"sha256 {subject.sha256}"]
         lines.append((subject.name, ", ".join(told)))
@@ -131,10 +149,11 @@ def write_report(
     if work_dirs:
         sections.append(_table_1(work_dirs))
     by_layer = [layers_exhibit(collect_layers(layer_dirs))] if layer_dirs else []
-    figures = exhibits(subjects, images, settings) + by_layer
+    found = examine_all(subjects, images, settings)
+    figures = draw(found, images, settings, KINDS) + by_layer
     for exhibit in figures:
         exhibit.write(out.with_suffix(""))
-    content = page(title, sections, figures, provenance(subjects, images, settings, command))
+    content = page(title, sections, figures, provenance(found, images, settings, command))
     write_text(out, content)
     return out
 
@@ -142,7 +161,7 @@ def write_report(
 def _table_1(work_dirs: Sequence[Path]) -> Section:
     import csv
 
-    from ..probes.table import collect, render
+    from ..results import collect, render
 
     head, *rows = csv.reader(render(collect(work_dirs), "csv").splitlines())
     note = "Linear probes of the frozen backbones; the paper's rows are DINOv1 ViT-S/16, 200 epochs on ImageNet-1K. "

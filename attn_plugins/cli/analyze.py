@@ -103,10 +103,13 @@ def _exhibits(args: argparse.Namespace) -> Any:
 
         return [layers_exhibit(collect_layers(args.work_dirs))]
     from ..analysis.images import find_images
-    from ..analysis.report import exhibits
+    from ..analysis.report import draw, examine_all, verdict_of
     from ..analysis.subjects import from_checkpoints
 
     looked_at = settings(args)
     images = find_images(args.data, args.split, args.annotations)
     subjects = from_checkpoints(args.checkpoints, args.arch, args.plugins, args.repo)
-    return exhibits(subjects, images, looked_at, [args.kind])
+    found = examine_all(subjects, images, looked_at, [args.kind])
+    for one in found:
+        print(f"{one.subject.name}: {verdict_of(one)}")
+    return draw(found, images, looked_at, [args.kind])

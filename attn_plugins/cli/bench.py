@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_cuda(args: argparse.Namespace) -> int:
-    """The fused kernels beside every GPU peer, at the shapes of the goals."""
+    """The fused kernels beside every GPU peer."""
     from ..bench.cuda import bench_cuda, cuda_table
     from ..bench.report import write_json
     from ..bench.roofline import Shape

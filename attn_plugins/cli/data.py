@@ -19,6 +19,7 @@ def add_parser(subparsers: Any) -> None:
     checking = actions.add_parser("check", help="say what is missing or malformed in a data root; status 1 if anything")
     checking.add_argument("dataset", choices=DATASETS)
     checking.add_argument("root", type=Path, help="the data root that the probe will be given")
+    checking.add_argument("--own", action="store_true", help="not the official release: ask for no counts and sizes")
     checking.set_defaults(func=run_check)
 
     making = actions.add_parser("make", help="write rendered scenes in a data set's real layout")
@@ -35,7 +36,7 @@ def run_check(args: argparse.Namespace) -> int:
     """Print every problem with its remedy; 1 when there is one."""
     from attn_plugins.data.check import check
 
-    problems = check(args.dataset, args.root)
+    problems = check(args.dataset, args.root, args.own)
     for problem in problems:
         print(problem)
     print(f"{args.dataset} in {args.root}: " + (f"{len(problems)} problem(s)" if problems else "no problems found"))

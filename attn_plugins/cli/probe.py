@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import subprocess
 from pathlib import Path
@@ -21,7 +22,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--data-root", required=True, help="the data set; see mmseg_configs/README.md")
     parser.add_argument("--train-data-root", help="another one for training: NYUv2, for sunrgbd's transfer")
     parser.add_argument("--arch", help="where the checkpoint does not tell: timm/NAME, transformers/FOLDER, …")
-    parser.add_argument("--work-dir", type=Path, help="default: work_dirs/PROBE/CHECKPOINT's name")
+    parser.add_argument("--work-dir", type=Path, help="default: work_dirs/PROBE/NAME-DIGEST of the checkpoint")
     parser.add_argument("--gpus", type=int, default=1, help="more than one starts as many processes")
     parser.add_argument("--workers", type=int, help="data loading processes of each process")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the work dir")
@@ -52,9 +53,19 @@ def run(args: argparse.Namespace) -> int:
         if not equals:
             raise ValueError(f"--cfg-options {option!r} is not KEY=VALUE")
         options[key] = value
-    work_dir = args.work_dir or Path("work_dirs") / config.stem / Path(args.checkpoint).stem
+    work_dir = args.work_dir or Path("work_dirs") / config.stem / _name(Path(args.checkpoint))
     action = ["--checkpoint", args.test] if args.test else ["--resume"] if args.resume else []
     if args.gpus > 1:
         action += ["--launcher", "pytorch", "--gpus", str(args.gpus)]
     command = mim_command("test" if args.test else "train", str(config), options, *action, work_dir=work_dir)
     return subprocess.run(command, env=os.environ, check=False).returncode
+
+
+def _name(checkpoint: Path) -> str:
+    """`checkpoint-1f0c94ab`: name and contents of a file, or of a folder's files; every DINO run has the same name."""
+    digest = hashlib.sha256()
+    for file in sorted(checkpoint.rglob("*")) if checkpoint.is_dir() else [checkpoint]:
+        if file.is_file():
+            with file.open("rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return f"{checkpoint.resolve().stem}-{digest.hexdigest()[:8]}"

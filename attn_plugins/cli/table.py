@@ -20,7 +20,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..files import write_text
-    from ..probes.table import collect, render
+    from ..results import collect, render
 
     text = render(collect(args.work_dirs), args.format, paper=not args.no_paper)
     if args.out is None:

@@ -13,7 +13,11 @@ from ..registry import ADAPTERS
 from ..swap import PREFIX, Overrides
 from .answer import NORMALIZER, answered, proved, proved_on
 
-__all__ = ["NORMALIZER", "PREFIX", "Adapter", "Container", "Layer", "adapter_for", "register_adapter"]
+__all__ = ["NORMALIZER", "PREFIX", "SPEC", "Adapter", "Container", "Layer", "adapter_for", "register_adapter"]
+
+
+SPEC = PREFIX + "spec"
+"""Attribute of a patched layer: its spec, as its record says it."""
 
 
 def _no_check(module: nn.Module) -> None:

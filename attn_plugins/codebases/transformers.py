@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..attention import attention
 from ..errors import UnsupportedModelError
-from .base import Adapter
+from .base import SPEC, Adapter, Container
 from .recognise import unwrapped
 
 __all__ = ["ADAPTER"]
@@ -152,4 +152,24 @@ def _matches(cls: type) -> bool:
     return function.__globals__.get(INTERFACE) is getattr(modeling, INTERFACE, None) is not None
 
 
-ADAPTER = Adapter("transformers", _matches, _overrides)
+def _is_model(cls: type) -> bool:
+    modeling = sys.modules.get("transformers.modeling_utils")
+    return modeling is not None and issubclass(cls, modeling.PreTrainedModel)
+
+
+def _model_overrides(base: Any) -> dict[str, Any]:
+    def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Upstream's; ``config.json`` tells the spec, where all patched layers have the same."""
+        specs = {vars(module)[SPEC] for module in self.modules() if SPEC in vars(module)}
+        if len(specs) != 1:
+            return base.save_pretrained(self, *args, **kwargs)
+        self.config.attn_plugins = {"spec": specs.pop()}
+        try:
+            return base.save_pretrained(self, *args, **kwargs)
+        finally:
+            del self.config.attn_plugins
+
+    return {"save_pretrained": save_pretrained}
+
+
+ADAPTER = Adapter("transformers", _matches, _overrides, around=(Container(_is_model, _model_overrides),))

@@ -152,8 +152,8 @@ def _place(rng: np.random.Generator, ground: backdrop.Backdrop, height: int, wid
     for _ in range(4 * wanted):
         if len(placed) >= wanted:
             break
-        # Uniform in 1/distance is uniform over the rows of the floor.
-        distance = 1 / rng.uniform(1 / farthest, 1 / (1.15 * nearest))
+        # Uniform in 1/distance is uniform over the rows of the floor; a shallow scene has none behind its main object.
+        distance = 1 / rng.uniform(1 / farthest, 1 / min(1.15 * nearest, farthest))
         metres = rng.uniform(0.45, 0.9) * 0.55 * short / ground.focal * nearest
         tall = max(ground.focal * metres / distance * 1.6, 0.1 * short)
         thing = place(int(rng.integers(1, NUM_CLASSES + 1)), distance, rng.uniform(0.05, 0.95) * width, tall)

@@ -13,7 +13,7 @@ from typing import Any
 from ..data.layouts import LAYOUTS
 from ..probes.command import data_options, iteration_options, mim_command, size_options
 from ..probes.running import build_runner
-from ..probes.table import COLUMNS, collect
+from ..results import COLUMNS, FILE_NAME, read_result
 
 __all__ = ["COLUMN_PROBES", "Plan", "probe_columns", "probe_voc", "write_columns"]
 
@@ -134,7 +134,8 @@ def _run_column(name: str, checkpoint: Path, roots: dict[str, Path], folder: Pat
 
 
 def _finished(work_dir: Path, probe: str) -> float | None:
-    if not (work_dir / "probe.json").exists():
+    if not (work_dir / FILE_NAME).exists():
         return None
-    (row,) = collect([work_dir])
-    return None if row.unfinished else row.last.get(probe)
+    result = read_result(work_dir / FILE_NAME)
+    finished = [e for e in result.evaluations if e.split == "test" or e.iteration >= result.max_iters]
+    return finished[-1].metrics[METRICS[probe]] if finished else None

@@ -23,8 +23,8 @@ from ..analysis.subjects import from_checkpoints
 from ..checkpoints import save
 from ..data.layouts.voc import write_voc
 from ..files import write_text
-from ..probes.table import COLUMNS
 from ..progress import printed_progress
+from ..results import COLUMNS
 from ..spec import parse
 from ..text import columns
 from .picture import draw, load_images

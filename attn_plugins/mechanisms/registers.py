@@ -131,7 +131,7 @@ def _native(base: Any, tokens: str, number: str) -> dict[str, Any]:
     def prepare_tokens_with_masks(self: Any, *args: Any, **kwargs: Any) -> Any:
         prepared = base.prepare_tokens_with_masks(self, *args, **kwargs)
         x = prepared if isinstance(prepared, Tensor) else prepared[0]  # DINOv3's come with the size of their grid
-        self.attn_plugins_registers__seen.note(x, self.attn_plugins_registers.tokens.shape[1])
+        _note(self, x, self.attn_plugins_registers.tokens.shape[1])
         return prepared
 
     return {
@@ -213,8 +213,14 @@ def _inserted(root: Any, x: Tensor) -> Tensor:
     """``x: [B, 1 + N, C]`` with the registers of ``root``, which its first block is told to expect."""
     registers = root.attn_plugins_registers
     out: Tensor = registers.insert(x)
-    root.attn_plugins_registers__seen.note(out, out.shape[1] - x.shape[1])
+    _note(root, out, out.shape[1] - x.shape[1])
     return out
+
+
+def _note(root: Any, x: Tensor, num: int) -> None:
+    seen = vars(root).get("attn_plugins_registers__seen")
+    if seen is not None:  # a pickle of release 0.1 has none, and no first block that asks
+        seen.note(x, num)
 
 
 INSERT = "attn_plugins_registers__insert"

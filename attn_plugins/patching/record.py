@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from .. import swap
-from ..codebases.base import NORMALIZER, Layer
+from ..codebases.base import NORMALIZER, SPEC, Layer
 from ..mechanisms import applied_mechanisms
 from ..record import RECORD, decode, encode
 from ..spec import Plugin, Spec
@@ -36,8 +36,6 @@ STAMP = "attn_plugins_stamp"
 """Attribute of the model that was patched: its record in the metadata."""
 PATCHED = "attn_plugins_patched"
 """Attribute of the model that was patched: the paths of its patched layers."""
-SPEC = "attn_plugins_spec"
-"""Attribute of a patched layer: what its record says."""
 
 
 def is_lost(module: nn.Module) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ from ..text import columns
 from .record import lost, spec_of
 from .sites import survey
 
-__all__ = ["LayerCheck", "Verification", "verify"]
+__all__ = ["LayerCheck", "Verification", "verify", "verify_run"]
 
 TOLERANCE = 1e-3
 """Of differences, relative to the largest value; single precision through a dozen layers stays below 1e-4."""
@@ -156,6 +156,11 @@ def verify(model: nn.Module, *inputs: Any, **kwargs: Any) -> Verification:
         UnsupportedModelError: a layer computed no attention that could be answered; the model is sharded or compiled.
         ValueError: the model is not patched, or a patch of it was lost.
     """
+    return verify_run(model, lambda: model(*inputs, **kwargs))
+
+
+def verify_run(model: nn.Module, run: Callable[[], Any]) -> Verification:
+    """:func:`verify` by a function that runs ``model`` once and returns its output, for models with other entries."""
     for path, module in model.named_modules():
         wrapper = REFUSED & {cls.__name__ for cls in type(module).__mro__}
         if wrapper or vars(module).get("_compiled_call_impl") is not None:
@@ -179,17 +184,17 @@ def verify(model: nn.Module, *inputs: Any, **kwargs: Any) -> Verification:
 
     with _undisturbed(model):
         with observed(note), _Watching(model) as watching, torch.random.fork_rng():
-            model(*inputs, **kwargs)
+            run()
         known = {site.path for site in (*found.layers, *found.pooling)}  # left as they are by layers=
         result.unanswered = tuple(text for path, text in watching.found.items() if path not in known)
         with torch.random.fork_rng():
             for site in patched:
                 _put(site.module, bind("softmax"))
-            same = model(*inputs, **kwargs)
+            same = run()
         with torch.random.fork_rng():
             for module in model.modules():
                 _without_attention(module)
-            own = model(*inputs, **kwargs)
+            own = run()
     result.softmax = _distance(same, own)
     return result
 

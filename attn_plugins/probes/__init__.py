@@ -5,12 +5,14 @@ from .classification import ClassifierGrid, GridTop1
 from .depth_data import BorderCrop, ColorAugment, DepthSplit, KBCrop, LoadDepth, RandomDepthRotate
 from .depth_metric import DepthErrors
 from .heads import BNLinearHead, DepthBinsHead
-from .hooks import BackboneIdentityHook, ClassCountHook, ProbeResultHook
+from .hooks import BackboneIdentityHook, ClassCountHook
 from .image_data import CheckLabels, LoadProbeImage
 from .imagenet_data import ImageNetFolder, PackImageLabel, RandomResizedCrop, ResizeCenterCrop
 from .loop import ProbeTrainLoop
 from .losses import LogGradientLoss, SigLoss
 from .paths import config_file, configs_dir
+from .reading import install_safe_loading
+from .recording import ProbeResultHook
 from .sampling import ProbeSampler, SeedDraw
 from .segmentors import DepthProbe, LinearProbe
 
@@ -46,3 +48,5 @@ __all__ = [
     "config_file",
     "configs_dir",
 ]
+
+install_safe_loading()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Self
 
@@ -13,11 +15,12 @@ from torch import Tensor, nn
 
 from ..backbones.features import ViTFeatures, center_pad, evenly_spaced
 from ..checkpoints import build
-from .cache import FeatureCache
+from ..checkpoints.verdict import verdict
 
-__all__ = ["FrozenViT"]
+__all__ = ["FEATURES", "FrozenViT", "features_digest"]
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+FEATURES = ("plugins", "layers", "norm", "cls_token", "autocast")
 _CLS = ("none", "concat", "tuple")
 
 
@@ -38,14 +41,13 @@ class FrozenViT(BaseModule):
         norm: apply the final norm to every layer.
         cls_token: `none`; `concat`: [CLS] broadcast over the grid and appended to the channels; `tuple`: beside.
         autocast: `bf16` or `fp16` for the backbone's forward; features come out as float32.
-        cache: `memory` or a folder: keep features of images that come again unchanged (see `FeatureCache`). Training
-            with it is refused where the augmentation is random.
         arch_options: arguments of the architecture's constructor.
         random_init: accept that there is no checkpoint and use random weights (a baseline, or a test).
 
     Attributes:
         channels: channels of each output.
-        identity: arch, plugins, checkpoint, sha256, layers, norm and cls_token.
+        identity: arch, plugins, checkpoint and digests of what was loaded; layers, norm, cls_token and autocast; and
+            `features_digest` of all that decides a feature.
 
     Raises:
         ValueError: no checkpoint, a layer that does not exist, an unknown option.
@@ -62,7 +64,6 @@ class FrozenViT(BaseModule):
         norm: bool = True,
         cls_token: str = "none",
         autocast: str | None = None,
-        cache: str | None = None,
         arch_options: dict[str, Any] | None = None,
         random_init: bool = False,
     ) -> None:
@@ -80,14 +81,17 @@ class FrozenViT(BaseModule):
         # A list hides the ViT from nn.Module; `_apply` below moves it with the rest.
         self._hidden = [ViTFeatures(model)]
         self.layers = _layers(out_indices, self._vit.depth)
+        verified = verdict(model, str(checkpoint or arch))
         self._vit.stop_after(max(self.layers))
         self.norm = norm
         self.cls_token = cls_token
         self.autocast = autocast
         self.patch_size = self._vit.patch_size
         self.channels = [self._vit.embed_dim * (2 if cls_token == "concat" else 1)] * len(self.layers)
-        self.identity = {**identity, "layers": list(self.layers), "norm": norm, "cls_token": cls_token}
-        self.cache = FeatureCache(cache, self.identity | {"autocast": autocast}) if cache else None
+        choice = {"layers": list(self.layers), "norm": norm, "cls_token": cls_token, "autocast": autocast}
+        self.identity = {**identity, **choice}
+        self.identity["features_digest"] = features_digest(self.identity)
+        self.identity["verified"] = verified
 
     @property
     def _vit(self) -> ViTFeatures:
@@ -109,13 +113,9 @@ class FrozenViT(BaseModule):
             For each layer `[B, C, h, w]`; `[B, 2C, h, w]` with `concat`; `([B, C, h, w], [B, C])` with `tuple`.
         """
         images = center_pad(images, self.patch_size)
-        features = self.cache(images, self._features) if self.cache else self._features(images)
-        return tuple(self._output(patches, cls) for patches, cls in features)
-
-    def _features(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
         with self._autocast(images.device.type):
             features = self._vit(images, self.layers, self.norm)
-        return [(patches.float(), cls.float()) for patches, cls in features]
+        return tuple(self._output(patches.float(), cls.float()) for patches, cls in features)
 
     def _output(self, patches: Tensor, cls: Tensor) -> Any:
         if self.cls_token == "tuple":
@@ -133,6 +133,12 @@ class FrozenViT(BaseModule):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{key}={value!r}" for key, value in self.identity.items())
+
+
+def features_digest(identity: Mapping[str, Any]) -> str:
+    """Of everything that decides a feature, in hexadecimal; where the backbone's file lies is not of it."""
+    decides = [identity.get("digest", identity["sha256"]), *(identity[key] for key in FEATURES)]
+    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
 
 def _layers(out_indices: Sequence[int] | str, depth: int) -> tuple[int, ...]:

@@ -11,6 +11,8 @@ from mmengine.model import BaseModel
 from mmseg.registry import METRICS, MODELS
 from torch import Tensor, nn
 
+from .ownership import OwnedHead
+
 __all__ = ["ClassifierGrid", "GridTop1", "classifier_name"]
 
 
@@ -20,7 +22,7 @@ def classifier_name(rate: float, blocks: int = 1, avgpool: bool = False) -> str:
 
 
 @MODELS.register_module()
-class ClassifierGrid(BaseModel):
+class ClassifierGrid(OwnedHead, BaseModel):
     """Linear classifiers, one per learning rate; DINOv2, eval/linear.py.
 
     Every classifier sees the same features. Its learning rate is its parameter group's (`paramwise_cfg` in the

@@ -44,10 +44,14 @@ def size_options(probe: str, crop: tuple[int, int], scale: tuple[int, int] | Non
     """
     config = Config.fromfile(config_file(probe))
     options: dict[str, Any] = {}
-    for loader in _LOADERS:
-        for index, transform in enumerate(config[f"{loader}_dataloader"].dataset.pipeline):
+    pipelines = {
+        f"{name}_dataloader.dataset.pipeline": config[f"{name}_dataloader"].dataset.pipeline for name in _LOADERS
+    }
+    pipelines["test_pipeline"] = config.test_pipeline  # what mmseg's inference API takes
+    for place, pipeline in pipelines.items():
+        for index, transform in enumerate(pipeline):
             for key, value in _resized(transform, crop, scale).items():
-                options[f"{loader}_dataloader.dataset.pipeline.{index}.{key}"] = value
+                options[f"{place}.{index}.{key}"] = value
     if config.model.get("data_preprocessor", {}).get("size"):
         options["model.data_preprocessor.size"] = crop
     if config.model.get("test_cfg", {}).get("mode") == "slide":
@@ -74,9 +78,11 @@ def iteration_options(probe: str, iterations: int) -> dict[str, Any]:
     schedulers = config.param_scheduler
     named = {"": schedulers} if isinstance(schedulers, Mapping) else {f".{i}": s for i, s in enumerate(schedulers)}
     for name, scheduler in named.items():
-        for key in ("end", "T_max"):
-            if key in scheduler:
-                options[f"param_scheduler{name}.{key}"] = max(round(scheduler[key] * share), 1)
+        # mmengine's linear and poly schedules go over end - 1 iterations.
+        more = {"end": int(scheduler["type"] in ("LinearLR", "PolyLR")), "T_max": 0}
+        for key in more.keys() & scheduler.keys():
+            steps = round((scheduler[key] - more[key]) * share)
+            options[f"param_scheduler{name}.{key}"] = max(steps, 1) + more[key]
     return options
 
 
@@ -90,8 +96,6 @@ def _resized(transform: Mapping[str, Any], crop: tuple[int, int], scale: tuple[i
         return {"size": crop[0]}
     if kind == "ResizeCenterCrop":
         return {"resize": crop[0] * 8 // 7, "crop": crop[0]}
-    if kind == "BorderCrop":
-        return {"crop": (1, 10_000, 1, 10_000)}
     if kind == "KBCrop":
         return {"height": crop[0], "width": crop[1]}
     return {}

@@ -13,6 +13,8 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from mmseg.registry import DATASETS, TRANSFORMS
 
+from .depth_metric import scaled_crop
+
 __all__ = ["BorderCrop", "ColorAugment", "DepthSplit", "KBCrop", "LoadDepth", "RandomDepthRotate"]
 
 
@@ -23,7 +25,8 @@ class DepthSplit(BaseDataset):
     Args:
         ann_file: the split file.
         data_prefix: `img_path` and `depth_map_path`, the folders that its paths are below.
-        replace: (old, new) pairs applied to depth paths, for KITTI's raw ground truth.
+        replace: (old, new) pairs applied to depth paths, for KITTI's raw ground truth. Lines without a depth path
+            are then looked up by KITTI's own naming: DRIVE/proj_depth/NEW/CAMERA/NUMBER.png.
         kwargs: of mmengine's `BaseDataset`.
 
     Raises:
@@ -48,7 +51,7 @@ class DepthSplit(BaseDataset):
             # BTS's paths begin with a slash, and are below the folder all the same.
             image, depth = (word.lstrip("/") for word in words[:2])
             for old, new in self.replace:
-                depth = depth.replace(old, new)
+                depth = depth.replace(old, new) if depth != "None" else self._raw_map(image, new)
             if depth == "None":
                 without += 1
                 continue
@@ -62,13 +65,27 @@ class DepthSplit(BaseDataset):
         if not entries:
             raise ValueError(f"{self.ann_file} names no image with depth: the split is empty")
         if without:
-            print_log(f"{self.ann_file}: {len(entries)} images, {without} more have no ground truth", logger="current")
+            note = f"{self.ann_file}: {len(entries)} images, {without} more have no ground truth"
+            if self.replace:
+                note += (
+                    ". KITTI's archive of raw maps lacks them; projected from the drives' velodyne_points (as by "
+                    f"monodepth2's export_gt_depth.py) into {self.data_prefix['depth_map_path']}, they are found"
+                )
+            print_log(note, logger="current")
         return entries
+
+    def _raw_map(self, image: str, kind: str) -> str:
+        """The raw map of a line that names none, if it is there: of `DATE/DRIVE/CAMERA/data/NUMBER.png`."""
+        parts = Path(image).parts
+        if len(parts) != 5:
+            return "None"
+        path = f"{parts[1]}/proj_depth/{kind}/{parts[2]}/{parts[4]}"
+        return path if (Path(self.data_prefix["depth_map_path"]) / path).is_file() else "None"
 
 
 @TRANSFORMS.register_module()
 class LoadDepth(BaseTransform):
-    """Loads `depth_map_path` as `gt_depth_map`: float32 metres, 0 = not measured.
+    """Loads `depth_map_path` as `gt_depth_map`: float32 metres, 0 = not measured; passes an image without one.
 
     Args:
         scale: stored units per metre (1000, KITTI 256).
@@ -83,7 +100,9 @@ class LoadDepth(BaseTransform):
         self.rotated = rotated
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        path = results["depth_map_path"]
+        path = results.get("depth_map_path")
+        if path is None:
+            return results
         stored: Any = cv2.imread(path, cv2.IMREAD_UNCHANGED)
         if stored is None or stored.dtype != np.uint16 or stored.ndim != 2:
             what = "unreadable" if stored is None else f"{stored.dtype} {stored.shape}"
@@ -96,17 +115,21 @@ class LoadDepth(BaseTransform):
 
 
 class _Crop(BaseTransform):
-    """Crops image and depth to `box(height, width) -> (top, bottom, left, right)`."""
+    """Crops image and depth to `box(height, width) -> (top, bottom, left, right)`.
+
+    The crops belong to the data sets: a picture without a depth map, to be predicted, stays whole.
+    """
 
     def box(self, height: int, width: int) -> tuple[int, int, int, int]:
         raise TypeError(f"{type(self).__name__} has no box")
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        if "gt_depth_map" not in results:
+            return results
         height, width = results["img"].shape[:2]
         top, bottom, left, right = self.box(height, width)
         for key in ("img", "gt_depth_map"):
-            if key in results:
-                results[key] = np.ascontiguousarray(results[key][top:bottom, left:right])
+            results[key] = np.ascontiguousarray(results[key][top:bottom, left:right])
         # Predictions are compared at the crop's size.
         results["img_shape"] = results["ori_shape"] = results["img"].shape[:2]
         return results
@@ -114,23 +137,20 @@ class _Crop(BaseTransform):
 
 @TRANSFORMS.register_module()
 class BorderCrop(_Crop):
-    """NYUv2's white border cut off: rows 45 to 472, columns 43 to 608 of 480x640 (BTS).
+    """NYUv2's white border cut off: rows 45 to 472, columns 43 to 608 of 480x640 (BTS); scaled with the image.
 
     Args:
-        crop: top, bottom, left, right.
+        crop: top, bottom, left, right of 480x640.
 
     Raises:
-        ValueError: the image is not larger than the border.
+        ValueError: the image has another shape than 3:4.
     """
 
     def __init__(self, crop: tuple[int, int, int, int] = (45, 472, 43, 608)) -> None:
         self.crop = crop
 
     def box(self, height: int, width: int) -> tuple[int, int, int, int]:
-        top, bottom, left, right = self.crop
-        if height <= top or width <= left:
-            raise ValueError(f"image of {height}x{width} has nothing inside the border crop {self.crop}")
-        return top, bottom, left, right
+        return scaled_crop(self.crop, height, width)
 
 
 @TRANSFORMS.register_module()

@@ -20,16 +20,16 @@ def crop_box(crop: str | None, height: int, width: int) -> tuple[int, int, int, 
     """Top, bottom, left, right of an evaluation crop.
 
     Args:
-        crop: `eigen` (NYUv2: rows 45 to 471, columns 41 to 601 of 480x640), `garg` (KITTI: fractions of the size)
-            or None for all.
+        crop: `eigen` (NYUv2: rows 45 to 471, columns 41 to 601 of 480x640, scaled with the map), `garg` (KITTI:
+            fractions of the size) or None for all.
 
     Raises:
-        ValueError: unknown crop.
+        ValueError: unknown crop, or a map of another shape than 3:4 for `eigen`.
     """
     if crop is None:
         return 0, height, 0, width
     if crop == "eigen":
-        return 45, 471, 41, 601
+        return scaled_crop((45, 471, 41, 601), height, width)
     if crop == "garg":
         return (
             int(0.40810811 * height),
@@ -38,6 +38,21 @@ def crop_box(crop: str | None, height: int, width: int) -> tuple[int, int, int, 
             int(0.96405229 * width),
         )
     raise ValueError(f"crop={crop!r}; use 'eigen', 'garg' or None")
+
+
+def scaled_crop(crop: tuple[int, int, int, int], height: int, width: int) -> tuple[int, int, int, int]:
+    """Top, bottom, left, right of a crop of NYUv2's 480x640, in pixels of a map of its shape.
+
+    Raises:
+        ValueError: the map's shape is not 3:4, so that no part of it is that crop.
+    """
+    if height * 640 != width * 480:
+        raise ValueError(
+            f"the crop {crop} is of NYUv2's 480x640, and {height}x{width} has another shape: use crop=None, or images "
+            "of NYUv2"
+        )
+    top, bottom, left, right = (round(edge * height / 480) for edge in crop)
+    return top, bottom, left, right
 
 
 def depth_errors(prediction: Tensor, target: Tensor) -> dict[str, float]:
@@ -82,7 +97,7 @@ class DepthErrors(BaseMetric):
 
     def __init__(self, min_depth: float, max_depth: float, crop: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        crop_box(crop, 1, 1)
+        crop_box(crop, 480, 640)
         self.min_depth = min_depth
         self.max_depth = max_depth
         self.crop = crop

@@ -1,42 +1,25 @@
-"""Hooks: whose features a head was trained on, whether it fits its data, and what it reached."""
+"""Hooks: whose features a head was trained on, and whether it fits its data."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import BaseLoop
 from mmseg.registry import HOOKS
 
-from ..files import write_text
 from .backbone import FrozenViT
-from .cache import random_transforms
+from .image_data import CheckLabels
+from .ownership import require_same_backbone
 
-__all__ = ["BackboneIdentityHook", "ClassCountHook", "ProbeResultHook"]
-
-# The file may have been moved or copied between training and testing; its contents may not have changed.
-_MUST_AGREE = ("sha256", "plugins", "layers", "norm", "cls_token")
+__all__ = ["BackboneIdentityHook", "ClassCountHook", "probe_model"]
 
 
 @HOOKS.register_module()
 class BackboneIdentityHook(Hook):
     """Writes the frozen backbone's identity into the probe's checkpoints, and refuses a head of another backbone."""
-
-    def before_train(self, runner: Any) -> None:
-        """Refuse cached features where they would hardly ever be used again.
-
-        Raises:
-            ValueError: the backbone caches features and the training pipeline is random.
-        """
-        random = random_transforms(runner.cfg.train_dataloader.dataset.pipeline)
-        if _backbone(runner).cache is not None and random:
-            raise ValueError(
-                f"model.backbone.cache needs images that come again unchanged; the training pipeline has "
-                f"{', '.join(random)}. Leave the cache out, or the random transforms"
-            )
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Add `checkpoint["meta"]["backbone"]`."""
@@ -48,73 +31,64 @@ class BackboneIdentityHook(Hook):
         Raises:
             ValueError: the head was trained on another backbone, spec, or choice of features.
         """
-        theirs = checkpoint.get("meta", {}).get("backbone")
-        if theirs is None:
-            raise ValueError("this checkpoint does not say which backbone its head belongs to: it is not a probe's")
-        own = _backbone(runner).identity
-        differ = {key: (theirs.get(key), own[key]) for key in _MUST_AGREE if theirs.get(key) != own[key]}
-        if differ:
-            told = "; ".join(f"{key}: trained with {was!r}, now {now!r}" for key, (was, now) in differ.items())
-            raise ValueError(f"this head belongs to another backbone. {told}. Its file was {theirs['checkpoint']}")
+        meta = checkpoint.get("meta") if isinstance(checkpoint, Mapping) else None
+        require_same_backbone(meta.get("backbone") if isinstance(meta, Mapping) else None, _backbone(runner).identity)
 
 
 @HOOKS.register_module()
 class ClassCountHook(Hook):
-    """Refuses a segmentation head with another number of classes than the data set's, before the first iteration."""
+    """Takes the number of classes from the data set: tells it to `CheckLabels`, and refuses a head with another."""
 
-    def before_train(self, runner: Any) -> None:
-        """Compare with the training set's classes.
+    def before_run(self, runner: Any) -> None:
+        """Compare with the classes of every split that is used, before the first iteration.
 
         Raises:
-            ValueError: they differ.
+            ValueError: the head, or a `CheckLabels(classes=...)`, has another number.
         """
-        self._check(runner, runner.train_dataloader.dataset)
-
-    def before_test(self, runner: Any) -> None:
-        """Compare with the test set's classes; errors as `before_train`."""
-        self._check(runner, runner.test_dataloader.dataset)
+        for role in ("train", "val", "test"):
+            loop = getattr(runner, f"_{role}_loop")
+            if isinstance(loop, BaseLoop):
+                self._check(probe_model(runner), loop.dataloader.dataset)
 
     @staticmethod
-    def _check(runner: Any, dataset: Any) -> None:
-        has, needs = _model(runner).decode_head.num_classes, len(dataset.metainfo["classes"])
+    def _check(model: Any, dataset: Any) -> None:
+        has, needs = model.decode_head.num_classes, len(dataset.metainfo["classes"])
         if has != needs:
             raise ValueError(
                 f"the head has {has} classes, {type(dataset).__name__} has {needs}: set model.decode_head.num_classes "
-                f"and the pipelines' CheckLabels to {needs}"
+                f"to {needs}, or the data set's metainfo to its classes"
             )
+        for check in _label_checks(dataset):
+            if check.classes not in (None, needs):
+                told = f"CheckLabels has classes={check.classes}, {type(dataset).__name__} has {needs}"
+                raise ValueError(f"{told}: leave classes= out")
+            check.classes = needs
 
 
-@HOOKS.register_module()
-class ProbeResultHook(Hook):
-    """Keeps `WORK_DIR/probe.json`, which `attn-plugins table` reads: the backbone and every evaluation so far."""
+def _label_checks(dataset: Any) -> Iterator[CheckLabels]:
+    """Every `CheckLabels` of a data set, through wrappers of data sets and of transforms."""
+    inner = getattr(dataset, "datasets", None) or [d for d in [getattr(dataset, "dataset", None)] if d is not None]
+    for part in inner:
+        yield from _label_checks(part)
+    if hasattr(dataset, "pipeline"):
+        yield from _checks_in(dataset.pipeline)
 
-    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
-        """Add a validation; those that a resumed run repeats are replaced."""
-        self._record(runner, "val", runner.iter, metrics)
 
-    def after_test_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
-        """Add a test."""
-        self._record(runner, "test", 0, metrics)
+def _checks_in(transform: Any) -> Iterator[CheckLabels]:
+    if isinstance(transform, CheckLabels):
+        yield transform
+    parts = getattr(transform, "transforms", getattr(transform, "subroutines", ()))
+    for part in parts if isinstance(parts, list | tuple) else [parts]:
+        yield from _checks_in(part)
 
-    def _record(self, runner: Any, split: str, iteration: int, metrics: dict[str, float] | None) -> None:
-        if not is_main_process():
-            return
-        file = Path(runner.work_dir) / "probe.json"
-        before = json.loads(file.read_text())["evaluations"] if file.is_file() else []
-        kept = [entry for entry in before if entry["split"] != split or entry["iter"] < iteration]
-        numbers = {name: float(value) for name, value in (metrics or {}).items()}
-        record = {
-            "probe": runner.cfg.get("probe"),
-            "max_iters": runner.cfg.train_cfg.max_iters,
-            "backbone": _backbone(runner).identity,
-            "evaluations": [*kept, {"split": split, "iter": iteration, "metrics": numbers}],
-        }
-        write_text(file, json.dumps(record, indent=1))
+
+def probe_model(runner: Any) -> Any:
+    """The probe itself, without what DDP or test-time augmentation put around it."""
+    model = runner.model
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
 
 
 def _backbone(runner: Any) -> FrozenViT:
-    return _model(runner).backbone
-
-
-def _model(runner: Any) -> Any:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+    return probe_model(runner).backbone

@@ -15,9 +15,9 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import functional
 
-__all__ = ["ImageNetFolder", "PackImageLabel", "RandomResizedCrop", "ResizeCenterCrop"]
+from ..data.images import SUFFIXES
 
-_SUFFIXES = {".jpeg", ".jpg", ".png"}
+__all__ = ["ImageNetFolder", "PackImageLabel", "RandomResizedCrop", "ResizeCenterCrop"]
 
 
 @DATASETS.register_module()
@@ -62,7 +62,7 @@ class ImageNetFolder(BaseDataset):
             (image, label)
             for label, name in enumerate(classes)
             for image in sorted((folder / name).iterdir())
-            if image.suffix.lower() in _SUFFIXES
+            if image.suffix.lower() in SUFFIXES and not image.name.startswith("._")
         ]
 
     def _from_labels(self, folder: Path) -> list[tuple[Path, int]]:
@@ -72,7 +72,7 @@ class ImageNetFolder(BaseDataset):
         pairs = []
         for number, line in enumerate(file.read_text().splitlines(), 1):
             words = line.split()
-            if len(words) != 2 or not words[1].isdigit():
+            if len(words) != 2 or not words[1].isdecimal():
                 raise ValueError(f"{file}:{number}: expected 'FILE CLASS', got {line!r}")
             pairs.append((folder / words[0], int(words[1])))
         return pairs

@@ -9,6 +9,8 @@ from mmseg.models.segmentors import DepthEstimator, EncoderDecoder
 from mmseg.registry import MODELS
 from torch import Tensor
 
+from .ownership import OwnedHead
+
 __all__ = ["DepthProbe", "LinearProbe"]
 
 
@@ -22,12 +24,12 @@ class _SizedHead:
 
 
 @MODELS.register_module()
-class LinearProbe(_SizedHead, EncoderDecoder):
+class LinearProbe(OwnedHead, _SizedHead, EncoderDecoder):
     """mmseg's `EncoderDecoder` whose head is sized from a `FrozenViT`."""
 
 
 @MODELS.register_module()
-class DepthProbe(_SizedHead, DepthEstimator):
+class DepthProbe(OwnedHead, _SizedHead, DepthEstimator):
     """mmseg's `DepthEstimator` whose head is sized from a `FrozenViT`.
 
     `test_cfg`: `flip=True` averages the depth with that of the mirrored image (DINOv2 evaluates so); images are taken

@@ -120,9 +120,9 @@ def test_no_more_than_a_batch_of_images_is_read_at_a_time(voc, monkeypatch):
     read = []
     load = images_module._load
 
-    def counted(file, size, boxes):
+    def counted(file, *rest):
         read.append(file)
-        return load(file, size, boxes)
+        return load(file, *rest)
 
     monkeypatch.setattr(images_module, "_load", counted)
     batches = find_images(voc).batches(16, 2)
@@ -130,3 +130,57 @@ def test_no_more_than_a_batch_of_images_is_read_at_a_time(voc, monkeypatch):
     for expected in (2, 4, 5):
         next(batches)
         assert len(read) == expected
+
+
+def shown(path, size=32):
+    (batch,) = find_images(path).batches(size)
+    return batch.rgb()[0]
+
+
+def test_pictures_are_shown_as_the_probes_read_them(tmp_path):
+    ramp = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (64, 1))
+    Image.fromarray(ramp).save(tmp_path / "8.png")
+    Image.fromarray(ramp.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    np.testing.assert_array_equal(shown(tmp_path / "8.png"), shown(tmp_path / "16.png"))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(ramp).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(shown(tmp_path / "turned.png"), shown(tmp_path / "8.png"))
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "8.png").read_bytes()[:40])
+    with pytest.raises(ValueError, match=r"cannot read image .*cut\.jpg"):
+        shown(tmp_path / "cut.jpg")
+
+
+def test_files_that_are_no_pictures_are_left_out_and_tiny_ones_are_not(tmp_path):
+    for name in ("a.tif", "b.png"):
+        Image.new("RGB", (3, 5)).save(tmp_path / name)
+    (tmp_path / "._b.png").write_bytes(b"\x00\x05\x16\x07")
+    assert [file.name for file in find_images(tmp_path).files] == ["a.tif", "b.png"]
+    (batch,) = find_images(tmp_path).batches(32)
+    assert batch.pixels.shape == (2, 3, 32, 32)
+
+
+@pytest.mark.parametrize("told", ["xml", "coco"])
+def test_boxes_of_a_turned_picture_are_of_the_turned_one_or_an_error(tmp_path, told):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(tmp_path / "x.jpg", exif=exif)  # 20 wide and 40 high to look at
+
+    def annotated(width, height):
+        if told == "coco":
+            images = [{"id": 1, "file_name": "x.jpg", "width": width, "height": height}]
+            contents = {"images": images, "annotations": [{"image_id": 1, "bbox": [5, 15, 10, 10]}]}
+            (tmp_path / "boxes.json").write_text(json.dumps(contents))
+            return find_images(tmp_path, annotations=tmp_path / "boxes.json")
+        corners = "<xmin>6</xmin><ymin>16</ymin><xmax>15</xmax><ymax>25</ymax>"
+        size = f"<size><width>{width}</width><height>{height}</height></size>" if width else ""
+        (tmp_path / "x.xml").write_text(f"<a>{size}<object><bndbox>{corners}</bndbox></object></a>")
+        return find_images(tmp_path, annotations=tmp_path)
+
+    (batch,) = annotated(20, 40).batches(20)
+    assert batch.boxes == [[(5.0, 5.0, 15.0, 15.0)]]
+    with pytest.raises(ValueError, match=r"x\.jpg is stored as 20x40 .*its labels are 20x40"):
+        next(annotated(40, 20).batches(20))
+    if told == "xml":
+        with pytest.raises(ValueError, match=r"x\.jpg is turned by EXIF, and its boxes do not say"):
+            next(annotated(0, 0).batches(20))

@@ -129,7 +129,6 @@ def test_a_folder_without_a_pooling_layer_has_no_random_one(tmp_path: Path) -> N
 
 def test_config_and_tensors_must_agree(tmp_path: Path) -> None:
     model: Any = model_of("ViTModel", "entmax15")
-    model.config.attn_plugins = {"spec": "entmax15"}
     model.save_pretrained(tmp_path)
     torch.testing.assert_close(output(attn_plugins.from_pretrained(tmp_path)), output(model), rtol=0, atol=0)
     settings = json.loads((tmp_path / "config.json").read_text())
@@ -140,7 +139,6 @@ def test_config_and_tensors_must_agree(tmp_path: Path) -> None:
 
 def test_a_model_that_automodel_loaded_and_saved_again_is_refused(tmp_path: Path) -> None:
     model: Any = model_of("ViTModel", "entmax15")
-    model.config.attn_plugins = {"spec": "entmax15"}
     model.save_pretrained(tmp_path / "first")
     transformers.AutoModel.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
     with pytest.raises(CheckpointError, match="loaded without attn_plugins and saved again"):
@@ -154,6 +152,10 @@ def test_a_folder_that_says_nothing_is_assumed_to_be_softmax_or_asks(tmp_path: P
     model = attn_plugins.patch(transformers.ViTModel(transformers.ViTConfig(**SIZES)), "entmax_alpha")
     state = {k: v for k, v in model.state_dict().items() if not k.endswith("attn_plugins_record")}
     model.save_pretrained(tmp_path / "older", state_dict=state)
+    config = tmp_path / "older" / "config.json"
+    settings = json.loads(config.read_text())
+    assert settings.pop("attn_plugins") == {"spec": "entmax_alpha"}  # what releases before this one did not write
+    config.write_text(json.dumps(settings))
     with pytest.raises(CheckpointError, match=r"does not record the spec.*--plugins"):
         attn_plugins.from_pretrained(tmp_path / "older")
     loaded = attn_plugins.from_pretrained(tmp_path / "older", plugins="entmax_alpha")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.runner import CheckpointLoader
 
 from attn_plugins.probes.command import data_options, mim_command, size_options
 
@@ -54,7 +55,5 @@ def mim(action: str, probe: str, settings: dict[str, Any], *arguments: str, work
 
 
 def weights(work_dir: Path, iteration: int) -> dict[str, torch.Tensor]:
-    """The head in a checkpoint; numbers of mmengine's own are not of interest, nothing is run."""
-    from mmengine.runner.checkpoint import load_from_local
-
-    return dict(load_from_local(str(work_dir / f"iter_{iteration}.pth"), "cpu")["state_dict"])
+    """The head in a checkpoint."""
+    return dict(CheckpointLoader.load_checkpoint(str(work_dir / f"iter_{iteration}.pth"))["state_dict"])

@@ -85,6 +85,9 @@ def test_identity_says_what_it_was(backbone_file: Path) -> None:
     identity = frozen(backbone_file, out_indices=[1], norm=False).identity
     assert identity["sha256"] == hashlib.sha256(backbone_file.read_bytes()).hexdigest()
     assert (identity["plugins"], identity["layers"], identity["norm"]) == ("entmax15", [1], False)
+    choices = [{}, {"out_indices": [1]}, {"norm": False}, {"cls_token": "concat"}, {"autocast": "bf16"}]
+    digests = [frozen(backbone_file, **choice).identity["features_digest"] for choice in choices]
+    assert len(set(digests)) == len(digests), "every choice of features has its own"
 
 
 @pytest.mark.parametrize("spec", ["entmax15+registers:num=3", "specialization", "last_vit", "entmax_alpha"])

@@ -55,6 +55,10 @@ def test_crops_are_the_protocols() -> None:
     np.testing.assert_array_equal(nyu["gt_depth_map"], sample()["gt_depth_map"][45:472, 43:608])
     kitti = KBCrop()(sample(375, 1242))
     np.testing.assert_array_equal(kitti["gt_depth_map"], sample(375, 1242)["gt_depth_map"][23:, 13:1229])
+    half = BorderCrop()(sample(240, 320))
+    assert half["img"].shape[:2] == (236 - 22, 304 - 22), "half of 45:472, 43:608, rounded"
+    with pytest.raises(ValueError, match="480x640, and 375x1242 has another shape"):
+        BorderCrop()(sample(375, 1242))
     with pytest.raises(ValueError, match="375x1000 is smaller than the KITTI crop 352x1216"):
         KBCrop()(sample(375, 1000))
 
@@ -122,6 +126,32 @@ def test_raw_kitti_and_lines_without_truth(tmp_path: Path) -> None:
         str(tmp_path / "data_depth_velodyne/x/velodyne_raw/a.png")
     ]
     assert dataset.load_data_list()[0]["img_path"] == str(tmp_path / "a.png")
+
+
+def test_raw_maps_of_lines_without_truth_are_found_where_they_were_projected_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eigen's 697: the common split file says None for 45, whose raw maps are in no archive."""
+    lines = [f"2011_09_26/DRIVE/image_02/data/{i}.png None 721.5" for i in (1, 2)]
+    (tmp_path / "s.txt").write_text("\n".join(["d/DRIVE/image_02/data/0.png DRIVE/groundtruth/0.png 700", *lines]))
+    there = tmp_path / "raw/DRIVE/proj_depth/velodyne_raw/image_02/2.png"
+    there.parent.mkdir(parents=True)
+    there.touch()
+    told: list[str] = []
+    monkeypatch.setattr("attn_plugins.probes.depth_data.print_log", lambda message, logger: told.append(message))
+    raw = {"replace": [("groundtruth", "velodyne_raw")], "data_prefix": {"img_path": "", "depth_map_path": "raw"}}
+    dataset = DepthSplit(ann_file="s.txt", data_root=str(tmp_path), **raw)
+    found = [Path(entry["depth_map_path"]) for entry in dataset.load_data_list()]
+    assert found == [tmp_path / "raw/DRIVE/velodyne_raw/0.png", there]
+    assert "2 images, 1 more have no ground truth" in told[-1] and "velodyne_points" in told[-1]
+    improved = {"data_prefix": {"img_path": "", "depth_map_path": "raw"}}
+    assert len(DepthSplit(ann_file="s.txt", data_root=str(tmp_path), **improved)) == 1
+
+
+def test_a_picture_without_depth_stays_whole() -> None:
+    for transform in (LoadDepth(256), KBCrop()):
+        results = {"img": np.zeros((20, 30, 3), np.uint8), "seg_fields": []}
+        assert transform(results) is results and results["img"].shape == (20, 30, 3)
 
 
 @pytest.mark.parametrize(

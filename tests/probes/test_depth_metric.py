@@ -78,3 +78,20 @@ def test_maps_of_other_sizes_are_refused() -> None:
         DepthErrors(0.001, 10.0).process(None, [data])
     with pytest.raises(ValueError, match="crop='nyu'"):
         crop_box("nyu", 4, 5)
+
+
+@pytest.mark.parametrize("scale", [1, 2, 0.5, 0.2])
+def test_the_eigen_crop_follows_the_size_of_the_map(scale: float) -> None:
+    height, width = round(480 * scale), round(640 * scale)
+    top, bottom, left, right = crop_box("eigen", height, width)
+    assert (top, bottom, left, right) == tuple(round(edge * scale) for edge in (45, 471, 41, 601))
+    assert 0 < top < bottom < height and 0 < left < right < width
+
+
+@pytest.mark.parametrize("size", [(640, 480), (530, 730), (352, 1216), (481, 640)])
+def test_the_eigen_crop_of_another_shape_is_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=rf"480x640, and {size[0]}x{size[1]} has another shape: use crop=None"):
+        crop_box("eigen", *size)
+    data = {"gt_depth_map": {"data": torch.ones(1, *size)}, "pred_depth_map": {"data": torch.ones(1, *size)}}
+    with pytest.raises(ValueError, match="has another shape"):
+        DepthErrors(0.001, 10.0, "eigen").process(None, [data])

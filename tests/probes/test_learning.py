@@ -27,12 +27,10 @@ pytestmark = pytest.mark.slow
 class PixelsAndPosition(BaseModule):
     """A backbone without weights: colours, their products, and where on the picture."""
 
-    cache = None
-
     def __init__(self, **ignored: Any) -> None:
         super().__init__()
         self.channels = [11]
-        self.identity = {"sha256": None, "plugins": "none", "checkpoint": None, "arch": "pixels"}
+        self.identity = {"sha256": None, "plugins": "none", "layers": [], "checkpoint": None, "arch": "pixels"}
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
         colors = torch.nn.functional.avg_pool2d(images, 4)

@@ -12,6 +12,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS, PARAM_SCHEDULERS
 
+from attn_plugins.probes.command import iteration_options
 from attn_plugins.probes.paths import config_file, configs_dir
 
 SEGMENTATION = {"voc2012": (21, (2048, 512)), "ade20k": (150, (2048, 512)), "cityscapes": (19, (2048, 1024))}
@@ -78,13 +79,42 @@ def test_segmentation(probe: str) -> None:
         assert config.train_dataloader.dataset.ann_file == "ImageSets/Segmentation/train.txt"
 
 
-def test_segmentation_schedule_is_mmcv_1s() -> None:
-    """mmcv 1.x: poly over the whole run, times the warm-up's ratio (lr_updater.py)."""
-    at = [0, 1, 750, 1500, 20_000, 39_999]
-    expected = [
-        1e-3 * (1 - t / 40_000) * (1 - (1 - min(t / 1500, 1)) * (1 - 1e-6)) for t in at
-    ]  # fmt: skip
-    assert learning_rates(load("voc2012"), at, 1e-3) == pytest.approx(expected, rel=2e-3, abs=1e-7)
+def mmcv_1(kind: str, steps: int, warm_up: int, ratio: float, smallest: float = 0.0, base: float = 1e-3) -> list[float]:
+    """The rate of every iteration by mmcv 1.x: `LrUpdaterHook` with `by_epoch=False` and linear warm-up.
+
+    lr_updater.py: Poly and CosineAnnealing give the regular rate from runner.iter / runner.max_iters over the whole
+    run; for the first `warmup_iters` iterations it is multiplied by 1 - (1 - iter / warmup_iters) (1 - warmup_ratio).
+    """
+    rates = []
+    for t in range(steps):
+        progress = t / steps
+        if kind == "poly":
+            regular = (base - smallest) * (1 - progress) ** 1.0 + smallest
+        else:
+            regular = base * smallest + 0.5 * (base - base * smallest) * (math.cos(math.pi * progress) + 1)
+        rates.append(regular * (1 - (1 - t / warm_up) * (1 - ratio)) if t < warm_up else regular)
+    return rates
+
+
+@pytest.mark.parametrize("probe", ["voc2012", "ade20k", "cityscapes"])
+def test_segmentation_schedule_is_mmcv_1s(probe: str) -> None:
+    expected = mmcv_1("poly", 40_000, 1_500, 1e-6)
+    assert expected[-1] == pytest.approx(2.5e-8)
+    assert learning_rates(load(probe), list(range(40_000)), 1e-3) == pytest.approx(expected, rel=1e-8, abs=0)
+
+
+@pytest.mark.parametrize(("probe", "iterations"), [("voc2012", 36), ("nyuv2", 60), ("imagenet", 20)])
+def test_a_shortened_schedule_is_the_same_one(probe: str, iterations: int) -> None:
+    config = load(probe)
+    config.merge_from_dict(iteration_options(probe, iterations))
+    kind, steps, warm_up, ratio, smallest = {
+        "voc2012": ("poly", 40_000, 1_500, 1e-6, 0.0),
+        "nyuv2": ("cosine", 38_400, 12_800, 1e-3, 1e-8),
+        "imagenet": ("cosine", 12_500, 0, 1.0, 0.0),
+    }[probe]
+    shortened = max(round(warm_up * iterations / steps), 1) if warm_up else 0
+    expected = mmcv_1(kind, iterations, shortened, ratio, smallest)
+    assert learning_rates(config, list(range(iterations)), 1e-3) == pytest.approx(expected, rel=1e-6, abs=0)
 
 
 @pytest.mark.parametrize("probe", DEPTH)
@@ -124,16 +154,22 @@ def test_depth_crops_and_transfer() -> None:
     assert transfer.val_dataloader.dataset.ann_file == "SUNRGBD_val_splits.txt"
 
 
-def test_depth_schedule_is_mmcv_1s() -> None:
-    """mmcv 1.x: cosine over the whole run down to 1e-8 of lr, times the warm-up's ratio (lr_updater.py)."""
-    at = [0, 1, 6_400, 12_800, 25_600, 38_399]
-    expected = [
-        1e-3
-        * (1e-8 + (1 - 1e-8) * 0.5 * (1 + math.cos(math.pi * t / 38_400)))
-        * (1 - (1 - min(t / 12_800, 1)) * (1 - 1e-3))
-        for t in at
-    ]
-    assert learning_rates(load("nyuv2"), at, 1e-3) == pytest.approx(expected, rel=2e-3, abs=1e-9)
+@pytest.mark.parametrize("probe", DEPTH)
+def test_depth_schedule_is_mmcv_1s(probe: str) -> None:
+    expected = mmcv_1("cosine", 38_400, 12_800, 1e-3, smallest=1e-8)
+    assert learning_rates(load(probe), list(range(38_400)), 1e-3) == pytest.approx(expected, rel=1e-6, abs=0)
+
+
+def test_imagenet_schedule_is_torchs() -> None:
+    """DINOv2, eval/linear.py: torch's CosineAnnealingLR over all iterations, down to 0."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 12_500, eta_min=0)
+    expected = []
+    for _ in range(12_500):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert learning_rates(load("imagenet"), list(range(12_500)), 1.0) == pytest.approx(expected, rel=1e-6, abs=0)
 
 
 def test_imagenet() -> None:

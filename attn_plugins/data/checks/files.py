@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
 
-__all__ = ["SAMPLED", "Problem", "find_folders", "listed_files", "read_pair", "read_picture", "sample", "split_lines"]
+from attn_plugins.data.images import TurnedImageError, opened, read_image
+
+__all__ = [
+    "SAMPLED",
+    "Problem",
+    "counted",
+    "find_folders",
+    "is_there",
+    "listed_files",
+    "overlapping",
+    "read_pair",
+    "read_picture",
+    "repeated",
+    "resized",
+    "sample",
+    "split_lines",
+]
 
 T = TypeVar("T")
 
@@ -84,7 +100,10 @@ def split_lines(path: Path, columns: tuple[int, ...], form: str) -> tuple[list[l
     """
     if not path.is_file():
         return [], [Problem("missing-split", path, "does not exist", f"put the split file there: lines {form}")]
-    lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
+    try:
+        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        return [], [Problem("malformed-split", path, f"is no readable text: {error}", f"write lines {form} in UTF-8")]
     if not lines:
         return [], [Problem("empty-split", path, "is empty", f"put the data set's own split file there: lines {form}")]
     wrong = [i for i, line in enumerate(lines, 1) if len(line) not in columns]
@@ -96,19 +115,33 @@ def split_lines(path: Path, columns: tuple[int, ...], form: str) -> tuple[list[l
     return lines, []
 
 
+def is_there(path: Path) -> bool:
+    """Whether a file can be opened as one; False for a name that no file can have, too."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def listed_files(what: str, listed_in: Path, paths: Sequence[Path]) -> list[Problem]:
     """Whether every listed file exists and is not empty: one problem for all that are missing, one for all empty."""
-    missing, empty = [], []
+    missing: list[Path] = []
+    empty: list[Path] = []
+    problems: list[Problem] = []
     for path in paths:
-        if not path.is_file():
-            missing.append(path)
-        elif path.stat().st_size == 0:
-            empty.append(path)
-    problems = []
+        try:
+            if not path.is_file():
+                missing.append(path)
+            elif path.stat().st_size == 0:
+                empty.append(path)
+        except OSError as error:  # a name that is too long, a folder that may not be entered
+            if not problems:
+                remedy = f"correct its line in {listed_in}, or the access to it"
+                problems.append(Problem("unreadable", path, f"cannot be looked at: {error}", remedy))
     if missing:
         found = f"{len(missing)} of the {len(paths)} {what} listed in {listed_in.name} do not exist"
         others = [missing[0].with_suffix(suffix) for suffix in _SUFFIXES]
-        twin = next((other for other in others if other.is_file()), None)
+        twin = next((other for other in others if is_there(other)), None)
         remedy = (
             f"{twin.name} is there instead: convert back or unpack the original {missing[0].suffix} files"
             if twin
@@ -121,6 +154,41 @@ def listed_files(what: str, listed_in: Path, paths: Sequence[Path]) -> list[Prob
     return problems
 
 
+def repeated(listed_in: Path, names: Sequence[str]) -> list[Problem]:
+    """Whether a split names something twice."""
+    again = [name for name, count in Counter(names).items() if count > 1]
+    if not again:
+        return []
+    found = f"names {len(again)} entries more than once, first: {again[0]}"
+    return [Problem("repeated-lines", listed_in, found, "use the release's split file, or take the repetitions out")]
+
+
+def overlapping(train: Path, train_names: Sequence[str], val: Path, val_names: Sequence[str]) -> list[Problem]:
+    """Whether validation images are trained on."""
+    both = sorted(set(train_names) & set(val_names))
+    if not both:
+        return []
+    found = f"shares {len(both)} of its {len(train_names)} entries with {val.name}, first: {both[0]}"
+    return [Problem("overlapping-splits", train, found, "train on none of the validation images")]
+
+
+def counted(what: str, where: Path, found: int, expected: int | None) -> list[Problem]:
+    """Whether a split has as many `what` as the official release; `expected` None where that is not asked."""
+    if expected is None or found == expected:
+        return []
+    told = f"has {found:,} {what}, the official release {expected:,}"
+    remedy = "unpack the whole release, with its own split file; if these are your own data, check with --own"
+    return [Problem("count", where, told, remedy)]
+
+
+def resized(path: Path, size: tuple[int, int], expected: Callable[[int, int], bool] | None, told: str) -> list[Problem]:
+    """Whether a sampled picture has a size `(H, W)` that the release has; `told` says which those are."""
+    if expected is None or expected(*size):
+        return []
+    found = f"is {size[0]}x{size[1]} pixels, the official release has {told}"
+    return [Problem("size", path, found, "use the release's own files; for your own data, check with --own")]
+
+
 def sample(items: Sequence[T]) -> list[T]:
     """At most `SAMPLED` of the items, evenly spread, first and last among them."""
     if len(items) <= SAMPLED:
@@ -129,27 +197,35 @@ def sample(items: Sequence[T]) -> list[T]:
 
 
 def read_picture(path: Path) -> tuple[str, NDArray[Any]] | Problem:
-    """(mode, pixels) of a picture read to its last byte, or the problem that stops it."""
-    lenient = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False  # some training libraries switch it on for the whole process
+    """(mode, pixels) of a picture read to its last byte, as it is stored, or the problem that stops it."""
+    if not is_there(path):
+        return Problem("unreadable", path, "is no file", "copy or unpack the file again")
     try:
-        with Image.open(path) as picture:
-            picture.load()
-            return picture.mode, np.asarray(picture)
-    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError on a broken PNG
+        picture = opened(path, str(path))
+        return picture.mode, np.asarray(picture)
+    except ValueError as error:
         return Problem("unreadable", path, f"cannot be decoded: {error}", "copy or unpack the file again")
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
 
 
 def read_pair(image: Path, target: Path) -> tuple[list[Problem], tuple[str, NDArray[Any]] | None]:
     """An image and its mask or depth map: what is wrong with their files, and (mode, pixels) of the second."""
-    first, second = read_picture(image), read_picture(target)
-    problems = [p for p in (first, second) if isinstance(p, Problem)]
-    if isinstance(first, Problem) or isinstance(second, Problem):
+    second = read_picture(target)
+    size = None if isinstance(second, Problem) else second[1].shape[:2]
+    problems = [second] if isinstance(second, Problem) else []
+    try:
+        # As the probes read it: turned by EXIF where that fits.
+        first = read_image(image, exif=True, over=None if size is None else lambda: size)
+    except TurnedImageError as error:
+        remedy = "remove the tag, having turned the pixels if the labels ask for it (exiftran -ai, jpegtran)"
+        return [Problem("turned-by-exif", image, str(error), remedy), *problems], None
+    except ValueError as error:
+        remedy = "copy or unpack the file again"
+        problems = [Problem("unreadable", image, f"cannot be decoded: {error}", remedy), *problems]
         return problems, None if isinstance(second, Problem) else second
-    if first[1].shape[:2] != second[1].shape[:2]:
-        found = f"is {second[1].shape[1]}x{second[1].shape[0]}, its image {first[1].shape[1]}x{first[1].shape[0]}"
+    if isinstance(second, Problem):
+        return [second], None
+    if first.shape[:2] != size:
+        found = f"is {second[1].shape[1]}x{second[1].shape[0]}, its image {first.shape[1]}x{first.shape[0]}"
         remedy = "use files of the same release: images and targets are pixel by pixel"
         return [Problem("size-mismatch", target, found, remedy)], None
     return [], second

@@ -10,6 +10,5 @@ model = dict(
         plugins="auto",  # the spec that the checkpoint was trained with
         repo=None,  # checkout of the official code; else DINO_ROOT, DINOV2_ROOT, DINOV3_ROOT, else timm
         autocast=None,  # bf16 or fp16 for the backbone's forward
-        cache=None,  # "memory" or a folder; only without random augmentation
     ),
 )

@@ -1,16 +1,17 @@
 # ImageNet-1K: ROOT/train/WNID/*.JPEG; ROOT/val/WNID/*.JPEG, or ROOT/val/*.JPEG with ROOT/meta/val.txt.
-# Crops: DINOv2, data/transforms.py.
+# Crops: DINOv2, data/transforms.py. Its loader (PIL) does not turn images as EXIF says, so exif=False here and nowhere
+# else; boxes lie over the images as stored.
 data_root = "data/imagenet"
 
 train_pipeline = [
     dict(type="SeedDraw"),
-    dict(type="LoadProbeImage", imdecode_backend="pillow"),
+    dict(type="LoadProbeImage", exif=False),
     dict(type="RandomResizedCrop", size=224),
     dict(type="RandomFlip", prob=0.5),
     dict(type="PackImageLabel"),
 ]
 test_pipeline = [
-    dict(type="LoadProbeImage", imdecode_backend="pillow"),
+    dict(type="LoadProbeImage", exif=False),
     dict(type="ResizeCenterCrop", resize=256, crop=224),
     dict(type="PackImageLabel"),
 ]

@@ -3,8 +3,9 @@
 data_root = "data/kitti"
 meta_keys = ("img_path", "depth_map_path", "ori_shape", "img_shape")
 folders = dict(img_path="", depth_map_path="data_depth_annotated")
-# Improved ground truth: 652 of the 697 test images. For the raw one on all 697:
-# dict(img_path="", depth_map_path="data_depth_velodyne") and replace=[("groundtruth", "velodyne_raw")].
+# Improved ground truth: 652 of Eigen's 697 test images. Raw: dict(img_path="", depth_map_path="data_depth_velodyne")
+# and replace=[("groundtruth", "velodyne_raw")]. KITTI's archive holds raw maps of the same 652 images alone; the log
+# says where those of the other 45 come from (the drives' own velodyne scans) and where to put them.
 
 train_pipeline = [
     dict(type="SeedDraw"),
@@ -18,7 +19,7 @@ train_pipeline = [
     dict(type="PackSegInputs", meta_keys=meta_keys),
 ]
 test_pipeline = [
-    dict(type="LoadProbeImage"),
+    dict(type="LoadImageFromFile", _scope_="attn_plugins"),  # LoadProbeImage, by the name that mmseg's inferencer wants
     dict(type="LoadDepth", scale=256),
     dict(type="KBCrop", height=352, width=1216),
     dict(type="PackSegInputs", meta_keys=meta_keys),

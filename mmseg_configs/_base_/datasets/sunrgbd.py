@@ -15,7 +15,7 @@ train_pipeline = [
     dict(type="PackSegInputs", meta_keys=meta_keys),
 ]
 test_pipeline = [
-    dict(type="LoadProbeImage"),
+    dict(type="LoadImageFromFile", _scope_="attn_plugins"),  # LoadProbeImage, by the name that mmseg's inferencer wants
     dict(type="LoadDepth", scale=1000, rotated=True),
     dict(type="PackSegInputs", meta_keys=meta_keys),
 ]

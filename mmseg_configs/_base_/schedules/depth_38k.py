@@ -10,9 +10,10 @@ optim_wrapper = dict(
     optimizer=dict(type="AdamW", lr=1e-3, betas=(0.9, 0.999), weight_decay=0.01),
     clip_grad=dict(max_norm=35, norm_type=2),
 )
-# mmcv 1.x multiplies the two over the whole run, so the cosine begins at 0 here, not where warm-up ends.
+# mmcv 1.x multiplies the two over the whole run, so the cosine begins at 0 here, not where warm-up ends. mmengine
+# divides warm-up by end - begin - 1, hence the + 1; the cosine by T_max.
 param_scheduler = [
-    dict(type="LinearLR", start_factor=1e-3, begin=0, end=12800, by_epoch=False),
+    dict(type="LinearLR", start_factor=1e-3, begin=0, end=12800 + 1, by_epoch=False),
     dict(type="CosineAnnealingLR", eta_min_ratio=1e-8, T_max=max_iters, begin=0, end=max_iters, by_epoch=False),
 ]
 train_cfg = dict(type="ProbeTrainLoop", total_batch_size=total_batch_size, max_iters=max_iters, val_interval=interval)

@@ -9,10 +9,11 @@ optim_wrapper = dict(
     type="OptimWrapper",
     optimizer=dict(type="AdamW", lr=1e-3, betas=(0.9, 0.999), weight_decay=1e-4),
 )
-# mmcv 1.x multiplies the two over the whole run, so poly begins at 0 here, not where warm-up ends.
+# mmcv 1.x multiplies the two over the whole run, so poly begins at 0 here, not where warm-up ends. mmengine divides by
+# end - begin - 1 where mmcv 1.x divides by the number of iterations, hence the + 1.
 param_scheduler = [
-    dict(type="LinearLR", start_factor=1e-6, begin=0, end=1500, by_epoch=False),
-    dict(type="PolyLR", power=1.0, eta_min=0, begin=0, end=max_iters, by_epoch=False),
+    dict(type="LinearLR", start_factor=1e-6, begin=0, end=1500 + 1, by_epoch=False),
+    dict(type="PolyLR", power=1.0, eta_min=0, begin=0, end=max_iters + 1, by_epoch=False),
 ]
 train_cfg = dict(type="ProbeTrainLoop", total_batch_size=total_batch_size, max_iters=max_iters, val_interval=interval)
 val_cfg = dict(type="ValLoop")

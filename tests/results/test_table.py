@@ -5,16 +5,26 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from attn_plugins.cli import main
-from attn_plugins.probes.table import COLUMNS, PAPER, collect, render
+from attn_plugins.results import COLUMNS, PAPER, collect, render
 
 
-def write(folder: Path, probe: str, spec: str, values: list[tuple[int, float]], wanted: int = 40, **other: Any) -> Path:
+def write(
+    folder: Path,
+    probe: str,
+    spec: str,
+    values: list[tuple[int, float]],
+    wanted: int = 40,
+    more: dict[str, Any] | None = None,
+    **other: Any,
+) -> Path:
     metric = next(column.metric for column in COLUMNS if column.probe == probe)
     identity = {
         "sha256": f"sha-{spec}",
@@ -23,7 +33,7 @@ def write(folder: Path, probe: str, spec: str, values: list[tuple[int, float]], 
         "arch": "dinov1/vit_small",
     } | other
     evaluations = [{"split": "val", "iter": i, "metrics": {metric: v, "other": 0.0}} for i, v in values]
-    record = {"probe": probe, "max_iters": wanted, "backbone": identity, "evaluations": evaluations}
+    record = {"probe": probe, "max_iters": wanted, "backbone": identity, "evaluations": evaluations} | (more or {})
     folder.mkdir(parents=True)
     (folder / "probe.json").write_text(json.dumps(record))
     return folder
@@ -90,3 +100,48 @@ def test_the_command_prints_and_writes(runs: Path, capsys: pytest.CaptureFixture
     assert main(["table", str(runs), "--format", "csv", "--out", str(runs / "t.csv")]) == 0
     assert (runs / "t.csv").read_text() == render(collect([runs]), "csv")
     assert main(["table", str(runs / "nowhere")]) == 2
+
+
+def split(name: str, images: int) -> dict[str, Any]:
+    path = f"ImageSets/Segmentation/{name}.txt"
+    return {"dataset": "PascalVOCDataset", "root": "/data/VOC2012", "split": path, "images": images}
+
+
+def test_other_data_has_a_column_of_its_own(tmp_path: Path) -> None:
+    val = split("val", 1449)
+    for name, train, miou in (("voc", split("train", 1464), 40.0), ("aug", split("trainaug", 10582), 50.0)):
+        more = {"data": {"train": train, "val": val}, "overrides": {}}
+        write(tmp_path / name, "voc2012", "softmax", [(40, miou)], more=more)
+    own = {"data": {"train": split("train", 7), "val": split("val", 3)}, "overrides": {}}
+    write(tmp_path / "own", "voc2012", "softmax", [(40, 99.0)], more=own)
+    (row,) = collect([tmp_path])
+    assert row.best == {
+        "voc2012": 40.0,
+        "voc2012 [train: trainaug, 10582]": 50.0,
+        "voc2012 [train: train, 7; val: val, 3]": 99.0,
+    }
+    head, _, best, *_ = render([row]).splitlines()
+    titles = ["VOC mIoU [train: trainaug, 10582] ↑", "VOC mIoU [train: train, 7; val: val, 3] ↑"]
+    cells = dict(zip(*([c.strip() for c in line.strip("|").split("|")] for line in (head, best)), strict=True))
+    assert [cells["VOC mIoU ↑"], *(cells[title] for title in titles)] == ["40.00", "50.00", "99.00"]
+
+
+def test_other_settings_and_an_assumed_spec_are_said(tmp_path: Path) -> None:
+    write(
+        tmp_path / "a",
+        "voc2012",
+        "softmax",
+        [(40, 40.0)],
+        more={"overrides": {"train_cfg.max_iters": 40}},
+        plugins_source="assumed",
+    )
+    lines = render(collect([tmp_path])).splitlines()
+    assert lines[2].startswith("| softmax (assumed), best | - | 40.00† |")
+    assert lines[-1] == "† softmax (assumed), voc2012: train_cfg.max_iters=40."
+
+
+def test_the_table_needs_no_mmengine(runs: Path) -> None:
+    blocked = "import sys; sys.modules.update(dict.fromkeys(('mmengine', 'mmcv', 'mmseg', 'numpy')))"
+    code = f"{blocked}; from attn_plugins.cli import main; raise SystemExit(main(['table', {str(runs)!r}]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, render(collect([runs]))), done.stderr

@@ -6,9 +6,12 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from .official import variant
+from .record import ProbeResult, find_results, read_result
 
 __all__ = ["COLUMNS", "PAPER", "Row", "collect", "render"]
 
@@ -36,6 +39,8 @@ COLUMNS = (
 # Trained on SUN RGB-D instead of transferred: shown where someone ran it, no column of the paper's.
 _TRAINED = Column("sunrgbd_train", "SUN RGB-D RMSE (trained)", "rmse", False, 3)
 
+_BY_PROBE = {column.probe: column for column in (*COLUMNS, _TRAINED)}
+
 PAPER: dict[str, tuple[float, ...]] = {
     "CLS baseline": (69.50, 42.80, 19.85, 36.79, 0.834, 0.674, 6.743),
     "Register-4": (70.03, 44.34, 19.52, 36.00, 0.814, 0.667, 6.749),
@@ -51,15 +56,18 @@ class Row:
 
     Attributes:
         method: its plugin spec, with its checkpoint's name where two backbones share the spec.
-        best: {probe: best value during training}.
-        last: {probe: value at the end}.
-        unfinished: {probe: (iterations done, iterations wanted)}.
+        best: {column: best value during training}. A column's key is the probe; where a run used other data than the
+            paper's column, `PROBE [WHAT DIFFERS]`.
+        last: {column: value at the end}.
+        unfinished: {column: (iterations done, iterations wanted)}.
+        overrides: {column: {option: value}} of settings that differ from the shipped config.
     """
 
     method: str
     best: dict[str, float] = field(default_factory=dict)
     last: dict[str, float] = field(default_factory=dict)
     unfinished: dict[str, tuple[int, int]] = field(default_factory=dict)
+    overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def collect(work_dirs: Iterable[str | Path]) -> list[Row]:
@@ -71,63 +79,70 @@ def collect(work_dirs: Iterable[str | Path]) -> list[Row]:
         ValueError: a folder has no `probe.json` below it, a file is damaged, or two runs of one probe on one
             backbone disagree about what to report.
     """
-    found: dict[str, dict[str, Any]] = {}
-    for folder in work_dirs:
-        files = sorted(Path(folder).rglob("probe.json"))
-        if not files:
-            raise ValueError(f"no probe.json below {folder}: is it the work dir of a probe that has evaluated once?")
-        for file in files:
-            record = _read(file)
-            backbone = found.setdefault(_key(record), {"identity": record["backbone"], "runs": {}})
-            other = backbone["runs"].get(record["probe"])
-            if other is not None:
-                raise ValueError(
-                    f"{other['file']} and {file} are both {record['probe']} on {record['backbone']['checkpoint']}: "
-                    "name the one to report"
-                )
-            backbone["runs"][record["probe"]] = record | {"file": file}
-    specs = [entry["identity"]["plugins"] for entry in found.values()]
-    return [_row(entry, specs.count(entry["identity"]["plugins"]) > 1) for entry in found.values()]
+    found: dict[str, dict[str, tuple[Path, ProbeResult]]] = {}
+    for file in find_results(work_dirs):
+        result = read_result(file)
+        runs = found.setdefault(result.backbone_key, {})
+        key = _column_key(file, result)
+        if key in runs:
+            raise ValueError(
+                f"{runs[key][0]} and {file} are both {key} on {result.backbone.get('checkpoint')}: "
+                "name the one to report"
+            )
+        runs[key] = file, result
+    specs = [_method(runs) for runs in found.values()]
+    return [_row(runs, specs.count(_method(runs)) > 1) for runs in found.values()]
 
 
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
-    known = {column.probe for column in (*COLUMNS, _TRAINED)}
-    if record.get("probe") not in known:
-        raise ValueError(f"{file}: probe={record.get('probe')!r} is no column; known: {', '.join(sorted(known))}")
-    return record
+def _column_key(file: Path, result: ProbeResult) -> str:
+    if result.probe not in _BY_PROBE:
+        raise ValueError(f"{file}: probe={result.probe!r} is no column; known: {', '.join(sorted(_BY_PROBE))}")
+    differs = variant(result.probe, result.data)
+    return f"{result.probe} [{differs}]" if differs else result.probe
 
 
-def _key(record: dict[str, Any]) -> str:
-    identity = record["backbone"]
-    return str(identity["sha256"] or identity["arch"]) + str(identity["plugins"])
+def _method(runs: dict[str, tuple[Path, ProbeResult]]) -> str:
+    """The spec; an assumed one is said to be."""
+    backbone = next(iter(runs.values()))[1].backbone
+    assumed = " (assumed)" if backbone.get("plugins_source") == "assumed" else ""
+    return f"{backbone['plugins']}{assumed}"
 
 
-def _row(entry: dict[str, Any], ambiguous: bool) -> Row:
-    identity = entry["identity"]
-    name = identity["plugins"]
+def _row(runs: dict[str, tuple[Path, ProbeResult]], ambiguous: bool) -> Row:
+    name = _method(runs)
     if ambiguous:
-        name += f" ({Path(str(identity['checkpoint'] or identity['arch'])).name})"
+        backbone = next(iter(runs.values()))[1].backbone
+        name += f" ({Path(str(backbone.get('checkpoint') or backbone.get('arch'))).name})"
     row = Row(name)
-    for column in (*COLUMNS, _TRAINED):
-        run = entry["runs"].get(column.probe)
-        if run is None:
-            continue
-        history = [e for e in run["evaluations"] if e["split"] == "val"]
-        evaluations = history or run["evaluations"]
-        values = [e["metrics"][column.metric] for e in evaluations]
-        row.best[column.probe] = max(values) if column.higher else min(values)
-        row.last[column.probe] = values[-1]
-        if history and history[-1]["iter"] < run["max_iters"]:
-            row.unfinished[column.probe] = (history[-1]["iter"], run["max_iters"])
+    for key, (file, run) in runs.items():
+        column = _column(key)
+        history = run.evaluations_of("val")
+        try:
+            values = [evaluation.metrics[column.metric] for evaluation in history or run.evaluations]
+        except KeyError:
+            raise ValueError(f"{file} has an evaluation without {column.metric}") from None
+        if not values:
+            raise ValueError(f"{file} has no evaluation yet")
+        row.best[key] = max(values) if column.higher else min(values)
+        row.last[key] = values[-1]
+        if history and history[-1].iteration < run.max_iters:
+            row.unfinished[key] = (history[-1].iteration, run.max_iters)
+        if run.overrides:
+            row.overrides[key] = dict(run.overrides)
     return row
 
 
+def _column(key: str) -> Column:
+    """The column of a key of a row's `best`: the paper's own, or one beside it for other data."""
+    probe, _, differs = key.partition(" [")
+    column = _BY_PROBE[probe]
+    return replace(column, probe=key, title=f"{column.title} [{differs}") if differs else column
+
+
 def render(rows: Sequence[Row], form: str = "markdown", paper: bool = True) -> str:
-    """The table as text; a gap is a dash, an unfinished run has a star.
+    """The table as text; a gap is a dash, an unfinished run has a star, one with other settings than the config's †.
+
+    A run on other data than the paper's has a column of its own.
 
     Args:
         rows: as `collect` gives them.
@@ -137,7 +152,8 @@ def render(rows: Sequence[Row], form: str = "markdown", paper: bool = True) -> s
     Raises:
         ValueError: unknown form.
     """
-    columns = [*COLUMNS, *([_TRAINED] if any(_TRAINED.probe in row.best for row in rows) else [])]
+    others = {key: None for row in rows for key in row.best if key not in {column.probe for column in COLUMNS}}
+    columns = [*COLUMNS, *map(_column, others)]
     if form == "json":
         return json.dumps(
             {
@@ -170,14 +186,20 @@ def render(rows: Sequence[Row], form: str = "markdown", paper: bool = True) -> s
 def _cell(row: Row, column: Column, values: dict[str, float]) -> str:
     if column.probe not in values:
         return "-"
-    return f"{values[column.probe]:.{column.digits}f}" + ("*" if column.probe in row.unfinished else "")
+    marks = ("*" if column.probe in row.unfinished else "") + ("†" if column.probe in row.overrides else "")
+    return f"{values[column.probe]:.{column.digits}f}{marks}"
 
 
 def _note(rows: Sequence[Row]) -> str:
     notes = [
-        f"\\* {row.method}, {probe}: {done} of {wanted} iterations.\n"
+        f"† {row.method}, {key}: {', '.join(f'{option}={value}' for option, value in settings.items())}.\n"
         for row in rows
-        for probe, (done, wanted) in row.unfinished.items()
+        for key, settings in row.overrides.items()
+    ]
+    notes += [
+        f"\\* {row.method}, {key}: {done} of {wanted} iterations.\n"
+        for row in rows
+        for key, (done, wanted) in row.unfinished.items()
     ]
     return "\n" + "".join(notes) if notes else ""
 
@@ -190,7 +212,13 @@ def _markdown(lines: list[list[str]]) -> str:
 
 def _latex(lines: list[list[str]]) -> str:
     escaped = [
-        [cell.replace("↑", r"$\uparrow$").replace("↓", r"$\downarrow$").replace("_", r"\_") for cell in line]
+        [
+            cell.replace("↑", r"$\uparrow$")
+            .replace("↓", r"$\downarrow$")
+            .replace("_", r"\_")
+            .replace("†", r"$\dagger$")
+            for cell in line
+        ]
         for line in lines
     ]
     rows = [" & ".join(line) + r" \\" for line in escaped]

@@ -1,0 +1,71 @@
+"""A head knows whose features it was trained on, and is refused on others', however it is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor
+
+__all__ = ["OwnedHead", "require_same_backbone"]
+
+# The file may have been moved or copied between training and testing; its contents may not have changed.
+_DIGESTS = ("digest", "sha256")
+_CHOICE = ("plugins", "layers", "norm", "cls_token", "autocast")
+
+
+def require_same_backbone(theirs: Any, own: Mapping[str, Any]) -> None:
+    """Compare the backbone that a head was trained on with the one that is here.
+
+    Args:
+        theirs: the identity that came with the head; None where there is none.
+        own: the identity of the `FrozenViT`.
+
+    Raises:
+        ValueError: the head was trained on another backbone, spec, or choice of features, or says nothing of it.
+    """
+    if not isinstance(theirs, Mapping):
+        raise ValueError("this checkpoint does not say which backbone its head belongs to: it is not a probe's")
+    # Heads of the first release have neither `digest` nor `autocast`.
+    keys = [key for key in _DIGESTS if key in theirs and key in own][:1]
+    if not keys:
+        raise ValueError(f"this checkpoint does not say which backbone its head belongs to: it tells {dict(theirs)}")
+    keys += [key for key in _CHOICE if key in own and (key in theirs or key != "autocast")]
+    differ = {key: (theirs.get(key), own[key]) for key in keys if theirs.get(key) != own[key]}
+    if differ:
+        told = "; ".join(f"{key}: trained with {was!r}, now {now!r}" for key, (was, now) in differ.items())
+        raise ValueError(
+            f"this head belongs to another backbone. {told}. Its file was {theirs.get('checkpoint')}; give that as "
+            "model.backbone.checkpoint"
+        )
+
+
+class OwnedHead:
+    """Mixin of a model over a `FrozenViT` in `backbone`: its state dict holds the backbone's identity, as bytes.
+
+    So `load_state_dict`, mmseg's `init_model` and `MMSegInferencer` and mmengine's runner all compare it, before a
+    weight is changed.
+    """
+
+    backbone: Any
+
+    def get_extra_state(self) -> Tensor:
+        """The identity as JSON in a uint8 tensor: it survives what tensors survive."""
+        return torch.frombuffer(bytearray(json.dumps(self.backbone.identity).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Any) -> None:
+        """Compare; see `require_same_backbone`."""
+        try:
+            theirs = json.loads(bytes(state.cpu().to(torch.uint8).tolist()))
+        except (ValueError, AttributeError, TypeError, RuntimeError) as error:
+            raise ValueError(f"this checkpoint's record of its backbone is damaged: {error}") from error
+        require_same_backbone(theirs, self.backbone.identity)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        if state_dict and f"{prefix}_extra_state" not in state_dict:
+            note = "this head was written by an earlier release: only mmengine's runner can tell whose backbone it fits"
+            print_log(note, logger="current", level=30)
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
