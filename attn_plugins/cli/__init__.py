@@ -13,21 +13,24 @@ from ..plugin_modules import ImportPlugins, import_plugin_modules
 
 __all__ = ["main"]
 
-# Each subcommand, and the extra of the package that has what it imports beyond torch.
+# Each subcommand, and the extras of the package that have what it imports beyond torch.
 COMMANDS = {
     "list": None,
     "demo": "demo",
     "apply": None,
-    "inspect": None,
+    "inspect": "probes",
     "verify": "probes",
     "probe": "probes",
     "table": None,
     "data": "probes",
-    "analyze": "demo",
-    "report": "demo",
+    "analyze": "probes,analysis",
+    "report": "probes,analysis",
     "bench": "test",
     "env": None,
 }
+
+# What only some models need, and no extra that a command names has.
+SEPARATE = ("transformers", "xformers", "adasplash")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -54,12 +57,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, PluginImportError, FileNotFoundError, FileExistsError) as error:
         message = str(error)
     except ModuleNotFoundError as error:
-        extra = COMMANDS[args.command]
-        if extra is None or error.name is None or error.name.startswith("attn_plugins"):
+        extra, missing = COMMANDS[args.command], (error.name or "attn_plugins").partition(".")[0]
+        if missing == "attn_plugins" or (extra is None and missing not in SEPARATE):
             raise
-        message = f"needs {error.name}: pip install 'attn_plugins[{extra}]'"
+        message = f"needs {error.name}: pip install {_remedy(missing, extra)}"
     print(f"attn-plugins {args.command}: {message}", file=sys.stderr)
     return 2
+
+
+def _remedy(missing: str, extra: str | None) -> str:
+    return missing if missing in SEPARATE else f"'attn_plugins[{extra}]'"
 
 
 if __name__ == "__main__":

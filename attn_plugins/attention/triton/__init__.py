@@ -100,7 +100,7 @@ def _hides_keys(mask: Tensor, query: Tensor, key: Tensor) -> bool:
 def _unavailable(device: str, index: int) -> str | None:
     """Why no kernel runs on a device, or None."""
     if importlib.util.find_spec("triton") is None:
-        return "triton is not installed; pip install triton"
+        return "triton is not installed; pip install 'attn_plugins[cuda]'"
     if device == "cpu":
         # For tests: Triton's interpreter runs the kernels, slowly, on CPU tensors.
         return None if os.environ.get("TRITON_INTERPRET") == "1" else "it runs on CUDA tensors only"
