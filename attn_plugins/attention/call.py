@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..functional import Normalizer, bind
 from ..functional.plain import sizes
+from ..registry import NORMALIZERS
 
 __all__ = ["AttentionCall", "resolve_normalizer", "split_mask"]
 
@@ -55,6 +56,7 @@ def default_scale(query: Tensor) -> float:
 
 
 _BOUND: dict[str, Normalizer] = {}
+NORMALIZERS.caches.append(_BOUND.clear)
 
 
 def _ensure_bound(name: str) -> bool:

@@ -4,22 +4,73 @@ from __future__ import annotations
 
 import functools
 import warnings
-from types import ModuleType
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from ..functional import plain
 from . import cpu, jagged, proxies, reference, sdpa, triton
+from .backend import BACKENDS, Backend, register_backend
 from .call import AttentionCall, NormalizerLike, default_scale, resolve_normalizer, split_mask
 from .counting import layer, note_answer, observing
 from .packed import run_packed
 
 __all__ = ["attention", "choose_backend"]
 
-BACKENDS: dict[str, ModuleType] = {backend.NAME: backend for backend in (sdpa, cpu, triton, reference)}
-"""In order of preference; the last one runs everything."""
+for _module in (reference, triton, cpu, sdpa):  # the last one registered is asked first
+    register_backend(_module.BACKEND)
+
+
+@overload
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    normalizer: NormalizerLike = "softmax",
+    backend: str = "auto",
+    return_weights: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    normalizer: NormalizerLike = "softmax",
+    backend: str = "auto",
+    return_weights: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    normalizer: NormalizerLike = "softmax",
+    backend: str = "auto",
+    return_weights: bool,
+) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 def attention(
@@ -35,7 +86,7 @@ def attention(
     normalizer: NormalizerLike = "softmax",
     backend: str = "auto",
     return_weights: bool = False,
-) -> Any:
+) -> Tensor | tuple[Tensor, Tensor]:
     """Scaled dot-product attention with any normalizer: normalizer(scale * Q K^T + mask) V.
 
     Arguments, broadcasting and the meaning of masks are those of ``F.scaled_dot_product_attention``, which
@@ -54,7 +105,8 @@ def attention(
         enable_gqa: key and value may have fewer heads, each shared by H / H_kv query heads.
         normalizer: registered name or spec string ("entmax:alpha=1.3"), :class:`Normalizer`, a module such as
             :class:`EntmaxAlpha`, or any callable ``(scores, dim=-1) -> weights``.
-        backend: "auto", or the name of one to insist on ("reference", "sdpa", "cpu", "triton").
+        backend: "auto", or the name of one to insist on: one of :func:`attn_plugins.register_backend`'s, or "sdpa",
+            "cpu", "triton", "reference", which is the order in which "auto" asks them; those registered come first.
         return_weights: also return the weights ``[..., H, N, S]`` (before dropout); not for packed batches.
 
     Returns:
@@ -108,11 +160,11 @@ def attention(
             raise ValueError("return_weights is not available for packed batches: their weights have no common shape")
         weights = reference.attention_weights(call)
         if watched is not None:
-            watched(layer(), backend=reference.NAME, weights=weights)
+            watched(layer(), backend=reference.BACKEND.name, weights=weights)
         return reference.weighted_values(call, weights), weights
     output = run_call(call, backend)
     if watched is not None:
-        watched(layer(), backend=choose_backend(call, backend).NAME, **_compared(call, output))
+        watched(layer(), backend=choose_backend(call, backend).name, **_compared(call, output))
     return output
 
 
@@ -127,32 +179,44 @@ def _compared(call: AttentionCall, output: Tensor) -> dict[str, Any]:
 def run_call(call: AttentionCall, backend: str = "auto") -> Tensor:
     """Run ``call`` on the backend that fits, or on the one that is named."""
     chosen = choose_backend(call, backend)
-    if call.lengths is not None and not getattr(chosen, "PACKED", False):
+    if call.lengths is not None and not chosen.packed:
         return run_packed(call, functools.partial(run_call, backend=backend))
     return chosen.run(call)
 
 
-def choose_backend(call: AttentionCall, backend: str = "auto") -> ModuleType:
-    """The backend module that runs ``call``.
+def choose_backend(call: AttentionCall, backend: str = "auto") -> Backend:
+    """The backend that runs ``call``.
 
     Raises:
         ValueError: ``backend`` is unknown, or cannot run this call (with its reason).
     """
+    _ensure_loaded()
     if backend != "auto":
         if backend not in BACKENDS:
-            raise ValueError(f"unknown backend {backend!r}; choose auto or one of {', '.join(BACKENDS)}")
-        reason = BACKENDS[backend].unsupported(call)
+            names = ", ".join(known.name for known in reversed(BACKENDS.values()))
+            raise ValueError(f"unknown backend {backend!r}; choose auto or one of {names}")
+        chosen = BACKENDS.get(backend)
+        reason = chosen.unsupported(call)
         if reason is not None:
             raise ValueError(f"backend {backend!r} cannot run this call: {reason}; use backend='auto'")
-        return BACKENDS[backend]
+        return chosen
     if plain.wanted():  # torch's own softmax kernel has no forward-mode derivative
-        return reference if plain.forward_mode() or sdpa.unsupported(call) else sdpa
-    for module in BACKENDS.values():
-        if module.unsupported(call) is None:
-            if module is reference and call.alpha is not None and call.query.device.type not in ("cpu", "meta"):
-                _announce(f"attention runs without a fused kernel: {triton.NAME} cannot, {triton.unsupported(call)}")
-            return module
+        return reference.BACKEND if plain.forward_mode() or sdpa.unsupported(call) else sdpa.BACKEND
+    for chosen in reversed(BACKENDS.values()):
+        if chosen.unsupported(call) is None:
+            if chosen.run is reference.run and call.alpha is not None and call.query.device.type not in ("cpu", "meta"):
+                _announce(f"attention runs without a fused kernel: triton cannot, {triton.unsupported(call)}")
+            return chosen
     raise AssertionError("the reference backend runs everything")
+
+
+def _ensure_loaded() -> bool:
+    BACKENDS.load()
+    return True
+
+
+# What torch.compiler.assume_constant_result sets: entry points cannot be traced.
+_ensure_loaded._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

@@ -106,8 +106,8 @@ def attention_forward(
 
 
 def _attend(module: Any, return_weights: bool, **arguments: Any) -> tuple[Tensor, Tensor | None]:
-    result = attention(**arguments, normalizer=module.attn_plugins_normalizer, return_weights=return_weights)
-    return result if return_weights else (result, None)
+    arguments["normalizer"] = module.attn_plugins_normalizer
+    return attention(**arguments, return_weights=True) if return_weights else (attention(**arguments), None)
 
 
 def _wants_weights(module: Any) -> bool:

@@ -70,21 +70,21 @@ def entmax15(scores: Tensor, dim: int = -1) -> Tensor:
 
 @register_normalizer("entmax", alpha="alpha")
 def entmax(scores: Tensor, alpha: float = 1.5, dim: int = -1) -> Tensor:
-    """[(alpha - 1) z - tau]_+^(1 / (alpha - 1)) with tau such that the sum is 1, for a fixed alpha > 1.
+    """[(alpha - 1) z - tau]_+^(1 / (alpha - 1)) with tau such that the sum is 1, for a fixed alpha >= 1.
 
     Peters et al. 2019, arXiv 1905.05702, equation 10. Larger alphas are sparser.
 
     Args:
         scores: ``[..., n, ...]``, floating point.
-        alpha: > 1 and finite; 1.5 is :func:`entmax15`, 2 is :func:`sparsemax`, and 1 would be softmax.
+        alpha: 1 or more and finite; 1 is :func:`softmax`, the limit, 1.5 :func:`entmax15`, 2 :func:`sparsemax`.
         dim: the dimension that holds the n scores of a row.
 
     Raises:
-        ValueError: alpha is not in (1, inf), or ``scores`` is not floating point.
+        ValueError: alpha is not in [1, inf), or ``scores`` is not floating point.
     """
-    if not (1 < alpha < math.inf):
-        raise ValueError(f"entmax needs a finite alpha > 1, got {alpha!r}; alpha = 1 is softmax")
-    return _along(dim, scores, float(alpha))
+    if not (1 <= alpha < math.inf):
+        raise ValueError(f"entmax needs a finite alpha of 1 (softmax) or more, got {alpha!r}")
+    return softmax(scores, dim) if alpha == 1 else _along(dim, scores, float(alpha))
 
 
 def entmax_alpha(scores: Tensor, alpha: Tensor, dim: int = -1) -> Tensor:
