@@ -286,6 +286,9 @@ def test_official_scripts_know_the_options(
         text=True,
         check=False,
     )
+    missing = re.search(r"No module named '(fvcore|iopath|submitit|xformers)", done.stderr)
+    if missing:
+        pytest.skip(f"{script} needs {missing[1]}, which is not installed")
     assert done.returncode == 0, done.stderr
     for option in options:
         assert option in done.stdout, option
