@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 ARGS   ?=
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test quick nightly lint wheel bench clean
 
 # Two small ViTs (softmax, entmax-1.5, ...) from rendered scenes to a table, a picture and a report in demo_out/.
 demo: $(VENV)/.demo
@@ -14,10 +14,24 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
+# What a change is tried with every few minutes, and everything there is.
+quick: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not nightly" $(ARGS)
+
+nightly: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "" $(ARGS)
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The wheel, and whether it works where nothing else of this repository is.
+wheel: $(VENV)/.test
+	rm -rf build/wheel build/installed
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/installed build/wheel/*.whl
+	cd build && PYTHONPATH=installed $(abspath $(BIN))/python ../tests/smoke.py
 
 bench: $(VENV)/.test
 	$(BIN)/attn-plugins bench attention $(ARGS)
@@ -33,4 +47,4 @@ $(VENV)/.%: $(VENV)/.venv pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo_out
+	rm -rf $(VENV) demo_out build

@@ -92,12 +92,12 @@ def faults(prepare: Callable[[], nn.Module], run: Callable[[nn.Module], Any], nu
     return half
 
 
-@pytest.mark.parametrize("number", [40, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [40, pytest.param(200, marks=pytest.mark.nightly)])
 def test_patch_is_all_or_nothing(number: int) -> None:
     assert faults(vit, lambda model: attn_plugins.patch(model, SPEC), number) == 0
 
 
-@pytest.mark.parametrize("number", [40, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [40, pytest.param(200, marks=pytest.mark.nightly)])
 def test_patching_over_another_patch_is_all_or_nothing(number: int) -> None:
     def prepare() -> nn.Module:
         return attn_plugins.patch(vit(), "sparsemax+cb_s")
@@ -105,7 +105,7 @@ def test_patching_over_another_patch_is_all_or_nothing(number: int) -> None:
     assert faults(prepare, lambda model: attn_plugins.patch(model, "entmax15+gated"), number) == 0
 
 
-@pytest.mark.parametrize("number", [40, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [40, pytest.param(200, marks=pytest.mark.nightly)])
 def test_unpatch_is_all_or_nothing(number: int) -> None:
     assert faults(lambda: attn_plugins.patch(vit(), SPEC), attn_plugins.unpatch, number) == 0
 

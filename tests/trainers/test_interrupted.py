@@ -87,7 +87,7 @@ def test_a_full_disk_changes_nothing(root, monkeypatch, failing):
     assert status(PATCH, root) == "clean" and not list(root.rglob(".*"))
 
 
-@pytest.mark.parametrize("kills", [40, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [40, pytest.param(400, marks=pytest.mark.nightly)])
 def test_after_kill_minus_9_it_can_be_completed_and_reverted(root, kills):
     half = 0
     for number in range(kills):
