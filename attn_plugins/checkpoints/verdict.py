@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..backbones.features import ViTFeatures
+from ..codebases.features import ViTFeatures
 from ..patching import spec_of
 from ..patching.verify import Verification, verify_run
 

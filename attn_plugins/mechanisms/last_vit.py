@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..codebases.vit import ViT
 from ..errors import UnsupportedModelError
 from ..registry import register_mechanism
 from ..swap import add_layer
-from .anatomy import ViT
 from .base import Mechanism
 
 __all__ = ["LastViT", "low_pass", "stable_features"]

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..codebases.vit import ViT
 from ..errors import UnsupportedModelError
 from ..registry import register_mechanism
 from ..swap import COPIED, add_layer
-from .anatomy import ViT
 from .base import Mechanism
 from .layout import LAYOUT, Layout, share_layout
 
