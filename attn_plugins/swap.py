@@ -19,6 +19,7 @@ __all__ = [
     "COPIED",
     "PREFIX",
     "Overrides",
+    "Starts",
     "add_hook",
     "add_layer",
     "all_or_nothing",
@@ -33,6 +34,7 @@ __all__ = [
     "remove_layers",
     "restore",
     "snapshot",
+    "start_plugins",
     "starts",
 ]
 
@@ -145,25 +147,49 @@ def _rebuild(base: type, *layers: Overrides) -> nn.Module:
     return cls.__new__(cls)
 
 
-def starts(base: Any) -> dict[str, Any]:
-    """Overrides of a model whose ``init_weights`` also starts what plugins have added to it.
+class Starts:
+    """``init_weights`` of a model, set on the instance, that also starts what plugins have added to the model.
 
-    Trainers that build on the meta device (DINOv3) give all parameters their values there.
+    Trainers that build on the meta device (DINOv3) give all parameters their values there, and find the model by its
+    class, which therefore stays.
     """
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        result = type(self.module).init_weights(self.module, *args, **kwargs)
+        start_plugins(self.module)
+        return result
+
+
+def start_plugins(model: nn.Module) -> None:
+    """Give the parameters that plugins have added to ``model`` the values that they start with."""
+    for module in model.modules():
+        for name, added in module._modules.items():
+            if added is None or not name.startswith(PREFIX):
+                continue
+            if hasattr(added, COPIED):
+                own = dict(module.named_parameters(recurse=False))
+                for key, parameter in added.named_parameters():
+                    parameter.data.copy_(own[key])
+            elif hasattr(added, "reset_parameters"):
+                added.reset_parameters()
+
+
+def starts(base: Any) -> dict[str, Any]:
+    """The same as a class layer, which pickles of release 0.1 have."""
 
     def init_weights(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = base.init_weights(self, *args, **kwargs)
-        for module in self.modules():
-            for name, added in module._modules.items():
-                if name.startswith(PREFIX) and hasattr(added, "reset_parameters") and not hasattr(added, COPIED):
-                    added.reset_parameters()
+        start_plugins(self)
         return result
 
     return {"init_weights": init_weights}
 
 
 COPIED = PREFIX + "copied"
-"""Attribute of a module that starts as a copy of the one that holds it, and not by its own reset_parameters."""
+"""Attribute of a module whose parameters start as those of the module that holds it, and not by reset_parameters."""
 
 
 # --- hooks, attributes, submodules, buffers
@@ -227,7 +253,7 @@ def all_or_nothing(model: nn.Module) -> Iterator[None]:
 
 
 def _ours(store: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in store.items() if name.startswith(PREFIX)}
+    return {name: value for name, value in store.items() if name.startswith(PREFIX) or isinstance(value, Starts)}
 
 
 def _read(module: nn.Module) -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-__all__ = ["SUFFIXES", "TurnedImageError", "decode_image", "is_image_file", "opened", "read_image"]
+__all__ = ["SUFFIXES", "ImageError", "TurnedImageError", "decode_image", "is_image_file", "opened", "read_image"]
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 _ORIENTATION = 0x0112
@@ -34,7 +34,11 @@ def is_image_file(path: Path) -> bool:
 Size = tuple[int, int]
 
 
-class TurnedImageError(ValueError):
+class ImageError(OSError, ValueError):
+    """A picture that cannot be used, by name: an OSError, as Pillow raises, and a ValueError, as commands report."""
+
+
+class TurnedImageError(ImageError):
     """A picture that EXIF turns, and labels that do not say whether they are turned, too."""
 
 
@@ -48,26 +52,26 @@ def read_image(path: str | Path, *, exif: bool, over: Callable[[], Size] | None 
             is asked where EXIF turns the picture, which is done if that makes the sizes fit.
 
     Raises:
-        ValueError: missing or damaged, which is said of the file by name; a kind of picture whose values have no
+        ImageError: missing or damaged, which is said of the file by name; a kind of picture whose values have no
             known range; or the picture is turned by EXIF and `over` does not fit the turned one, or fits both.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"cannot read image {path}: no such file")
+        raise ImageError(f"cannot read image {path}: no such file")
     return decode_image(path.read_bytes(), str(path), exif=exif, over=over)
 
 
 def decode_image(content: bytes, name: str, *, exif: bool, over: Callable[[], Size] | None = None) -> NDArray[np.uint8]:
     """`read_image` for the bytes of a file; `name` is for messages."""
     if not content:
-        raise ValueError(f"cannot read image {name}: the file is empty")
+        raise ImageError(f"cannot read image {name}: the file is empty")
     picture = opened(io.BytesIO(content), name)
     if exif:
         _check_turn(picture, name, over)
         try:
             picture = ImageOps.exif_transpose(picture)
         except _BROKEN as error:
-            raise ValueError(f"cannot read image {name}: its EXIF data are damaged: {error}") from error
+            raise ImageError(f"cannot read image {name}: its EXIF data are damaged: {error}") from error
     return np.asarray(_as_rgb(picture, name))
 
 
@@ -75,7 +79,7 @@ def opened(file: io.BytesIO | Path, name: str) -> Image.Image:
     """A picture read to its last byte, as it is stored.
 
     Raises:
-        ValueError: it cannot be; `name` is named.
+        ImageError: it cannot be; `name` is named.
     """
     lenient = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # some training libraries switch it on for the whole process
@@ -86,9 +90,9 @@ def opened(file: io.BytesIO | Path, name: str) -> Image.Image:
             picture.load()
             return picture
     except UnidentifiedImageError as error:
-        raise ValueError(f"cannot read image {name}: it is no picture") from error
+        raise ImageError(f"cannot read image {name}: it is no picture") from error
     except _BROKEN as error:
-        raise ValueError(f"cannot read image {name}: {error or type(error).__name__}") from error
+        raise ImageError(f"cannot read image {name}: {error or type(error).__name__}") from error
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = lenient
 
@@ -140,11 +144,11 @@ def _as_rgb(picture: Image.Image, name: str) -> Image.Image:
         values: NDArray[Any] = np.asarray(picture).astype(np.uint32)
         return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
     if mode in ("I", "F"):
-        raise ValueError(f"cannot read image {name}: 32-bit values have no known range; save it with 8 or 16 bits")
+        raise ImageError(f"cannot read image {name}: 32-bit values have no known range; save it with 8 or 16 bits")
     try:
         if mode in ("P", "PA") and "transparency" in picture.info:
             # Straight to RGB, Pillow would warn about a palette with alpha.
             picture = picture.convert("RGBA")
         return picture.convert("RGB")
     except _BROKEN as error:
-        raise ValueError(f"cannot read image {name}: {mode} cannot be shown in RGB: {error}") from error
+        raise ImageError(f"cannot read image {name}: {mode} cannot be shown in RGB: {error}") from error

@@ -67,8 +67,6 @@ class Specialization(Mechanism):
                 add_layer(block, _scales_inside)
             if isinstance(getattr(block, GAMMAS[0], None), nn.Parameter):
                 _specialize_bare_scales(block)
-        if hasattr(vit.root, "init_weights"):
-            add_layer(vit.root, _starts_as_copies)
         # DINOv3 may have a final norm for [CLS] of its own.
         if list(vit.norm.parameters()) and not getattr(vit.root, "untie_cls_and_patch_norms", False):
             setattr(vit.norm, LAYOUT, Layout(vit.prefix))
@@ -82,20 +80,6 @@ def _specialize(module: nn.Module) -> None:
         setattr(twin, COPIED, True)
         setattr(module, COPY, twin)
     add_layer(module, _by_kind)
-
-
-def _starts_as_copies(base: Any) -> dict[str, Any]:
-    def init_weights(self: Any, *args: Any, **kwargs: Any) -> Any:
-        """Upstream's; then what is [CLS]'s own starts as what the patches have."""
-        result = base.init_weights(self, *args, **kwargs)
-        for module in self.modules():
-            twin = module._modules.get(COPY)
-            own = dict(module.named_parameters(recurse=False))
-            for name, parameter in twin.named_parameters() if twin is not None else ():
-                parameter.data.copy_(own[name])
-        return result
-
-    return {"init_weights": init_weights}
 
 
 def _by_kind(base: Any) -> dict[str, Any]:

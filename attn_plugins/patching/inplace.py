@@ -81,8 +81,9 @@ def patch(model: M, spec: str | Spec, layers: Layers = None) -> M:
             _apply(site, normalizer)
         plan.apply()
         for module in model.modules():
-            if callable(getattr(type(module), "init_weights", None)) and _has_plugin_parameters(module):
-                swap.add_layer(module, swap.starts)
+            own = callable(getattr(type(module), "init_weights", None)) and "init_weights" not in vars(module)
+            if own and _has_plugin_parameters(module):
+                vars(module)["init_weights"] = swap.Starts(module)
         write_records(model)
         root = _innermost(model)
         prefix = _path_of(model, root)

@@ -14,7 +14,7 @@ from mmengine.registry import Registry
 from mmseg.datasets.transforms.loading import InferencerLoader, LoadImageFromNDArray
 from mmseg.registry import TRANSFORMS
 
-from ..data.images import decode_image, opened
+from ..data.images import TurnedImageError, decode_image, opened
 
 __all__ = ["CheckLabels", "LoadProbeImage"]
 
@@ -52,6 +52,8 @@ class LoadProbeImage(BaseTransform):
         try:
             content = self._content(path)
             image = decode_image(content, path, exif=self.exif, over=_labels(results))
+        except TurnedImageError:
+            raise
         except ValueError as error:
             if not self.skip_unreadable:
                 raise ValueError(f"{error}. Replace it, or set skip_unreadable=True on LoadProbeImage") from error

@@ -117,9 +117,8 @@ def overrides(config: Config) -> dict[str, Any]:
 
     A config of no shipped probe is compared with its own file.
     """
-    shipped = [
-        file for file in sorted(configs_dir().glob("*.py")) if Config.fromfile(file).probe == config.get("probe")
-    ]
+    line = f'\nprobe = "{config.get("probe")}"'
+    shipped = [file for file in sorted(configs_dir().glob("*.py")) if line in file.read_text()]
     base = Config.fromfile(shipped[0] if shipped else config.filename)
     ours, theirs = dict(_flat(config._cfg_dict.to_dict())), dict(_flat(base._cfg_dict.to_dict()))
     return {

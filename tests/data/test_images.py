@@ -140,8 +140,9 @@ def test_what_cannot_be_read_is_named(kind: str, tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # as some training libraries leave it
     (tmp_path / "cut.jpg").write_bytes(BROKEN[kind])
-    with pytest.raises(ValueError, match=r"cannot read image .*cut\.jpg: "):
+    with pytest.raises(ValueError, match=r"cannot read image .*cut\.jpg: ") as told:
         read_image(tmp_path / "cut.jpg", exif=True)
+    assert isinstance(told.value, OSError), "as whoever catches Pillow's errors expects"
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True
 
 

@@ -60,7 +60,8 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(files, tmp_path):
 
 def test_methods_start_from_the_same_weights_and_train_apart(files, tmp_path):
     starts = [Method(spec, TINY) for spec in SPECS]
-    torch.testing.assert_close(*weights(starts), atol=0, rtol=0)
+    alike = [dict(start.student.named_parameters()) for start in starts]  # not the records, which tell them apart
+    torch.testing.assert_close(*alike, atol=0, rtol=0)
     softmax, entmax = pretrain(files, SPECS, TINY, tmp_path / "state.pth", nothing)
     moved = [
         (a - b).abs().max()

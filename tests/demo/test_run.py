@@ -10,11 +10,11 @@ import pytest
 pytest.importorskip("lightly", reason="the demo's pre-training is lightly's: pip install 'attn_plugins[demo]'")
 pytest.importorskip("mim", reason="the demo's probes are mmseg's: pip install 'attn_plugins[demo]'")
 
-from attn_plugins.probes.table import COLUMNS, collect
 from PIL import Image
 
 from attn_plugins.cli import main
 from attn_plugins.demo import Recipe, Settings, run
+from attn_plugins.results import COLUMNS, collect
 
 SETTINGS = Settings(
     methods=("softmax", "entmax15"),

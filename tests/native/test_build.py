@@ -82,7 +82,7 @@ def test_a_damaged_library_is_built_again(tmp_path, monkeypatch, announced, dama
 
 
 @needs_compiler
-@pytest.mark.parametrize("what", ["folder", "pipe", "link", "other library"])
+@pytest.mark.parametrize("what", ["folder", "pipe", "link", "other library", "open to others"])
 def test_something_else_in_the_librarys_place(tmp_path, monkeypatch, what):
     monkeypatch.setenv("ATTN_PLUGINS_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(build, "_key", lambda compiler: "key")
@@ -93,10 +93,15 @@ def test_something_else_in_the_librarys_place(tmp_path, monkeypatch, what):
         os.mkfifo(path)
     elif what == "link":
         path.symlink_to(tmp_path)
+    elif what == "open to others":
+        path.touch()
+        path.chmod(0o666)
     else:
         (tmp_path / "empty.c").write_text("int nothing;")
         subprocess.run([*build._compiler(), "-shared", "-fPIC", tmp_path / "empty.c", "-o", path], check=True)
-    with pytest.warns(RuntimeWarning, match=r"kernels-key\.so is (not a file|another library): remove it") as caught:
+    with pytest.warns(
+        RuntimeWarning, match=r"kernels-key\.so (is (not a file|another library): remove it|\(chmod go-w it\))"
+    ) as caught:
         assert load()[0] is None
     assert len(caught) == 1
 
