@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..codebases import CODEBASES, Builder, Shape
-from ..codebases.parts import Built
+from ..codebases import CODEBASES, Builder, Built, Shape
 
 __all__ = ["builder_of", "builders", "construct", "fitting", "told_by"]
 

@@ -22,7 +22,8 @@ from .dinov2 import DINOV2
 from .dinov3 import DINOV3
 from .generic import GENERIC
 from .mae import MAE
-from .parts import Builder, Features, Parts, Shape, StateDict
+from .parts import Builder, Built, Features, Parts, Shape, StateDict
+from .registers import inserted
 from .timm import TIMM
 from .torchvision import TORCHVISION
 from .transformers import TRANSFORMERS
@@ -32,6 +33,7 @@ __all__ = [
     "CODEBASES",
     "Adapter",
     "Builder",
+    "Built",
     "Codebase",
     "Container",
     "Features",
@@ -41,6 +43,7 @@ __all__ = [
     "ViT",
     "adapter_for",
     "find_vits",
+    "inserted",
     "register_adapter",
     "register_codebase",
 ]

@@ -178,10 +178,15 @@ class Codebase:
 
 
 def _with_adapters(codebase: Codebase) -> Codebase:
-    new = [adapter for adapter in codebase.adapters if ADAPTERS._entries.get(adapter.name) is not adapter]
-    for adapter in new:
-        register_adapter(adapter)
+    for adapter in codebase.adapters:
+        if _named(adapter) is not adapter:
+            register_adapter(adapter)
     return codebase
+
+
+def _named(adapter: Adapter) -> Adapter | None:
+    # Not by `in`, which loads installed packages: they import this one, which is not complete yet.
+    return ADAPTERS._entries.get(adapter.name.lower())
 
 
 CODEBASES: Registry[Codebase] = Registry("codebase", "attn_plugins.codebases", _with_adapters)
@@ -196,7 +201,7 @@ def register_codebase(codebase: Codebase) -> Codebase:
     Raises:
         ValueError: its name, or that of an adapter, is taken.
     """
-    taken = [adapter.name for adapter in codebase.adapters if adapter.name in ADAPTERS]
+    taken = [adapter.name for adapter in codebase.adapters if _named(adapter) is not None]
     if taken:
         raise ValueError(f"{codebase.name} brings the adapters {taken}, whose names are taken; choose others")
     CODEBASES.register(codebase.name, codebase)
