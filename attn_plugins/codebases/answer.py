@@ -134,6 +134,8 @@ class Answering(TorchFunctionMode):
         self._may_answer()
         dim = dim % source.dim()
         out = self._weights(scores, dim)
+        if kwargs.get("out") is not None:
+            out = kwargs["out"].copy_(out)
         if not self.traced:
             note_answer()
             watched = observing()
@@ -187,13 +189,21 @@ class Answering(TorchFunctionMode):
     def _product(self, func: Any, args: Any, kwargs: Any) -> Any:
         out = func(*args, **kwargs)
         operands = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        if func is torch.baddbmm or func is Tensor.baddbmm:
+        if len(operands) == 3:  # baddbmm and addmm: the first is what is added
             operands = operands[1:]
         if len(operands) == 2 and isinstance(out, Tensor):
             a, b = operands
             if func is Tensor.__rmatmul__:
                 a, b = b, a
             self._multiply(a, b, None, out)
+        return out
+
+    def _similarity(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Scores by functions whose dimensions are not followed."""
+        out = func(*args, **kwargs)
+        operands = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        if isinstance(out, Tensor) and not any(self.marks.get(operand) for operand in operands):
+            self.marks.put(out, Mark("scores", None))
         return out
 
     def _einsum(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -351,7 +361,10 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__), Answering._times),
     **dict.fromkeys((torch.sum, Tensor.sum), Answering._sum),
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__), Answering._product),
-    **dict.fromkeys((torch.bmm, Tensor.bmm, torch.baddbmm, Tensor.baddbmm), Answering._product),
+    **dict.fromkeys((torch.bmm, Tensor.bmm, torch.mm, Tensor.mm, torch.linalg.matmul), Answering._product),
+    **dict.fromkeys((torch.baddbmm, Tensor.baddbmm, torch.addmm, Tensor.addmm), Answering._product),
+    **dict.fromkeys((torch.inner, Tensor.inner, torch.cdist), Answering._product),
+    **dict.fromkeys((torch.tensordot, F.cosine_similarity), Answering._similarity),
     torch.einsum: Answering._einsum,
     **dict.fromkeys((torch.exp, Tensor.exp, Tensor.exp_, torch.exp2, Tensor.exp2), Answering._exp),
     **dict.fromkeys((F.log_softmax, torch.log_softmax, Tensor.log_softmax, F.gumbel_softmax), Answering._exp),

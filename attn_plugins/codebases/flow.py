@@ -200,6 +200,11 @@ def follow(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], source: Ten
         return (*labels[:-1], None)
     if func not in _RESHAPES and out.dim() == source.dim():
         return labels
+    if source.numel() != out.numel():  # indexed, or broadcast to more dimensions
+        dims = min(source.dim(), out.dim())
+        if dims == 0 or source.shape[-dims:] != out.shape[-dims:]:
+            return None
+        return (None,) * (out.dim() - dims) + labels[-dims:]
     return _regrouped(labels, source.shape, out.shape)
 
 

@@ -39,9 +39,10 @@ _SOFTMAX: tuple[Any, ...] = (F.softmax, torch.softmax, torch.special.softmax, Te
 _SOFTMAX += (torch._softmax, torch.ops.aten.softmax, torch.ops.aten.softmax.int, torch.ops.aten._softmax)
 _SOFTMAX += (torch.ops.aten._softmax.default,)
 _EXP = (torch.exp, torch.exp2, Tensor.exp, Tensor.exp_, F.log_softmax, torch.log_softmax, F.gumbel_softmax)
-_PRODUCT = (torch.matmul, torch.bmm, torch.baddbmm, torch.einsum, torch.tensordot, operator.matmul)
+_PRODUCT: tuple[Any, ...] = (torch.matmul, torch.bmm, torch.baddbmm, torch.mm, torch.addmm, torch.linalg.matmul)
+_PRODUCT += (torch.einsum, torch.tensordot, torch.inner, torch.cdist, F.cosine_similarity, operator.matmul)
 _TENSOR_METHODS = {"softmax": "softmax", "exp": "exp", "exp_": "exp", "log_softmax": "exp"}
-_TENSOR_METHODS |= dict.fromkeys(("matmul", "bmm", "baddbmm", "__matmul__"), "product")
+_TENSOR_METHODS |= dict.fromkeys(("matmul", "bmm", "baddbmm", "mm", "addmm", "inner", "__matmul__"), "product")
 _OBJECTS: list[tuple[Any, str]] = [
     *((known, "softmax") for known in _SOFTMAX),
     *((known, "exp") for known in _EXP),
@@ -319,6 +320,8 @@ class _Reader:
         for known, kind in _OBJECTS:
             if value is known:
                 return [Event(kind, CALLS.get(value, getattr(value, "__name__", "")) if kind == "call" else "", dim)]
+        if getattr(value, "__name__", "") in ("einsum", "contract") and _root(value) in ("einops", "opt_einsum"):
+            return [Event("product")]
         if isinstance(value, torch.jit.ScriptFunction):
             return [Event("fused", f"the TorchScript function {value.name}")] if scripted_attention(value) else []
         found = fused_name(value)
@@ -369,12 +372,14 @@ def is_torchs(cls: type) -> bool:
     return all(owner.__module__.partition(".")[0] == "torch" for owner in owners)
 
 
+def _root(value: Any) -> str:
+    return str(getattr(value, "__module__", "") or "").partition(".")[0]
+
+
 def _foreign(value: Any) -> bool:
-    home = str(getattr(value, "__module__", "") or "")
-    if home.startswith(_MODELS):
+    if str(getattr(value, "__module__", "") or "").startswith(_MODELS):
         return False
-    root = home.partition(".")[0]
-    return root in _FOREIGN or root == "transformers"
+    return _root(value) in _FOREIGN or _root(value) == "transformers"
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
