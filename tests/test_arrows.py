@@ -33,6 +33,7 @@ CODEBASES = {"dinov1", "dinov2", "dinov3", "timm"}
 KNOWS_NO_CODEBASE = ("mechanisms", "patching", "checkpoints", "trainers", "probes", "analysis")
 NAMES_ONE: dict[str, str] = {
     "mechanisms/registers.py": "the names that pickles of release 0.1 hold",
+    "mechanisms/specialization.py": "the names that pickles of release 0.1 hold",
 }
 
 

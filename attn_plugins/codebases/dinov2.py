@@ -18,6 +18,7 @@ Mirrors facebookresearch/dinov2 at b8931f7bf91576930313be2c6d6af376033b35f0.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
@@ -71,6 +72,33 @@ def _registers_enter(base: Any) -> dict[str, Any]:
     return native(base, "register_tokens", "num_register_tokens")
 
 
+def scales_inside(base: Any) -> dict[str, Any]:
+    """The block hands the bare LayerScale vector to the addition; here the branches scale their own tokens.
+
+    Mirrors ``NestedTensorBlock.forward_nested`` of facebookresearch/dinov2 at b8931f7.
+    """
+
+    if not hasattr(base, "forward_nested"):
+        return {}
+
+    def forward_nested(self: Any, x_list: list[Tensor]) -> list[Tensor]:
+        if not self.training or self.sample_drop_ratio == 0:
+            return base.forward_nested(self, x_list)
+
+        def attend(x: Tensor, attn_bias: Any = None) -> Tensor:
+            return self.ls1(self.attn(self.norm1(x), attn_bias=attn_bias))
+
+        def feed_forward(x: Tensor, attn_bias: Any = None) -> Tensor:
+            return self.ls2(self.mlp(self.norm2(x)))
+
+        add = sys.modules[base.__module__].drop_add_residual_stochastic_depth_list
+        for branch in (attend, feed_forward):
+            x_list = add(x_list, residual_func=branch, sample_drop_ratio=self.sample_drop_ratio)
+        return x_list
+
+    return {"forward_nested": forward_nested}
+
+
 def _is_ours(keys: Collection[str], heads: Collection[str]) -> bool:
     return "mask_token" in keys
 
@@ -108,6 +136,7 @@ DINOV2 = Codebase(
             option="num_register_tokens",
             enter=(("", _registers_enter),),
             packs=packing,
+            scales=scales_inside,
         ),
     ),
     features=Features(),

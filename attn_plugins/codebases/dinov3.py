@@ -61,6 +61,7 @@ DINOV3 = Codebase(
             option="n_storage_tokens",
             enter=(("", _registers_enter),),
             packs=packing,
+            cls_norms=("cls_norm", "local_cls_norm"),
         ),
     ),
     features=Features(cls_norm="cls_norm"),

@@ -60,6 +60,8 @@ class Parts:
             them in ``self.attn_plugins_registers`` (:mod:`.registers`).
         uncounted: whether tokens are counted where registers cannot be told of.
         packs: class layer of blocks that pack batches into one row of tokens, which notes their sizes.
+        scales: class layer of blocks that read their LayerScale's parameter instead of calling it, which calls it.
+        cls_norms: attributes that hold final norms of [CLS]'s own, or None: of all crops, and of local crops.
         refuses: why token mechanisms cannot change this one; empty if they can.
     """
 
@@ -81,6 +83,8 @@ class Parts:
     enter: tuple[tuple[str, Overrides], ...] = ()
     uncounted: Callable[[Any], bool] = lambda root: False
     packs: Overrides | None = None
+    scales: Overrides | None = None
+    cls_norms: tuple[str, ...] = ()
     refuses: Callable[[Any], str] = lambda root: ""
 
 

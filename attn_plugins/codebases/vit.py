@@ -92,6 +92,10 @@ class ViT:
         found = [getattr(block, name, None) for name in self.known.layer_scales]
         return [module for module in found if isinstance(module, nn.Module) and list(module.parameters())]
 
+    def cls_norms(self) -> list[nn.Module | None]:
+        """Final norms of [CLS]'s own, for all crops and for local crops; None where it has none."""
+        return [getattr(self.root, name, None) for name in self.known.cls_norms]
+
 
 def find_vits(model: nn.Module) -> list[ViT]:
     """Every ViT in ``model`` that token mechanisms can change.

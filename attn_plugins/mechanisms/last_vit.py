@@ -78,7 +78,7 @@ class LastViT(Mechanism):
         self.published = published
 
     def check(self, vit: ViT) -> None:
-        untied = [name for name in ("cls_norm", "local_cls_norm") if getattr(vit.root, name, None) is not None]
+        untied = [name for name, norm in zip(vit.known.cls_norms, vit.cls_norms(), strict=True) if norm is not None]
         if untied:
             raise UnsupportedModelError(
                 f"last_vit: {type(vit.root).__qualname__} norms [CLS] apart from patches ({', '.join(untied)}); build "
