@@ -29,10 +29,14 @@ ANSWERED = PREFIX + "answered"
 """Attribute of a patched layer: how many attention calls it has answered so far."""
 
 _LOCAL = threading.local()
+_TRACED: list[Answering] = []
+"""torch.compile, which traces one frame at a time, cannot trace a thread's own variables."""
 
 
 def current() -> Answering | None:
-    """The patched layer whose attention runs in this thread now."""
+    """The patched layer whose attention runs in this thread now, or is traced by torch.compile."""
+    if torch.compiler.is_compiling():
+        return _TRACED[-1] if _TRACED else None
     return getattr(_LOCAL, "running", None)
 
 
@@ -422,8 +426,12 @@ def answered(method: Callable[..., Any]) -> Callable[..., Any]:
 
     def traced(self: Any, *args: Any, **kwargs: Any) -> Any:
         mode = Answering(self, traced=True)
-        with mode:
-            out = method(self, *args, **kwargs)
+        _TRACED.append(mode)
+        try:
+            with mode:
+                out = method(self, *args, **kwargs)
+        finally:
+            _TRACED.pop()
         mode.check()
         if mode.count == 0:
             raise UnsupportedModelError(_nothing(self))

@@ -179,3 +179,23 @@ def test_describe_names_the_layers() -> None:
         model = built(cls)
         attn_plugins.patch(model, "entmax15")
         assert [(line.path, line.spec) for line in attn_plugins.describe(model)] == [("attn", "entmax15")]
+
+
+class Both(Base):
+    """Its own function and SDPA, whose answer alone must not vouch for both under torch.compile."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.parts(x)
+        heads = (t.transpose(1, 2) for t in (q, k, v))
+        twice = memory_efficient_attention(q, k, v) + nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2)
+        return self.proj(twice.flatten(2))
+
+
+def test_torch_compile_in_one_graph() -> None:
+    torch.manual_seed(0)
+    model, x = nn.ModuleList([Both()]), tokens()
+    attn_plugins.patch(model, "entmax15")
+    expected = model[0](x)
+    compiled = torch.compile(model[0], fullgraph=True, backend="aot_eager")
+    same(compiled(x), expected)
+    torch.compiler.reset()
