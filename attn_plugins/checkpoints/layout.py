@@ -104,9 +104,8 @@ def shape_of(state: Mapping[str, Any], keys: Mapping[str, str], heads: Mapping[s
         CheckpointError: a tensor has a shape that none of its name has.
     """
     tensors: dict[str, Tensor] = {plain: state[key] for key, plain in keys.items()}
-    stem = next(name for codebase in _known() for name in _names(codebase).stems if name in tensors)
-    codebase = _codebase(tensors, stem, set((heads or {}).values()))
-    names = _names(codebase)
+    stem = next(name for _, names in _known() for name in names.stems if name in tensors)
+    codebase, names = _codebase(tensors, stem, set((heads or {}).values()))
     embed_dim, _, patch_size, _ = _dims(tensors, stem, 4)
     blocks = {int(match[1]) for match in map(re.compile(names.block).match, tensors) if match}
     depth = len(blocks)
@@ -158,8 +157,7 @@ def square_grid(tensors: Mapping[str, Tensor]) -> tuple[int, int] | None:
 
 
 def _positions(tensors: Mapping[str, Tensor]) -> int | None:
-    names = (name for codebase in _known() for name in _names(codebase).positions if name in tensors)
-    found = next(names, None)
+    found = next((name for _, names in _known() for name in names.positions if name in tensors), None)
     return None if found is None else _dims(tensors, found, 3)[1]
 
 
@@ -174,7 +172,7 @@ def _dims(tensors: Mapping[str, Tensor], name: str, count: int) -> tuple[int, ..
 def _stem(key: object) -> str | None:
     if not isinstance(key, str):
         return None
-    stems = (name for codebase in _known() for name in _names(codebase).stems)
+    stems = (name for _, names in _known() for name in names.stems)
     return next((name for name in stems if key == name or key.endswith("." + name)), None)
 
 
@@ -184,19 +182,14 @@ def _unwrapped(key: str) -> str:
     return key
 
 
-def _known() -> list[Codebase]:
-    """The codebases whose checkpoints are known, the most special first."""
-    return [codebase for codebase in reversed(CODEBASES.values()) if codebase.state is not None]
+def _known() -> list[tuple[Codebase, StateDict]]:
+    """The codebases whose checkpoints are known and the names in them, the most special first."""
+    return [(codebase, codebase.state) for codebase in reversed(CODEBASES.values()) if codebase.state is not None]
 
 
-def _names(codebase: Codebase) -> StateDict:
-    assert codebase.state is not None
-    return codebase.state
-
-
-def _codebase(tensors: Mapping[str, Tensor], stem: str, heads: set[str]) -> Codebase:
-    fitting = (codebase for codebase in _known() if stem in _names(codebase).stems)
-    return next(codebase for codebase in fitting if _names(codebase).is_ours(tensors, heads))
+def _codebase(tensors: Mapping[str, Tensor], stem: str, heads: set[str]) -> tuple[Codebase, StateDict]:
+    fitting = [(codebase, names) for codebase, names in _known() if stem in names.stems]
+    return next((pair for pair in fitting if pair[1].is_ours(tensors, heads)), fitting[-1])
 
 
 def _some(keys: Iterable[str], count: int = 5) -> str:

@@ -25,7 +25,8 @@ class Checkout:
         variable: the environment variable that names a checkout.
         module: the module that holds its constructors.
         arguments: all arguments of the constructor: as the checkpoint's tensors are, and options over them.
-        without: builds the same architecture where there is no checkout.
+        in_timm: what timm calls the same architectures.
+        without: builds one of those where there is no checkout: ``without(name, shape, options)``.
         names: what the repository calls an architecture, where it is another name.
     """
 
@@ -33,6 +34,7 @@ class Checkout:
     variable: str
     module: str
     arguments: Callable[[Shape | None, Mapping[str, Any]], dict[str, Any]]
+    in_timm: Mapping[str, str]
     without: Callable[[str, Shape | None, Mapping[str, Any]], Built]
     names: Mapping[str, str] = field(default_factory=dict)
 
@@ -48,16 +50,28 @@ class Checkout:
             options: further arguments of its constructor; they win.
 
         Raises:
-            ValueError: `repo` is no checkout of it, or it has no architecture of that name.
+            ValueError: `repo` is no checkout of it, it has no architecture of that name, or none with these positions.
         """
         root = self._root(repo)
         if root is None:
-            return self.without(name, shape, options)
+            return self.without(self._name_in_timm(name, shape), shape, options)
         factory = getattr(self._import(root), self.names.get(name, name), None)
         if factory is None:
             raise ValueError(f"{self.codebase} at {root} has no architecture {name!r}")
         arguments = self.arguments(shape, options)
         return factory(**arguments), dict, arguments
+
+    def _name_in_timm(self, name: str, shape: Shape | None) -> str:
+        if name not in self.in_timm:
+            raise ValueError(
+                f"timm has no {self.codebase} {name!r}, only {', '.join(self.in_timm)}; set repo= or {self.variable}"
+            )
+        if shape is not None and shape.grid is None and shape.positions is not None:
+            raise ValueError(
+                f"{self.codebase}'s code resamples positions of square grids alone, and these {shape.positions} are of "
+                "none: say arch='timm/NAME' and img_size=(HEIGHT, WIDTH) in pixels"
+            )
+        return self.in_timm[name]
 
     def _root(self, repo: str | os.PathLike[str] | None) -> Path | None:
         chosen = repo or os.environ.get(self.variable)

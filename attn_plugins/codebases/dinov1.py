@@ -101,9 +101,7 @@ def _arguments(shape: Shape | None, options: Mapping[str, Any]) -> dict[str, Any
     return {"patch_size": shape.patch_size, "img_size": [shape.grid * shape.patch_size], **options}
 
 
-CHECKOUT = Checkout(
-    "dinov1", "DINO_ROOT", "vision_transformer", _arguments, partial(same, "dinov1", "DINO_ROOT", NAMES)
-)
+CHECKOUT = Checkout("dinov1", "DINO_ROOT", "vision_transformer", _arguments, NAMES, partial(same, renamed=False))
 DINOV1 = Codebase(
     "dinov1",
     adapters=(ADAPTER,),

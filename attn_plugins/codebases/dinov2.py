@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Mapping
-from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -118,13 +117,7 @@ def _arguments(shape: Shape | None, options: Mapping[str, Any]) -> dict[str, Any
     }
 
 
-CHECKOUT = Checkout(
-    "dinov2",
-    "DINOV2_ROOT",
-    "dinov2.models.vision_transformer",
-    _arguments,
-    partial(same, "dinov2", "DINOV2_ROOT", IN_TIMM, renamed=True),
-)
+CHECKOUT = Checkout("dinov2", "DINOV2_ROOT", "dinov2.models.vision_transformer", _arguments, IN_TIMM, same)
 DINOV2 = Codebase(
     "dinov2",
     adapters=(ADAPTER,),

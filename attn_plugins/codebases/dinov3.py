@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from functools import partial
 from typing import Any
 
 from .base import Codebase
@@ -43,14 +42,7 @@ def _arguments(shape: Shape | None, options: Mapping[str, Any]) -> dict[str, Any
     return {"pretrained": False, **options}
 
 
-CHECKOUT = Checkout(
-    "dinov3",
-    "DINOV3_ROOT",
-    "dinov3.hub.backbones",
-    _arguments,
-    partial(same_rotary, "dinov3", "DINOV3_ROOT", IN_TIMM),
-    IN_HUB,
-)
+CHECKOUT = Checkout("dinov3", "DINOV3_ROOT", "dinov3.hub.backbones", _arguments, IN_TIMM, same_rotary, IN_HUB)
 DINOV3 = Codebase(
     "dinov3",
     vits=(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..swap import Overrides
 
-__all__ = ["ARCHITECTURES", "Builder", "Built", "Features", "Parts", "Shape", "StateDict", "is_head"]
+__all__ = ["ARCHITECTURES", "Builder", "Built", "Features", "Parts", "Shape", "StateDict", "is_common", "is_head"]
 
 ARCHITECTURES = {
     (192, 12): ("vit_tiny", 3),
@@ -187,7 +187,8 @@ Built = tuple[nn.Module, Callable[[dict[str, Tensor]], dict[str, Tensor]], dict[
 """A model, what turns a checkpoint's keys into its own, and all arguments that it was built with."""
 
 
-def _is_common(name: str) -> bool:
+def is_common(name: str) -> bool:
+    """Whether an architecture has one of the names that the DINO codebases share."""
     return any(name == known for known, _ in ARCHITECTURES.values())
 
 
@@ -207,6 +208,6 @@ class Builder:
 
     family: str
     build: Callable[[str, Shape | None, str | os.PathLike[str] | None, Mapping[str, Any]], Built]
-    may_be_told: Callable[[str], bool] = _is_common
+    may_be_told: Callable[[str], bool] = is_common
     told: Callable[[Mapping[str, Any]], tuple[str, Any] | None] = lambda config: None
     fitting: Callable[[Mapping[str, Tensor], Shape], list[str]] = lambda tensors, shape: []

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..swap import PREFIX
 from .base import Codebase
-from .parts import ARCHITECTURES, Builder, Built, Features, Parts, Shape, StateDict, is_head
+from .parts import Builder, Built, Features, Parts, Shape, StateDict, is_common, is_head
 from .positions import OfficialPositions
 from .registers import inserted
 
@@ -101,67 +101,34 @@ def _build(name: str, shape: Shape | None, repo: Any, options: Mapping[str, Any]
     return timm.create_model(NAMES.get(name, name), pretrained=False, num_classes=0, **arguments), dict, arguments
 
 
-def same(
-    family: str,
-    variable: str,
-    names: Mapping[str, str],
-    name: str,
-    shape: Shape | None,
-    options: Mapping[str, Any],
-    renamed: bool = False,
-) -> Built:
-    """The official architecture built by timm; equality with the official code is tested to 1e-5.
+def same(name: str, shape: Shape | None, options: Mapping[str, Any], renamed: bool = True) -> Built:
+    """An official architecture built by timm; equality with the official code is tested to 1e-5.
 
     Args:
-        family: whose architecture.
-        variable: the environment variable that names a checkout of it, for messages.
-        names: what timm calls its architectures, with a place for that of registers.
-        name: the architecture.
+        name: what timm calls it, with a place for what it calls those with registers.
         shape: what a checkpoint's tensors tell; None for the architecture's own sizes.
         options: further arguments of the constructor; they win.
-        renamed: whether timm names the parameters otherwise.
-
-    Raises:
-        ValueError: timm does not have it, or not with these positions.
+        renamed: whether timm's parameters have other names.
     """
     import timm
     from timm.models import vision_transformer
 
-    found = _known(family, variable, names, name)
-    if shape is not None and shape.grid is None and shape.positions is not None:
-        raise ValueError(
-            f"{family}'s code resamples positions of square grids alone, and these {shape.positions} are of none: say "
-            "arch='timm/NAME' and img_size=(HEIGHT, WIDTH) in pixels"
-        )
     registers = shape.registers if shape else 0
     counted = {"reg_tokens": registers} if registers else {}
     arguments = _size(shape) | counted | dict(options)
-    model: Any = timm.create_model(found.format("reg4_" if registers else ""), num_classes=0, **arguments)
+    model: Any = timm.create_model(name.format("reg4_" if registers else ""), num_classes=0, **arguments)
     model.official_positions = OfficialPositions(model, 0.0 if registers else 0.1, antialias=bool(registers))
     convert = partial(_convert, filter_fn=vision_transformer.checkpoint_filter_fn, model=model) if renamed else dict
     return model, convert, arguments
 
 
-def same_rotary(
-    family: str,
-    variable: str,
-    names: Mapping[str, str],
-    name: str,
-    shape: Shape | None,
-    options: Mapping[str, Any],
-) -> Built:
-    """As `same`, of an architecture with rotary positions, which timm builds by `Eva` in its own sizes."""
+def same_rotary(name: str, shape: Shape | None, options: Mapping[str, Any]) -> Built:
+    """As `same`, with rotary positions: timm builds it by `Eva` in its own sizes."""
     import timm
     from timm.models import eva
 
-    model = timm.create_model(_known(family, variable, names, name), num_classes=0, **options)
+    model = timm.create_model(name, num_classes=0, **options)
     return model, partial(_convert, filter_fn=eva.checkpoint_filter_fn, model=model), dict(options)
-
-
-def _known(family: str, variable: str, names: Mapping[str, str], name: str) -> str:
-    if name not in names:
-        raise ValueError(f"timm has no {family} {name!r}, only {', '.join(names)}; set repo= or {variable}")
-    return names[name]
 
 
 def _convert(state: dict[str, Tensor], filter_fn: Callable[..., Any], model: nn.Module) -> dict[str, Tensor]:
@@ -182,7 +149,7 @@ def _size(shape: Shape | None) -> dict[str, int]:
 def _may_be_told(name: str) -> bool:
     import timm
 
-    return name in timm.list_models() or any(name == known for known, _ in ARCHITECTURES.values())
+    return name in timm.list_models() or is_common(name)
 
 
 def _told(config: Mapping[str, Any]) -> tuple[str, Any] | None:

@@ -24,11 +24,13 @@ from .toy import TOY, Mixer, ToyViT
 
 
 @pytest.fixture
-def known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for registry in (CODEBASES, ADAPTERS):
-        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+def known() -> Iterator[None]:
+    before = [list(registry) for registry in (CODEBASES, ADAPTERS)]
     register_codebase(TOY)
     yield
+    for registry in (CODEBASES, ADAPTERS):
+        del registry._entries["toy"]
+    assert [list(registry) for registry in (CODEBASES, ADAPTERS)] == before
 
 
 def vit(**options: int) -> ToyViT:
