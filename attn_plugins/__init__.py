@@ -4,10 +4,11 @@
 """
 
 from . import functional, mechanisms
-from .attention import attention
+from .attention import AttentionCall, Backend, attention, register_backend
 from .checkpoints import from_pretrained
-from .codebases import Adapter, register_adapter
-from .errors import UnknownPluginError, UnsupportedModelError
+from .codebases import Adapter, Codebase, register_adapter, register_codebase
+from .errors import PluginImportError, UnknownPluginError, UnsupportedModelError
+from .export import exportable
 from .patching import describe, patch, patched, unpatch, verify
 from .registry import register_mechanism, register_normalizer
 from .spec import Spec, parse
@@ -16,11 +17,16 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Adapter",
+    "AttentionCall",
+    "Backend",
+    "Codebase",
+    "PluginImportError",
     "Spec",
     "UnknownPluginError",
     "UnsupportedModelError",
     "attention",
     "describe",
+    "exportable",
     "from_pretrained",
     "functional",
     "mechanisms",
@@ -28,6 +34,8 @@ __all__ = [
     "patch",
     "patched",
     "register_adapter",
+    "register_backend",
+    "register_codebase",
     "register_mechanism",
     "register_normalizer",
     "unpatch",

@@ -1,8 +1,12 @@
-"""The two errors of this package that callers catch by name."""
+"""The errors of this package that callers catch by name."""
 
 from __future__ import annotations
 
-__all__ = ["UnknownPluginError", "UnsupportedModelError"]
+__all__ = ["PluginImportError", "UnknownPluginError", "UnsupportedModelError"]
+
+
+class PluginImportError(ImportError):
+    """A module or package that registers plugins does not import; the message names it and the reason."""
 
 
 class UnknownPluginError(ValueError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import subprocess
 import sys
@@ -136,11 +135,8 @@ def test_a_broken_package_is_named(entry_points: str, message: str, tmp_path: Pa
 
 @pytest.fixture
 def normalizers() -> Iterator[None]:
-    before = dict(NORMALIZERS._entries)
-    yield
-    NORMALIZERS._entries.clear()
-    NORMALIZERS._entries.update(before)
-    importlib.import_module("attn_plugins.attention.call")._BOUND.clear()
+    with NORMALIZERS.temporarily():
+        yield
 
 
 def test_a_decorated_function_is_usable_everywhere(normalizers: None) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +28,8 @@ from attn_plugins.spec import Plugin, _parse_plugin
         ("registers:num=4+entmax15", "entmax15+registers:num=4"),
         ("registers+context_broadcasting", "context_broadcasting+registers"),
         ("softmax+registers", "registers"),
+        ("Entmax15+REGISTERS:num=4", "entmax15+registers:num=4"),
+        ("entmax:alpha=1", "entmax:alpha=1"),  # is softmax, and says what was said
     ],
 )
 def test_canonical_form(text: str, canonical: str) -> None:
@@ -107,13 +111,103 @@ def test_what_is_no_string_is_refused(value: object) -> None:
         parse(value)  # type: ignore[arg-type]
 
 
+PLUGINS = st.one_of(
+    st.sampled_from([Spec.of("softmax"), Spec.of("entmax15"), Spec.of("Sparsemax"), Spec.of("cb_s"), Spec.of("gated")]),
+    st.floats(1, 100).map(lambda alpha: Spec.of("entmax", alpha=alpha)),
+    st.integers(1, 10**6).map(lambda num: Spec.of("registers", num=num)),
+    st.builds(
+        lambda learn, init: Spec.of("entmax_alpha", learnable=learn, init=init), st.booleans(), st.floats(1.1, 1.9)
+    ),
+)
+
+
+@given(st.lists(PLUGINS, min_size=1, max_size=4))
+def test_typed_specs_are_what_their_strings_say(specs: list[Spec]) -> None:
+    names = [
+        plugin.name for spec in specs for plugin in (spec.normalizer, *spec.mechanisms) if plugin.name != "softmax"
+    ]
+    normalizers = [name for name in names if name in NORMALIZERS]
+    if len(normalizers) > 1 or len(set(names)) < len(names):
+        with pytest.raises(ValueError, match=r"two normalizers|twice"):
+            sum(specs[1:], specs[0])
+        return
+    whole = sum(specs[1:], specs[0])
+    assert parse(str(whole)) == whole and str(parse(str(whole))) == str(whole)
+    assert whole == parse("+".join(str(spec) for spec in specs if str(spec) != "softmax") or "softmax")
+
+
+def test_typed_specs_take_numbers_of_numpy_and_nothing_a_string_cannot_say() -> None:
+    numpy = pytest.importorskip("numpy", reason="its numbers are asked about")
+    assert str(Spec.of("entmax", alpha=numpy.float32(1.5))) == "entmax:alpha=1.5"
+    assert str(Spec.of("registers", num=numpy.int64(4))) == "registers:num=4"
+    for value in (math.nan, None, [1], "a+b", "1.5", " x", ""):
+        with pytest.raises(ValueError, match="nothing that a spec string can say"):
+            Spec.of("entmax", alpha=value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Spec.of("entmax:alpha=1.3"), "takes one name, not 'entmax:alpha=1.3'"),
+        (lambda: Spec.of("entmax", beta=1), "no parameter 'beta'"),
+        (lambda: Spec.of("entmax", alpha=True), "it is a number"),
+        (lambda: Spec.of("entmex"), "Did you mean 'entmax'"),
+        (lambda: Spec.of("entmax15") + Spec.of("sparsemax"), "two normalizers"),
+        (lambda: Spec.of("cb_s") + Spec.of("cb_s"), "twice"),
+    ],
+)
+def test_mistakes_in_typed_specs(make: Callable[[], Spec], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+    with pytest.raises(TypeError):
+        Spec.of("entmax15") + "registers"  # type: ignore[operator]
+
+
+def test_names_that_differ_in_case_only_are_one(new_names: None) -> None:
+    attn_plugins.register_normalizer("MyMax")(lambda z, dim=-1: torch.softmax(z, dim))
+    assert str(parse("mymax")) == str(parse("MYMAX")) == "mymax"
+    with pytest.raises(ValueError, match=r"'mymax' is registered already \('Mymax' differs in case only\)"):
+        attn_plugins.register_normalizer("Mymax")(torch.softmax)
+
+
+@pytest.mark.parametrize("name", ["scores", "z", "x", "attn_logits", "input"])
+def test_the_first_argument_has_any_name(name: str, new_names: None) -> None:
+    made: dict[str, Any] = {}
+    exec(f"def mine({name}, dim=-1, tau=2.0): return ({name} / tau).softmax(dim)", made)
+    attn_plugins.register_normalizer("mine")(made["mine"])
+    with pytest.raises(ValueError, match="it has tau"):
+        parse(f"mine:{name}=1")
+    q = torch.randn(1, 2, 3, 4)
+    out = attn_plugins.attention(q, q, q, normalizer="mine:tau=0.5")
+    torch.testing.assert_close(out, attn_plugins.attention(q, q, q, scale=1.0))
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        (lambda scores: scores, r"called as f\(scores, dim=-1\)"),
+        (lambda *, scores, dim=-1: scores, "positional"),
+        (3, "no callable"),
+        (torch.nn.Identity().forward, "dim"),
+    ],
+)
+def test_what_cannot_be_called_is_not_registered(factory: Any, message: str, new_names: None) -> None:
+    with pytest.raises(ValueError, match=message):
+        attn_plugins.register_normalizer("mine")(factory)
+    assert "mine" not in NORMALIZERS
+
+
 def test_no_plugin_has_a_name() -> None:
     assert parse("softmax") == Spec() == attn_plugins.Spec()
 
 
-def test_a_parameter_without_a_default_must_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(NORMALIZERS, "_entries", dict(NORMALIZERS._entries))
+@pytest.fixture
+def new_names() -> Iterator[None]:
+    with NORMALIZERS.temporarily():
+        yield
 
+
+def test_a_parameter_without_a_default_must_be_given(new_names: None) -> None:
     @attn_plugins.register_normalizer("tempered")
     def tempered(scores: torch.Tensor, tau: float, dim: int = -1) -> torch.Tensor:
         return torch.softmax(scores / tau, dim)

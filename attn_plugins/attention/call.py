@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from ..functional import Normalizer, bind
+from ..functional.plain import sizes
+from ..registry import NORMALIZERS
 
 __all__ = ["AttentionCall", "resolve_normalizer", "split_mask"]
 
@@ -50,10 +52,11 @@ class AttentionCall:
 
 def default_scale(query: Tensor) -> float:
     """1/sqrt(D), as ``F.scaled_dot_product_attention`` has it."""
-    return 1.0 / math.sqrt(query.shape[-1])
+    return 1.0 / math.sqrt(sizes(query)[-1])
 
 
 _BOUND: dict[str, Normalizer] = {}
+NORMALIZERS.caches.append(_BOUND.clear)
 
 
 def _ensure_bound(name: str) -> bool:

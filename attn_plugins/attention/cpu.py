@@ -14,11 +14,10 @@ from torch import Tensor
 from .. import native
 from ..functional.solver import FLOAT32_ALPHAS, takes_alpha
 from ..native import attention as kernel
+from .backend import Backend
 from .call import AttentionCall
 
-__all__ = ["NAME", "run", "unsupported"]
-
-NAME = "cpu"
+__all__ = ["BACKEND", "run", "unsupported"]
 
 
 def unsupported(call: AttentionCall) -> str | None:
@@ -123,3 +122,6 @@ class _AttentionBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         raise RuntimeError("the CPU kernel is differentiable once; for second derivatives use backend='reference'")
+
+
+BACKEND = Backend("cpu", run, unsupported)

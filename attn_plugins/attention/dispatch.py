@@ -4,21 +4,73 @@ from __future__ import annotations
 
 import functools
 import warnings
-from types import ModuleType
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from . import cpu, reference, sdpa, triton
+from ..functional import plain
+from . import cpu, jagged, proxies, reference, sdpa, triton
+from .backend import BACKENDS, Backend, register_backend
 from .call import AttentionCall, NormalizerLike, default_scale, resolve_normalizer, split_mask
 from .counting import layer, note_answer, observing
 from .packed import run_packed
 
 __all__ = ["attention", "choose_backend"]
 
-BACKENDS: dict[str, ModuleType] = {backend.NAME: backend for backend in (sdpa, cpu, triton, reference)}
-"""In order of preference; the last one runs everything."""
+for _module in (reference, triton, cpu, sdpa):  # the last one registered is asked first
+    register_backend(_module.BACKEND)
+
+
+@overload
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    normalizer: NormalizerLike = "softmax",
+    backend: str = "auto",
+    return_weights: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    normalizer: NormalizerLike = "softmax",
+    backend: str = "auto",
+    return_weights: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    normalizer: NormalizerLike = "softmax",
+    backend: str = "auto",
+    return_weights: bool,
+) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 def attention(
@@ -34,7 +86,7 @@ def attention(
     normalizer: NormalizerLike = "softmax",
     backend: str = "auto",
     return_weights: bool = False,
-) -> Any:
+) -> Tensor | tuple[Tensor, Tensor]:
     """Scaled dot-product attention with any normalizer: normalizer(scale * Q K^T + mask) V.
 
     Arguments, broadcasting and the meaning of masks are those of ``F.scaled_dot_product_attention``, which
@@ -53,7 +105,8 @@ def attention(
         enable_gqa: key and value may have fewer heads, each shared by H / H_kv query heads.
         normalizer: registered name or spec string ("entmax:alpha=1.3"), :class:`Normalizer`, a module such as
             :class:`EntmaxAlpha`, or any callable ``(scores, dim=-1) -> weights``.
-        backend: "auto", or the name of one to insist on ("reference", "sdpa", "cpu", "triton").
+        backend: "auto", or the name of one to insist on: one of :func:`attn_plugins.register_backend`'s, or "sdpa",
+            "cpu", "triton", "reference", which is the order in which "auto" asks them; those registered come first.
         return_weights: also return the weights ``[..., H, N, S]`` (before dropout); not for packed batches.
 
     Returns:
@@ -68,15 +121,28 @@ def attention(
     if not torch.compiler.is_compiling():
         note_answer()
         watched = observing()
+    function = resolve_normalizer(normalizer)
+    if proxies.is_proxy(query):
+        call = AttentionCall(
+            *(query, key, value, function, getattr(function, "alpha", None), attn_mask, None, dropout_p, is_causal),
+            query.shape[-1] ** -0.5 if scale is None else scale,
+        )
+        return proxies.attention(call, enable_gqa, return_weights)
+    if query.is_nested or key.is_nested:
+        if return_weights:
+            raise ValueError("return_weights is not available for nested tensors: their weights have no common shape")
+        options: dict[str, Any] = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale}
+        options |= {"enable_gqa": enable_gqa, "normalizer": function, "backend": backend}
+        return jagged.attention(query, key, value, attn_mask, functools.partial(attention, **options))
     mask, lengths = split_mask(attn_mask, query, key)
     if is_causal and mask is not None:
         raise ValueError("attn_mask and is_causal=True exclude each other; fold the causal mask into attn_mask")
-    if enable_gqa and key.shape[-3] != query.shape[-3]:
-        groups, rest = divmod(query.shape[-3], key.shape[-3])
-        if rest:
-            raise ValueError(f"enable_gqa: {query.shape[-3]} query heads are no multiple of {key.shape[-3]} key heads")
-        key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
-    function = resolve_normalizer(normalizer)
+    if enable_gqa:
+        heads, key_heads = plain.sizes(query)[-3], plain.sizes(key)[-3]
+        if heads % key_heads:
+            raise ValueError(f"enable_gqa: {heads} query heads are no multiple of {key_heads} key heads")
+        if heads != key_heads:
+            key, value = (t.repeat_interleave(heads // key_heads, -3) for t in (key, value))
     call = AttentionCall(
         query,
         key,
@@ -94,11 +160,11 @@ def attention(
             raise ValueError("return_weights is not available for packed batches: their weights have no common shape")
         weights = reference.attention_weights(call)
         if watched is not None:
-            watched(layer(), backend=reference.NAME, weights=weights)
+            watched(layer(), backend=reference.BACKEND.name, weights=weights)
         return reference.weighted_values(call, weights), weights
     output = run_call(call, backend)
     if watched is not None:
-        watched(layer(), backend=choose_backend(call, backend).NAME, **_compared(call, output))
+        watched(layer(), backend=choose_backend(call, backend).name, **_compared(call, output))
     return output
 
 
@@ -113,30 +179,44 @@ def _compared(call: AttentionCall, output: Tensor) -> dict[str, Any]:
 def run_call(call: AttentionCall, backend: str = "auto") -> Tensor:
     """Run ``call`` on the backend that fits, or on the one that is named."""
     chosen = choose_backend(call, backend)
-    if call.lengths is not None and not getattr(chosen, "PACKED", False):
+    if call.lengths is not None and not chosen.packed:
         return run_packed(call, functools.partial(run_call, backend=backend))
     return chosen.run(call)
 
 
-def choose_backend(call: AttentionCall, backend: str = "auto") -> ModuleType:
-    """The backend module that runs ``call``.
+def choose_backend(call: AttentionCall, backend: str = "auto") -> Backend:
+    """The backend that runs ``call``.
 
     Raises:
         ValueError: ``backend`` is unknown, or cannot run this call (with its reason).
     """
+    _ensure_loaded()
     if backend != "auto":
         if backend not in BACKENDS:
-            raise ValueError(f"unknown backend {backend!r}; choose auto or one of {', '.join(BACKENDS)}")
-        reason = BACKENDS[backend].unsupported(call)
+            names = ", ".join(known.name for known in reversed(BACKENDS.values()))
+            raise ValueError(f"unknown backend {backend!r}; choose auto or one of {names}")
+        chosen = BACKENDS.get(backend)
+        reason = chosen.unsupported(call)
         if reason is not None:
             raise ValueError(f"backend {backend!r} cannot run this call: {reason}; use backend='auto'")
-        return BACKENDS[backend]
-    for module in BACKENDS.values():
-        if module.unsupported(call) is None:
-            if module is reference and call.alpha is not None and call.query.device.type not in ("cpu", "meta"):
-                _announce(f"attention runs without a fused kernel: {triton.NAME} cannot, {triton.unsupported(call)}")
-            return module
+        return chosen
+    if plain.wanted():  # torch's own softmax kernel has no forward-mode derivative
+        return reference.BACKEND if plain.forward_mode() or sdpa.unsupported(call) else sdpa.BACKEND
+    for chosen in reversed(BACKENDS.values()):
+        if chosen.unsupported(call) is None:
+            if chosen.run is reference.run and call.alpha is not None and call.query.device.type not in ("cpu", "meta"):
+                _announce(f"attention runs without a fused kernel: triton cannot, {triton.unsupported(call)}")
+            return chosen
     raise AssertionError("the reference backend runs everything")
+
+
+def _ensure_loaded() -> bool:
+    BACKENDS.load()
+    return True
+
+
+# What torch.compiler.assume_constant_result sets: entry points cannot be traced.
+_ensure_loaded._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

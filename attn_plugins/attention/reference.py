@@ -6,16 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .backend import Backend
 from .call import AttentionCall
 
-__all__ = ["NAME", "attention_weights", "run", "unsupported", "weighted_values"]
-
-NAME = "reference"
-
-
-def unsupported(call: AttentionCall) -> str | None:
-    """None: everything runs here."""
-    return None
+__all__ = ["BACKEND", "attention_weights", "run", "weighted_values"]
 
 
 def attention_weights(call: AttentionCall) -> Tensor:
@@ -23,7 +17,7 @@ def attention_weights(call: AttentionCall) -> Tensor:
     scores = (call.query * call.scale) @ call.key.transpose(-2, -1)
     if call.is_causal:
         n, s = scores.shape[-2:]
-        keep = torch.ones(n, s, dtype=torch.bool, device=scores.device).tril()
+        keep = scores.new_ones((n, s), dtype=torch.bool).tril()
         scores = scores.masked_fill(~keep, -torch.inf)
     if call.attn_mask is not None:
         if call.attn_mask.dtype == torch.bool:
@@ -43,3 +37,6 @@ def weighted_values(call: AttentionCall, weights: Tensor) -> Tensor:
     if call.dropout_p > 0:
         weights = F.dropout(weights, call.dropout_p)
     return weights.to(call.value.dtype) @ call.value
+
+
+BACKEND = Backend("reference", run)

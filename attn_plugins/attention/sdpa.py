@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from .backend import Backend
 from .call import AttentionCall
 
-__all__ = ["NAME", "run", "unsupported"]
-
-NAME = "sdpa"
+__all__ = ["BACKEND", "run", "unsupported"]
 
 
 def unsupported(call: AttentionCall) -> str | None:
@@ -28,3 +27,6 @@ def run(call: AttentionCall) -> Tensor:
         is_causal=call.is_causal,
         scale=call.scale,
     )
+
+
+BACKEND = Backend("sdpa", run, unsupported)

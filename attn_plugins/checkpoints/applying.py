@@ -62,7 +62,8 @@ def choose(
         UserWarning: nothing is recorded or asked for: softmax is assumed.
     """
     requested = None if plugins == "auto" else str(parse(plugins))
-    if other_spec and requested is not None and requested != said.spec:
+    nameless = said.spec is not None and "unregistered:" in said.spec  # what its layers record has no name either
+    if requested is not None and requested != said.spec and (other_spec or nameless):
         return Choice(requested, "asked for")
     spec = agree(said.spec, requested, where)
     if spec is None:
@@ -77,7 +78,7 @@ def choose(
             stacklevel=3,
         )
         return Choice("softmax", "assumed")
-    if "unregistered:" in spec:
+    if nameless:
         raise CheckpointError(
             f"{where} was trained with {spec!r}, a callable without a name: register it with "
             "attn_plugins.register_normalizer and give that name with plugins=... (--plugins)"

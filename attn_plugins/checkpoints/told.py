@@ -123,7 +123,7 @@ def agree(recorded: str | None, requested: str | None, where: str) -> str | None
     """
     if recorded is None or requested is None:
         return str(parse(requested)) if requested else canonical(recorded, where) if recorded else None
-    if _unregistered(recorded):
+    if _unregistered(canonical(recorded, where)):
         return str(parse(requested))  # a callable without a name, which only the caller can know
     if canonical(recorded, where) != str(parse(requested)):
         raise CheckpointError(
@@ -139,11 +139,11 @@ def canonical(spec: str, where: str) -> str:
     Raises:
         CheckpointError: nothing of that name is registered, or it is no spec.
     """
-    if _unregistered(spec):
-        return spec
     try:
-        return str(parse(spec))
+        return str(parse(spec))  # of a callable that was registered since, its name
     except ValueError as error:
+        if _unregistered(spec):
+            return spec
         raise CheckpointError(
             f"{where} tells the spec {spec!r}, which is unknown here: {error} Import what registers it first"
         ) from error

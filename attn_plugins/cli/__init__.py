@@ -6,30 +6,45 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import Any
+
+from ..errors import PluginImportError
+from ..plugin_modules import ImportPlugins, import_plugin_modules
 
 __all__ = ["main"]
 
-# Each subcommand, and the extra of the package that has what it imports beyond torch.
+# Each subcommand, and the extras of the package that have what it imports beyond torch.
 COMMANDS = {
     "list": None,
     "demo": "demo",
     "apply": None,
-    "inspect": None,
+    "inspect": "probes",
     "verify": "probes",
     "probe": "probes",
     "table": None,
     "data": "probes",
-    "analyze": "demo",
-    "report": "demo",
+    "analyze": "probes,analysis",
+    "report": "probes,analysis",
     "bench": "test",
     "env": None,
 }
+
+# What only some models need, and no extra that a command names has.
+SEPARATE = ("transformers", "xformers", "adasplash")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Of every command and of the kinds of it, which argparse makes of their parent's class: all take ``--import``."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        ImportPlugins.add_to(self)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; the status is 0, 1 (it found problems) or 2 (bad usage or input)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="attn-plugins", description="Attention plugins for Vision Transformers.")
+    parser = _Parser(prog="attn-plugins", description="Attention plugins for Vision Transformers.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     # Only the command that is asked for is imported, so that `list` does not wait for mmseg.
     wanted = [arguments[0]] if arguments and arguments[0] in COMMANDS else COMMANDS
@@ -37,16 +52,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         importlib.import_module(f"{__name__}.{name}").add_parser(subparsers)
     args = parser.parse_args(arguments)
     try:
+        import_plugin_modules()
         return int(args.func(args))
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
+    except (ValueError, PluginImportError, FileNotFoundError, FileExistsError) as error:
         message = str(error)
     except ModuleNotFoundError as error:
-        extra = COMMANDS[args.command]
-        if extra is None or error.name is None or error.name.startswith("attn_plugins"):
+        extra, missing = COMMANDS[args.command], (error.name or "attn_plugins").partition(".")[0]
+        if missing == "attn_plugins" or (extra is None and missing not in SEPARATE):
             raise
-        message = f"needs {error.name}: pip install 'attn_plugins[{extra}]'"
+        message = f"needs {error.name}: pip install {_remedy(missing, extra)}"
     print(f"attn-plugins {args.command}: {message}", file=sys.stderr)
     return 2
+
+
+def _remedy(missing: str, extra: str | None) -> str:
+    return missing if missing in SEPARATE else f"'attn_plugins[{extra}]'"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``attn-plugins list``: the registered normalizers, mechanisms and adapters."""
+"""``attn-plugins list``: the registered normalizers, mechanisms, adapters and backends, these as they are asked."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import inspect
 from typing import Any
 
 from ..registry import ADAPTERS, MECHANISMS, NORMALIZERS
+from ..spec import parameters
 from ..text import columns
 
 __all__ = ["add_parser", "run"]
@@ -18,22 +19,25 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import attn_plugins  # noqa: F401  registers the built-ins
+    from ..attention.backend import BACKENDS
 
-    normalizers = [_line(name, NORMALIZERS.get(name).factory) for name in NORMALIZERS]
-    mechanisms = [_line(name, MECHANISMS.get(name)) for name in MECHANISMS]
+    normalizers = [_line(name, NORMALIZERS.get(name).factory, normalizer=True) for name in NORMALIZERS]
+    mechanisms = [_line(name, MECHANISMS.get(name), normalizer=False) for name in MECHANISMS]
     lines = columns([*normalizers, *mechanisms])
     print("normalizers", *lines[: len(normalizers)], sep="\n  ")
     print("mechanisms", *lines[len(normalizers) :], sep="\n  ")
     print("adapters", *ADAPTERS, sep="\n  ")
+    print("backends", *reversed([backend.name for backend in BACKENDS.values()]), sep="\n  ")
     return 0
 
 
-def _line(name: str, factory: Any) -> tuple[str, str]:
-    parameters = [
+def _line(name: str, factory: Any, *, normalizer: bool) -> tuple[str, str]:
+    known = parameters(factory, normalizer=normalizer)
+    shown = [
         f"{p.name}={'VALUE' if p.default in (None, p.empty) else str(p.default).lower()}"
-        for p in inspect.signature(factory).parameters.values()
-        if p.name not in ("self", "scores", "dim", "num_heads")
+        for p in (known or {}).values()
     ]
+    if known is None:
+        shown = ["..."]
     summary = (inspect.getdoc(factory) or "").partition("\n")[0]
-    return name + (":" + ",".join(parameters) if parameters else ""), summary
+    return name + (":" + ",".join(shown) if shown else ""), summary

@@ -35,9 +35,12 @@ class Normalizer:
     def __call__(self, scores: Tensor, dim: int = -1) -> Tensor:
         return self.function(scores, dim=dim)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Normalizer:
+        return self  # nothing in it changes, and copying asks for less than pickling
+
     def __reduce__(self) -> tuple[Any, ...]:
         # By name, so that a saved model loads wherever the normalizer is registered.
-        return bind, (str(self.plugin),)
+        return bind, (str(self.plugin) if self.plugin.factory is None else self.plugin,)
 
 
 def bind(normalizer: str | Plugin) -> Normalizer:
@@ -48,46 +51,74 @@ def bind(normalizer: str | Plugin) -> Normalizer:
 
     Raises:
         UnknownPluginError: the name is not registered.
-        ValueError: a parameter is unknown or out of range, or the normalizer has learnable parameters
-            (those need the number of heads: use ``patch``, or build its class and pass the module).
+        ValueError: a parameter is unknown or out of range, what is registered returns no weights, or the normalizer
+            has learnable parameters (those need the number of heads: use ``patch``, or build its class and pass the
+            module).
     """
     plugin = _only_normalizer(normalizer) if isinstance(normalizer, str) else normalizer
-    return _bind(plugin)
+    return _bind(plugin) if plugin.factory is None else _made_of(plugin, plugin.factory, None)
 
 
 @functools.lru_cache(maxsize=256)
 def _bind(plugin: Plugin) -> Normalizer:
     entry = NORMALIZERS.get(plugin.name)
-    if _is_module(entry.factory):
-        raise ValueError(
-            f"{plugin.name!r} has learnable parameters: pass an instance of {entry.factory.__name__}, "
-            "or patch a model with it"
-        )
-    kwargs = plugin.kwargs
-    function = functools.partial(entry.factory, **kwargs) if kwargs else entry.factory
-    function(torch.zeros(1, 2), dim=-1)  # parameters out of range are refused here, before a model is touched
     alpha: Any = entry.alpha
     if isinstance(alpha, str):
-        alpha = kwargs.get(alpha, inspect.signature(entry.factory).parameters[alpha].default)
+        alpha = plugin.kwargs.get(alpha, inspect.signature(entry.factory).parameters[alpha].default)
+    return _made_of(plugin, entry.factory, alpha)
+
+
+NORMALIZERS.caches.append(_bind.cache_clear)
+
+
+def _made_of(plugin: Plugin, factory: Any, alpha: float | None) -> Normalizer:
+    if _is_module(factory):
+        raise ValueError(
+            f"{plugin.name!r} has learnable parameters: pass an instance of {factory.__name__}, "
+            "or patch a model with it"
+        )
+    function = functools.partial(factory, **plugin.kwargs) if plugin.params else factory
+    _try(plugin, function)
     return Normalizer(plugin, function, None if alpha is None else float(alpha))
+
+
+def _try(plugin: Plugin, function: Callable[..., Any]) -> None:
+    """Refuse parameters out of range, and what is no normalizer, before a model is touched."""
+    scores = torch.zeros(1, 2)
+    try:
+        weights = function(scores, dim=-1)
+    except TypeError as error:
+        raise ValueError(f"{plugin.name!r} cannot be called as f(scores, dim=-1): {error}") from error
+    if not isinstance(weights, Tensor) or weights.shape != scores.shape:
+        got = f"shape {tuple(weights.shape)}" if isinstance(weights, Tensor) else type(weights).__name__
+        raise ValueError(f"{plugin.name!r} returns {got} for scores of shape (1, 2); it must return their weights")
 
 
 def build(plugin: Plugin, num_heads: int | None) -> Normalizer | nn.Module:
     """The normalizer for one attention layer: shared and stateless, or a module with this layer's parameters.
 
     Args:
-        plugin: a normalizer's name and parameters.
+        plugin: a normalizer's name and parameters, or a callable with its name.
         num_heads: heads of the layer; only normalizers with parameters need it.
 
     Raises:
-        ValueError: a parameter is out of range, or the number of heads is needed and not known.
+        ValueError: a parameter is out of range, what is registered returns no weights, the callable is a module
+            and not its class, or the number of heads is needed and not known.
     """
-    entry = NORMALIZERS.get(plugin.name)
-    if not _is_module(entry.factory):
-        return _bind(plugin)
+    factory = NORMALIZERS.get(plugin.name).factory if plugin.factory is None else plugin.factory
+    if isinstance(factory, nn.Module):
+        raise ValueError(
+            f"{plugin.name!r} is one module, which all layers would share; pass its class, which is built for each "
+            "layer as cls(num_heads=H)"
+        )
+    if not _is_module(factory):
+        return bind(plugin)
     if num_heads is None:
         raise ValueError(f"{plugin.name!r} has one parameter per head, and the layer does not tell its number of heads")
-    module = entry.factory(num_heads=num_heads, **plugin.kwargs)
+    try:
+        module = factory(num_heads=num_heads, **plugin.kwargs)
+    except TypeError as error:
+        raise ValueError(f"{plugin.name!r} cannot be built as {factory.__name__}(num_heads=H): {error}") from error
     module.plugin = plugin
     return module
 

@@ -118,4 +118,4 @@ def _backend(module: nn.Module, normalizer: Any) -> str:
     alpha = getattr(normalizer, "alpha", None)
     heads = len(alpha) if isinstance(alpha, torch.Tensor) else 1
     q = torch.empty(1, heads, 2, 64, device=weight.device, dtype=weight.dtype)
-    return choose_backend(AttentionCall(q, q, q, normalizer, alpha)).NAME
+    return choose_backend(AttentionCall(q, q, q, normalizer, alpha)).name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from torch import nn
@@ -32,7 +32,7 @@ WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule",
 SHARDING = WRAPPERS - {"DataParallel", "OptimizedModule"}
 
 
-def patch(model: M, spec: str | Spec, layers: Layers = None) -> M:
+def patch(model: M, spec: str | Spec | Callable[..., Any], layers: Layers = None) -> M:
     """Replace the attention normalizer of a model, and add token mechanisms, in place.
 
     Parameters, buffers, hooks and attributes stay; modules only change their class to a subclass of it.
@@ -43,7 +43,12 @@ def patch(model: M, spec: str | Spec, layers: Layers = None) -> M:
     Args:
         model: any module with attention that an adapter knows, e.g. a ViT of DINOv1/v2/v3, timm, transformers
             or torchvision; it may be wrapped (DDP) or be a single attention module.
-        spec: e.g. ``"entmax15"``, ``"entmax_alpha:init=1.2"``, ``"entmax15+registers:num=4"``.
+        spec: e.g. ``"entmax15"``, ``"entmax_alpha:init=1.2"``, ``"entmax15+registers:num=4"``; or
+            ``Spec.of("entmax", alpha=1.3)``; or a normalizer itself: a function ``(scores, dim=-1) -> weights``, or a
+            ``nn.Module`` class, called as ``cls(num_heads=H)`` for each layer; with parameters as a
+            ``functools.partial`` with keywords, with mechanisms as ``Spec.of(mine) + Spec.of("registers")``. One that
+            is not registered is recorded as ``unregistered:MODULE.QUALNAME``, a label: two functions of one name
+            cannot be told apart, and a file with it is refused until the function is registered.
         layers: which attention layers get the normalizer, in the order of ``describe``: an index, a slice, an
             iterable of indices or names, the name of a module (itself or one that contains the attention,
             ``"blocks.3"``), or a predicate ``(name, module) -> bool``. None means all, except pooling heads:
@@ -56,8 +61,8 @@ def patch(model: M, spec: str | Spec, layers: Layers = None) -> M:
     Raises:
         UnknownPluginError: the spec has a name that is not registered.
         UnsupportedModelError: the model has no attention that can be patched, or an option of it is not supported.
-        ValueError: a bad spec, a parameter out of range, layers that do not exist, or learnable parameters for
-            a model that DDP or FSDP holds already.
+        ValueError: a bad spec, a callable that returns no weights, a parameter out of range, layers that do not
+            exist, or learnable parameters for a model that DDP or FSDP holds already.
 
     Warns:
         UserWarning: some attention of the model is not reached by any adapter; the warning names it.
@@ -118,7 +123,7 @@ def unpatch(model: M) -> M:
 
 
 @contextlib.contextmanager
-def patched(model: M, spec: str | Spec, layers: Layers = None) -> Iterator[M]:
+def patched(model: M, spec: str | Spec | Callable[..., Any], layers: Layers = None) -> Iterator[M]:
     """Context in which ``model`` is patched; what it was before, patched or not, comes back at the end.
 
     Args and errors are those of :func:`patch`.

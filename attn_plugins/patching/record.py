@@ -15,7 +15,7 @@ from .. import swap
 from ..codebases.base import NORMALIZER, SPEC, Layer
 from ..mechanisms import applied_mechanisms
 from ..record import RECORD, decode, encode
-from ..spec import Plugin, Spec
+from ..spec import Plugin, Spec, parse
 
 __all__ = [
     "METADATA_KEY",
@@ -120,6 +120,18 @@ def refuse_others(model: nn.Module) -> None:
     swap.add_hook(model, "load_state_dict_pre_hook", _check)
 
 
+def _canonical(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with its specs as they are read now: of a callable that was registered since, its name."""
+    return {key: [_read(spec) for spec in value] if key == "layers" else _read(value) for key, value in record.items()}
+
+
+def _read(spec: Any) -> Any:
+    try:
+        return parse(spec)
+    except ValueError:
+        return spec  # nothing that is known here; compared as it is written
+
+
 def _lost_message(gone: dict[str, str]) -> str:
     layers = ", ".join(f"{path or 'the model'} ({reason})" for path, reason in gone.items())
     return f"attn_plugins: patch lost in {layers}: softmax may run there"
@@ -136,7 +148,7 @@ def _write(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_met
 @swap.hook
 def _check(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *_: Any) -> None:
     theirs, own = local_metadata.get(METADATA_KEY), getattr(module, STAMP, {"spec": "softmax"})
-    if theirs is not None and theirs != own:
+    if theirs is not None and _canonical(theirs) != _canonical(own):
         raise ValueError(
             f"these weights were trained with attn_plugins {theirs} and this {type(module).__name__} has "
             f"{own}: "
@@ -180,7 +192,7 @@ def _agree(key: str, tensor: Any, spec: str) -> None:
             f"{key}: these weights were saved after the patch {record['spec']!r} was lost: nobody knows what they were "
             "trained with"
         )
-    if record["spec"] != spec:
+    if _canonical(record) != _canonical({"spec": spec}):
         raise ValueError(
             f"{key}: these weights were trained with {record['spec']!r} and this layer has {spec!r}: they mean "
             f"something only with their own attention. Patch the model with {record['spec']!r}; to load them on "

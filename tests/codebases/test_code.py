@@ -220,10 +220,8 @@ def test_torchvision_swin() -> None:
 
 @pytest.fixture
 def no_new_adapters() -> Any:
-    before = dict(ADAPTERS._entries)
-    yield
-    ADAPTERS._entries.clear()
-    ADAPTERS._entries.update(before)
+    with ADAPTERS.temporarily():
+        yield
 
 
 def test_a_third_party_adapter_comes_before_ours(no_new_adapters: None) -> None:

@@ -25,12 +25,11 @@ from .toy import TOY, Mixer, ToyViT
 
 @pytest.fixture
 def known() -> Iterator[None]:
-    before = [list(registry) for registry in (CODEBASES, ADAPTERS)]
-    register_codebase(TOY)
-    yield
-    for registry in (CODEBASES, ADAPTERS):
-        del registry._entries["toy"]
-    assert [list(registry) for registry in (CODEBASES, ADAPTERS)] == before
+    before = list(CODEBASES), list(ADAPTERS)
+    with CODEBASES.temporarily(), ADAPTERS.temporarily():
+        register_codebase(TOY)
+        yield
+    assert (list(CODEBASES), list(ADAPTERS)) == before
 
 
 def vit(**options: int) -> ToyViT:

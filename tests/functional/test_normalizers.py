@@ -179,9 +179,9 @@ def test_zeros_are_exact_and_grow_with_alpha():
     assert torch.equal(entmax15(z) > 1e-9, support)
 
 
-@pytest.mark.parametrize("alpha", [1.0, 0.5, -2.0, INF, float("nan")])
+@pytest.mark.parametrize("alpha", [0.99, 0.5, -2.0, INF, float("nan")])
 def test_alpha_out_of_range_is_refused(alpha):
-    with pytest.raises(ValueError, match="alpha > 1"):
+    with pytest.raises(ValueError, match="alpha of 1"):
         entmax(torch.zeros(2), alpha)
 
 

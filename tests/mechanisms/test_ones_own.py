@@ -43,9 +43,9 @@ def shifting(base):
 
 @pytest.fixture
 def registered():
-    attn_plugins.register_mechanism("shifted")(Shifted)
-    yield
-    del MECHANISMS._entries["shifted"]
+    with MECHANISMS.temporarily():
+        attn_plugins.register_mechanism("shifted")(Shifted)
+        yield
 
 
 def test_it_behaves_as_the_built_in_ones(registered):

@@ -42,7 +42,7 @@ def test_is_the_default_on_a_cpu():
     ):
         normalizer = bind(name)
         call = AttentionCall(q, q, q, normalizer, normalizer.alpha)
-        assert backend == choose_backend(call).NAME
+        assert backend == choose_backend(call).name
     assert "1.05 <= alpha <= 2" in cpu.unsupported(AttentionCall(q, q, q, torch.softmax))
 
 

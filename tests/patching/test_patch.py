@@ -190,14 +190,12 @@ def test_a_constructor_that_fails_late_leaves_the_model_alone(fails_at: int) -> 
             if len(built) == fails_at:
                 raise MemoryError("no room for this layer")
 
-    NORMALIZERS.register("fragile", attn_plugins.registry.NormalizerEntry(Fragile))
     model = attn_plugins.patch(TinyViT(), "entmax15", layers=0)
     before = snapshot(model)
-    try:
+    with NORMALIZERS.temporarily():
+        attn_plugins.register_normalizer("fragile")(Fragile)
         with pytest.raises(MemoryError):
             attn_plugins.patch(model, "fragile")
-    finally:
-        del NORMALIZERS._entries["fragile"]
     assert snapshot(model) == before and len(built) == fails_at
 
 

@@ -12,13 +12,10 @@ import torch
 from torch import Tensor
 
 from ...functional.solver import FLOAT32_ALPHAS, takes_alpha
+from ..backend import Backend
 from ..call import AttentionCall
 
-__all__ = ["NAME", "PACKED", "run", "unsupported"]
-
-NAME = "triton"
-PACKED = True
-"""Packed batches run in one launch."""
+__all__ = ["BACKEND", "run", "unsupported"]
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _WIDEST = 128
@@ -103,7 +100,7 @@ def _hides_keys(mask: Tensor, query: Tensor, key: Tensor) -> bool:
 def _unavailable(device: str, index: int) -> str | None:
     """Why no kernel runs on a device, or None."""
     if importlib.util.find_spec("triton") is None:
-        return "triton is not installed; pip install triton"
+        return "triton is not installed; pip install 'attn_plugins[cuda]'"
     if device == "cpu":
         # For tests: Triton's interpreter runs the kernels, slowly, on CPU tensors.
         return None if os.environ.get("TRITON_INTERPRET") == "1" else "it runs on CUDA tensors only"
@@ -115,3 +112,6 @@ def _unavailable(device: str, index: int) -> str | None:
 
 # What torch.compiler.assume_constant_result sets: torch.compile runs this once while it traces.
 _unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+BACKEND = Backend("triton", run, unsupported, packed=True)

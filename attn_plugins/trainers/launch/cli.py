@@ -17,6 +17,7 @@ from torch import nn
 from ...checkpoints import agree, spec_inside
 from ...patching import find_attention
 from ...patching.record import refuse_others
+from ...plugin_modules import ImportPlugins
 from ...spec import parse
 from ..compat import keep_old_fsdp_names, read_own_checkpoints
 from ..messages import say
@@ -105,13 +106,14 @@ def _run(script: list[str]) -> None:
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         prog="python -m attn_plugins.launch",
-        usage="%(prog)s [--attn-plugins SPEC] [--device cpu] -- (SCRIPT | -m MODULE) [ARGS ...]",
+        usage="%(prog)s [--attn-plugins SPEC] [--import MODULE] [--device cpu] -- (SCRIPT | -m MODULE) [ARGS ...]",
         description="Run a trainer with every Vision Transformer that it builds patched as it is built.",
     )
     parser.add_argument("--attn-plugins", metavar="SPEC", help="e.g. entmax15; leave out if the script has the flag")
     parser.add_argument(
         "--device", choices=["cpu"], help="run a CUDA-only trainer on the CPU, to check that it runs, not to train"
     )
+    ImportPlugins.add_to(parser)
     split = argv.index("--") if "--" in argv else len(argv)
     args, script = parser.parse_args(argv[:split]), argv[split + 1 :]
     if not script or script == ["-m"]:

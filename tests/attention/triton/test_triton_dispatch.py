@@ -61,7 +61,7 @@ def test_falling_to_the_reference_on_an_accelerator_is_said_once():
     dispatch._announce.cache_clear()
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        names = {dispatch.choose_backend(call(*tensors, normalizer="entmax:alpha=3.0")).NAME for _ in range(2)}
+        names = {dispatch.choose_backend(call(*tensors, normalizer="entmax:alpha=3.0")).name for _ in range(2)}
     assert names == {"reference"}
     reason = "it computes entmax with 1.05 <= alpha <= 2.0 only"
     assert [str(w.message) for w in seen] == [f"attention runs without a fused kernel: triton cannot, {reason}"]
