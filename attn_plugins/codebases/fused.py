@@ -132,9 +132,9 @@ def _flash_attn_func(
     if any(refused.values()):
         asked = ", ".join(name for name, used in refused.items() if used)
         raise UnsupportedModelError(f"flash_attn_func with {asked} cannot be answered; unpatch this layer")
-    heads = (t.transpose(1, 2) for t in (q, k, v))
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     out = attention(
-        *heads, dropout_p=dropout_p, is_causal=causal, scale=softmax_scale, enable_gqa=True, normalizer=normalizer
+        q, k, v, dropout_p=dropout_p, is_causal=causal, scale=softmax_scale, enable_gqa=True, normalizer=normalizer
     )
     return out.transpose(1, 2).contiguous()
 
