@@ -8,6 +8,7 @@ from .attention import AttentionCall, Backend, attention, register_backend
 from .checkpoints import from_pretrained
 from .codebases import Adapter, register_adapter
 from .errors import PluginImportError, UnknownPluginError, UnsupportedModelError
+from .export import exportable
 from .patching import describe, patch, patched, unpatch, verify
 from .registry import register_mechanism, register_normalizer
 from .spec import Spec, parse
@@ -24,6 +25,7 @@ __all__ = [
     "UnsupportedModelError",
     "attention",
     "describe",
+    "exportable",
     "from_pretrained",
     "functional",
     "mechanisms",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..functional import Normalizer, bind
+from ..functional.plain import sizes
 from ..registry import NORMALIZERS
 
 __all__ = ["AttentionCall", "resolve_normalizer", "split_mask"]
@@ -51,7 +52,7 @@ class AttentionCall:
 
 def default_scale(query: Tensor) -> float:
     """1/sqrt(D), as ``F.scaled_dot_product_attention`` has it."""
-    return 1.0 / math.sqrt(query.shape[-1])
+    return 1.0 / math.sqrt(sizes(query)[-1])
 
 
 _BOUND: dict[str, Normalizer] = {}

@@ -9,7 +9,8 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from . import cpu, reference, sdpa, triton
+from ..functional import plain
+from . import cpu, jagged, proxies, reference, sdpa, triton
 from .backend import BACKENDS, Backend, register_backend
 from .call import AttentionCall, NormalizerLike, default_scale, resolve_normalizer, split_mask
 from .counting import layer, note_answer, observing
@@ -120,15 +121,28 @@ def attention(
     if not torch.compiler.is_compiling():
         note_answer()
         watched = observing()
+    function = resolve_normalizer(normalizer)
+    if proxies.is_proxy(query):
+        call = AttentionCall(
+            *(query, key, value, function, getattr(function, "alpha", None), attn_mask, None, dropout_p, is_causal),
+            query.shape[-1] ** -0.5 if scale is None else scale,
+        )
+        return proxies.attention(call, enable_gqa, return_weights)
+    if query.is_nested or key.is_nested:
+        if return_weights:
+            raise ValueError("return_weights is not available for nested tensors: their weights have no common shape")
+        options: dict[str, Any] = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale}
+        options |= {"enable_gqa": enable_gqa, "normalizer": function, "backend": backend}
+        return jagged.attention(query, key, value, attn_mask, functools.partial(attention, **options))
     mask, lengths = split_mask(attn_mask, query, key)
     if is_causal and mask is not None:
         raise ValueError("attn_mask and is_causal=True exclude each other; fold the causal mask into attn_mask")
-    if enable_gqa and key.shape[-3] != query.shape[-3]:
-        groups, rest = divmod(query.shape[-3], key.shape[-3])
-        if rest:
-            raise ValueError(f"enable_gqa: {query.shape[-3]} query heads are no multiple of {key.shape[-3]} key heads")
-        key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
-    function = resolve_normalizer(normalizer)
+    if enable_gqa:
+        heads, key_heads = plain.sizes(query)[-3], plain.sizes(key)[-3]
+        if heads % key_heads:
+            raise ValueError(f"enable_gqa: {heads} query heads are no multiple of {key_heads} key heads")
+        if heads != key_heads:
+            key, value = (t.repeat_interleave(heads // key_heads, -3) for t in (key, value))
     call = AttentionCall(
         query,
         key,
@@ -186,6 +200,8 @@ def choose_backend(call: AttentionCall, backend: str = "auto") -> Backend:
         if reason is not None:
             raise ValueError(f"backend {backend!r} cannot run this call: {reason}; use backend='auto'")
         return chosen
+    if plain.wanted():  # torch's own softmax kernel has no forward-mode derivative
+        return reference.BACKEND if plain.forward_mode() or sdpa.unsupported(call) else sdpa.BACKEND
     for chosen in reversed(BACKENDS.values()):
         if chosen.unsupported(call) is None:
             if chosen.run is reference.run and call.alpha is not None and call.query.device.type not in ("cpu", "meta"):

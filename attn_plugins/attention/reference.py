@@ -17,7 +17,7 @@ def attention_weights(call: AttentionCall) -> Tensor:
     scores = (call.query * call.scale) @ call.key.transpose(-2, -1)
     if call.is_causal:
         n, s = scores.shape[-2:]
-        keep = torch.ones(n, s, dtype=torch.bool, device=scores.device).tril()
+        keep = scores.new_ones((n, s), dtype=torch.bool).tril()
         scores = scores.masked_fill(~keep, -torch.inf)
     if call.attn_mask is not None:
         if call.attn_mask.dtype == torch.bool:

@@ -17,10 +17,12 @@ from torch.overrides import TorchFunctionMode
 from ..attention import attention
 from ..attention.counting import answers, note_answer, observing, within
 from ..errors import UnsupportedModelError
+from ..functional.plain import sizes
 from ..swap import PREFIX
 from . import flow
 from .flow import Mark, Marks, TracedMarks, Use
 from .fused import ANSWERS
+from .symbolic import recorded
 
 __all__ = ["ANSWERED", "NORMALIZER", "Answering", "answered", "current", "proved", "proved_on"]
 
@@ -76,7 +78,7 @@ class Answering(TorchFunctionMode):
         self.rerun = False  # a function that is checkpointed runs, which will run again under this answer
         self.grad = traced or torch.is_grad_enabled()
         self.count = 0
-        self.sizes: list[tuple[int, int]] = []
+        self.sizes: list[tuple[int, ...]] = []
         self.uses: list[Use] = []
         self.written_out = False
 
@@ -130,6 +132,8 @@ class Answering(TorchFunctionMode):
     def _softmax(self, func: Any, args: Any, kwargs: Any) -> Any:
         source = args[0] if args else kwargs["input"]
         dim = kwargs["dim"] if "dim" in kwargs else args[1] if len(args) > 1 else None
+        if not isinstance(source, Tensor):  # a proxy of torch.fx: refused when all is recorded
+            return func(*args, **kwargs)
         if dim is None or not isinstance(dim, int) or not self._over_keys(source, dim % source.dim()):
             return func(*args, **kwargs)
         # F.softmax and torch.softmax agree on the first two positions only.
@@ -160,7 +164,7 @@ class Answering(TorchFunctionMode):
         last = dim == source.dim() - 1
         if mark is None:
             # Weights of another origin, as ConViT's of positions: rows of the same keys for the same queries.
-            return last and source.dim() > 2 and (source.shape[-2], source.shape[-1]) in self.sizes
+            return last and source.dim() > 2 and tuple(sizes(source)[-2:]) in self.sizes
         if mark.kind != "scores":
             return False
         return last if mark.labels is None else mark.labels[dim] in ("a", "b")
@@ -255,11 +259,15 @@ class Answering(TorchFunctionMode):
                 self._use_letters(mark, letters, place, other, out)
             return
         if flow.is_activation(a) or flow.is_activation(b):
-            labels = flow.product_labels(a, b, out.dim()) if letters is None else flow.einsum_labels(*letters, (a, b))
+            labels = (
+                flow.product_labels(a, b, out.dim())
+                if letters is None
+                else flow.einsum_labels(letters[0], letters[1], (a, b))
+            )
             if labels is None or "a" in labels or "b" in labels:
                 self.marks.put(out, Mark("scores", labels))
                 if out.dim() > 2:
-                    self.sizes.append((out.shape[-2], out.shape[-1]))
+                    self.sizes.append(tuple(sizes(out)[-2:]))
 
     def _use(self, mark: Mark, dim: int | None, other: Tensor, out: Tensor, place: int) -> None:
         """``a @ b`` of which one, at ``place``, has a mark; ``dim`` of it is summed over."""
@@ -448,7 +456,7 @@ def answered(method: Callable[..., Any]) -> Callable[..., Any]:
         if outer is not None and outer.module is self:
             return method(self, *args, **kwargs)
         with _running(self) as mode:
-            out = method(self, *args, **kwargs)
+            out = recorded(self, functools.partial(method, self, *args, **kwargs), args, kwargs)
         mode.check()
         return out
 

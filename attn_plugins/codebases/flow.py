@@ -7,6 +7,7 @@ weights are used as attention's where the next product sums over the same.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..functional.plain import sizes
 
 __all__ = [
     "Mark",
@@ -141,8 +144,8 @@ def times_labels(a: Tensor, b: Tensor) -> Labels:
     """Labels of ``a * b`` where each of two activations of equal rank is broadcast to the other; None elsewhere."""
     if a.dim() != b.dim() or a.dim() < 3 or not (is_activation(a) and is_activation(b)):
         return None
-    sizes = zip(a.shape, b.shape, strict=True)
-    labels = tuple("a" if m > n == 1 else "b" if n > m == 1 else None for m, n in sizes)
+    both = zip(sizes(a), sizes(b), strict=True)
+    labels = tuple("a" if m > n == 1 else "b" if n > m == 1 else None for m, n in both)
     return labels if any(labels) and a.is_floating_point() and b.is_floating_point() else None
 
 
@@ -171,7 +174,7 @@ _PERMUTES = {
     torch.permute, Tensor.permute, torch.movedim, Tensor.movedim, torch.moveaxis, Tensor.moveaxis,
     torch.t, Tensor.t, Tensor.transpose_,
 }  # fmt: skip
-_TURNS = {Tensor.mT.__get__, Tensor.T.__get__, Tensor.mH.__get__, Tensor.H.__get__}
+_TURNS: set[Any] = {Tensor.mT.__get__, Tensor.T.__get__, Tensor.mH.__get__, Tensor.H.__get__}  # type: ignore[attr-defined]
 _RESHAPES = {
     torch.reshape, Tensor.reshape, Tensor.view, Tensor.view_as, Tensor.reshape_as, torch.flatten, Tensor.flatten,
     torch.unflatten, Tensor.unflatten, torch.squeeze, Tensor.squeeze, torch.unsqueeze, Tensor.unsqueeze,
@@ -200,12 +203,12 @@ def follow(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], source: Ten
         return (*labels[:-1], None)
     if func not in _RESHAPES and out.dim() == source.dim():
         return labels
-    if source.numel() != out.numel():  # indexed, or broadcast to more dimensions
+    if math.prod(sizes(source)) != math.prod(sizes(out)):  # indexed, or broadcast to more dimensions
         dims = min(source.dim(), out.dim())
-        if dims == 0 or source.shape[-dims:] != out.shape[-dims:]:
+        if dims == 0 or sizes(source)[-dims:] != sizes(out)[-dims:]:
             return None
         return (None,) * (out.dim() - dims) + labels[-dims:]
-    return _regrouped(labels, source.shape, out.shape)
+    return _regrouped(labels, sizes(source), sizes(out))
 
 
 def reduces(func: Any) -> bool:

@@ -75,8 +75,14 @@ def attention_forward(
         ``[B, N, H, D]`` and the weights ``[B, H, N, S]``, or None if nobody asked for them.
 
     Raises:
-        UnsupportedModelError: an option that is not attention with a row normalizer.
+        UnsupportedModelError: ``module`` is not patched, or an option that is not attention with a row normalizer.
     """
+    if not hasattr(module, "attn_plugins_normalizer"):
+        raise UnsupportedModelError(
+            f"{type(module).__name__} runs with attn_implementation={IMPLEMENTATION!r} and is not patched, so there is "
+            "no normalizer; load the model with attn_implementation='sdpa' and patch it: "
+            "attn_plugins.patch(model, 'entmax15')"
+        )
     for option in ("softcap", "s_aux", "cache"):
         if kwargs.get(option) is not None:
             raise UnsupportedModelError(
@@ -123,9 +129,12 @@ def _merge(mask: Any, bias: Tensor | None) -> Tensor | None:
 
 
 def _overrides(base: Any) -> dict[str, Any]:
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
     from transformers.modeling_utils import AttentionInterface
 
     AttentionInterface.register(IMPLEMENTATION, attention_forward)
+    # For a model that is given the name itself: without this, transformers drops its masks.
+    AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         # Remembered here because some models (SigLIP) do not hand it on to the implementation.

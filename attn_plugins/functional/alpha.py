@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..registry import register_normalizer
 from .entmax import entmax_alpha
+from .plain import sizes
 
 __all__ = ["EntmaxAlpha"]
 
@@ -64,8 +65,11 @@ class EntmaxAlpha(nn.Module):
         Raises:
             ValueError: dimension -3 is not the heads, or ``dim`` is not one of the last two.
         """
-        if scores.dim() < 3 or scores.shape[-3] != len(self.logit):
-            raise ValueError(f"scores are [..., {len(self.logit)} heads, N, S], got shape {tuple(scores.shape)}")
+        if not isinstance(scores, Tensor):  # a proxy of torch.fx, which tells no shape
+            return entmax_alpha(scores, self.alpha.view(-1, 1, 1), dim)
+        (heads,), shape = sizes(self.logit), tuple(sizes(scores))
+        if len(shape) < 3 or shape[-3] != heads:
+            raise ValueError(f"scores are [..., {heads} heads, N, S], got shape {shape}")
         if dim - scores.dim() * (dim >= 0) not in (-1, -2):
             raise ValueError(f"rows lie along dim -1 or -2 of [..., H, N, S], got dim={dim}")
         return entmax_alpha(scores, self.alpha.view(-1, 1, 1), dim)

@@ -11,12 +11,12 @@ All of them map ``[..., n, ...]`` to weights of the same shape and dtype that su
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ..registry import register_normalizer
+from . import plain
 from .autograd import Entmax, EntmaxPerRow
 
 __all__ = ["entmax", "entmax15", "entmax_alpha", "softmax", "sparsemax"]
@@ -47,7 +47,7 @@ def sparsemax(scores: Tensor, dim: int = -1) -> Tensor:
     Raises:
         ValueError: ``scores`` is not floating point.
     """
-    return _along(dim, scores, lambda rows: Entmax.apply(rows, 2.0))
+    return _along(dim, scores, 2.0)
 
 
 @register_normalizer("entmax15", alpha=1.5)
@@ -65,7 +65,7 @@ def entmax15(scores: Tensor, dim: int = -1) -> Tensor:
     Raises:
         ValueError: ``scores`` is not floating point.
     """
-    return _along(dim, scores, lambda rows: Entmax.apply(rows, 1.5))
+    return _along(dim, scores, 1.5)
 
 
 @register_normalizer("entmax", alpha="alpha")
@@ -84,9 +84,7 @@ def entmax(scores: Tensor, alpha: float = 1.5, dim: int = -1) -> Tensor:
     """
     if not (1 <= alpha < math.inf):
         raise ValueError(f"entmax needs a finite alpha of 1 (softmax) or more, got {alpha!r}")
-    if alpha == 1:
-        return _along(dim, scores, lambda rows: softmax(rows, -1))
-    return _along(dim, scores, lambda rows: Entmax.apply(rows, float(alpha)))
+    return softmax(scores, dim) if alpha == 1 else _along(dim, scores, float(alpha))
 
 
 def entmax_alpha(scores: Tensor, alpha: Tensor, dim: int = -1) -> Tensor:
@@ -102,21 +100,31 @@ def entmax_alpha(scores: Tensor, alpha: Tensor, dim: int = -1) -> Tensor:
     Raises:
         ValueError: the shape of ``alpha`` does not fit, or ``scores`` is not floating point.
     """
+    if not isinstance(scores, Tensor):  # a proxy of torch.fx, which tells no shape
+        return plain.entmax(scores, alpha, dim)
     rank = max(scores.dim(), 1)
-    alpha = alpha.reshape((1,) * (rank - alpha.dim()) + tuple(alpha.shape)).movedim(dim, -1)
-    if alpha.dim() != rank or alpha.shape[-1] != 1:
+    alpha = alpha.reshape((1,) * (rank - alpha.dim()) + tuple(plain.sizes(alpha)))
+    if alpha.dim() != rank or plain.sizes(alpha)[dim] != 1:
         raise ValueError(
-            f"alpha of shape {tuple(alpha.movedim(-1, dim).shape)} does not give one value per row of scores "
+            f"alpha of shape {tuple(alpha.shape)} does not give one value per row of scores "
             f"{tuple(scores.shape)} along dim {dim}; it needs size 1 there"
         )
-    return _along(dim, scores, lambda rows: EntmaxPerRow.apply(rows, alpha.to(rows.dtype)))
+    return _along(dim, scores, alpha)
 
 
-def _along(dim: int, scores: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
-    """Apply ``solve`` to rows in the last dimension, in float32 or better."""
+def _along(dim: int, scores: Tensor, alpha: float | Tensor) -> Tensor:
+    """Entmax along ``dim``, in float32 or better; ``alpha`` is a number, or broadcasts with size 1 at ``dim``."""
+    if not isinstance(scores, Tensor):  # a proxy of torch.fx
+        return plain.entmax(scores, alpha, dim)
     if not scores.is_floating_point():
         raise ValueError(f"scores are floating point, not {scores.dtype}; convert them with .float()")
     if scores.dim() == 0:
-        return solve(scores.unsqueeze(0)).squeeze(0)
-    rows = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
-    return solve(rows.movedim(dim, -1)).movedim(-1, dim).to(scores.dtype)
+        return _along(0, scores.unsqueeze(0), alpha).squeeze(0)
+    if plain.wanted():
+        return plain.entmax(scores, alpha, dim)
+    rows = (scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores).movedim(dim, -1)
+    if isinstance(alpha, float):
+        weights = Entmax.apply(rows, alpha)
+    else:
+        weights = EntmaxPerRow.apply(rows, alpha.movedim(dim, -1).to(rows.dtype))
+    return weights.movedim(-1, dim).to(scores.dtype)

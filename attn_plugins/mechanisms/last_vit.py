@@ -25,7 +25,8 @@ def low_pass(x: Tensor, sigma: float | None = None, offset: int = 0) -> Tensor:
         offset: bins that the Gaussian's centre lies above frequency zero.
     """
     channels = x.shape[-1]
-    bins = torch.fft.fftfreq(channels, 1 / channels, device=x.device)
+    bins = torch.arange(channels, device=x.device)  # fftfreq's, which ONNX does not know
+    bins = torch.where(bins < (channels + 1) // 2, bins, bins - channels)
     # Cut open at the Nyquist frequency, as a filter that was laid out from the lowest to the highest bin is.
     gain = torch.exp(-0.5 * ((bins - offset) / (sigma or channels**0.5)) ** 2)
     return torch.fft.ifft(torch.fft.fft(x.float()) * gain).real

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..attention.proxies import is_proxy
 from ..errors import UnsupportedModelError
+from ..functional.plain import sizes
 from ..registry import register_mechanism
 from ..swap import Overrides, add_layer
 from .anatomy import ViT
@@ -77,17 +79,21 @@ class _Seen:
 
     def note(self, with_registers: Tensor, num: int) -> None:
         """``with_registers: [B, N, C]``, of which ``num`` are registers."""
-        if not torch.compiler.is_compiling():
-            self.entered.add(with_registers.shape[1])
-            self.without.add(with_registers.shape[1] - num)
+        if not torch.compiler.is_compiling() and not is_proxy(with_registers):
+            number = sizes(with_registers)[1]
+            self.entered.add(number)
+            self.without.add(number - num)
 
 
 def _proves(base: Any) -> dict[str, Any]:
+    @functools.wraps(base.forward)
     def forward(self: Any, x: Tensor | list[Tensor], *args: Any, **kwargs: Any) -> Any:
         seen = self.attn_plugins_registers__seen
         if not torch.compiler.is_compiling():
-            for tokens in [x] if isinstance(x, Tensor) else x:
-                number = tokens.shape[1]
+            for tokens in x if isinstance(x, (list, tuple)) else [x]:
+                if is_proxy(tokens):
+                    continue
+                number = sizes(tokens)[1]
                 if not seen.entered or (number in seen.without and number not in seen.entered):
                     raise UnsupportedModelError(
                         f"registers: {number} tokens reach the first block, and no registers are among them: the model "
@@ -117,7 +123,7 @@ class _Tokens(Owned):
 
     def insert(self, x: Tensor) -> Tensor:
         """``x: [B, 1 + N, C]`` to ``[B, 1 + num + N, C]``."""
-        return torch.cat([x[:, :1], self.tokens.to(x.dtype).expand(len(x), -1, -1), x[:, 1:]], dim=1)
+        return torch.cat([x[:, :1], self.tokens.to(x.dtype).expand(x.shape[0], -1, -1), x[:, 1:]], dim=1)
 
     def drop(self, x: Tensor, dim: int = 1) -> Tensor:
         """The inverse of :meth:`insert`, along ``dim``."""
