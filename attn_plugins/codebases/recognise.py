@@ -32,7 +32,7 @@ from .fused import FUSED_ROOTS, fused_name
 
 __all__ = ["Analysis", "analyse", "is_torchs", "scripted_attention", "unwrapped"]
 
-CALLS = {F.scaled_dot_product_attention: "scaled_dot_product_attention"}
+CALLS: dict[Any, str] = {F.scaled_dot_product_attention: "scaled_dot_product_attention"}
 CALLS[F.multi_head_attention_forward] = "multi_head_attention_forward"
 CALLS[torch.ops.aten.scaled_dot_product_attention] = "scaled_dot_product_attention"
 CALLS[torch.ops.aten.scaled_dot_product_attention.default] = "scaled_dot_product_attention"
