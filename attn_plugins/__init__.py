@@ -6,7 +6,7 @@
 from . import functional, mechanisms
 from .attention import AttentionCall, Backend, attention, register_backend
 from .checkpoints import from_pretrained
-from .codebases import Adapter, register_adapter
+from .codebases import Adapter, Codebase, register_adapter, register_codebase
 from .errors import PluginImportError, UnknownPluginError, UnsupportedModelError
 from .export import exportable
 from .patching import describe, patch, patched, unpatch, verify
@@ -19,6 +19,7 @@ __all__ = [
     "Adapter",
     "AttentionCall",
     "Backend",
+    "Codebase",
     "PluginImportError",
     "Spec",
     "UnknownPluginError",
@@ -34,6 +35,7 @@ __all__ = [
     "patched",
     "register_adapter",
     "register_backend",
+    "register_codebase",
     "register_mechanism",
     "register_normalizer",
     "unpatch",

@@ -166,7 +166,8 @@ class Starts:
 def start_plugins(model: nn.Module) -> None:
     """Give the parameters that plugins have added to ``model`` the values that they start with."""
     for module in model.modules():
-        for name, added in module._modules.items():
+        held: dict[str, Any] = dict(module._modules)
+        for name, added in held.items():
             if added is None or not name.startswith(PREFIX):
                 continue
             if hasattr(added, COPIED):

@@ -71,6 +71,28 @@ for _ in range(2):
 """
 
 
+CODEBASE = """
+from attn_plugins.codebases import Adapter, Codebase
+
+ADAPTER = Adapter("theirs", lambda cls: cls.__name__ == "Theirs", lambda base: {})
+THEIRS = Codebase("theirs", adapters=(ADAPTER,), constructor=("trunk",))
+"""
+USE_CODEBASE = """
+from torch import nn
+import attn_plugins
+from attn_plugins.codebases import adapter_for
+from attn_plugins.trainers.launch.construction import is_vit_class
+
+class Theirs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Identity()
+
+assert adapter_for(Theirs())[0].name == "theirs"
+assert is_vit_class(Theirs)
+"""
+
+
 def install(folder: Path, entry_points: str = ENTRY_POINTS) -> dict[str, str]:
     """What pip leaves of a package: its module, and a dist-info with METADATA and entry_points.txt."""
     (folder / "third_party.py").write_text(PLUGIN)
@@ -89,6 +111,13 @@ def test_an_installed_package_is_used_everywhere_by_name(tmp_path: Path) -> None
     done = run(USE, install(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "relu:power=1" in done.stdout and "strange" in done.stdout
+
+
+def test_an_installed_package_brings_a_codebase(tmp_path: Path) -> None:
+    environment = install(tmp_path, "[attn_plugins.codebases]\ntheirs = third_party:THEIRS\n")
+    (tmp_path / "third_party.py").write_text(CODEBASE)
+    done = run(USE_CODEBASE, environment)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..backbones.features import ViTFeatures
+from ..codebases.features import ViTFeatures
 from .recording import recorded
 
 __all__ = ["AttentionStatistics", "cls_attention", "entropy", "statistics"]

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backbones.features import ViTFeatures
 from ..checkpoints.verdict import verdict
+from ..codebases.features import ViTFeatures
 from ..progress import printed_progress
 from .attention import AttentionStatistics, cls_attention, statistics
 from .images import Batch, Images

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..backbones.features import ViTFeatures
+from ..codebases.features import ViTFeatures
 
 __all__ = ["TokenNorms", "token_norms"]
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbones.features import ViTFeatures
+from ..codebases.features import ViTFeatures
 from .boxes import Box
 from .images import Batch
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..patching import describe
 from .applying import Choice, apply_plugins, choose
-from .architectures import CODEBASES, Convert, construct, fitting
+from .architectures import builder_of, construct, fitting
 from .digest import backbone_digest, sha256_of
 from .errors import CheckpointError
 from .huggingface import config_of, from_config, load_folder, told_by_folder
@@ -152,7 +152,7 @@ def _weights(folder: str) -> Path:
 
 def _built(
     arch: str, info: CheckpointInfo | None, repo: str | os.PathLike[str] | None, options: Mapping[str, Any]
-) -> tuple[_Built, Convert]:
+) -> tuple[_Built, Callable[[dict[str, Tensor]], dict[str, Tensor]]]:
     shape = None if info is None or info.shape.problem else info.shape
     model, convert, arguments = construct(arch, shape, repo, options)
     return _Built(model, arch, arguments), convert
@@ -164,7 +164,7 @@ def _from_file(
     state: Mapping[str, Tensor],
     repo: str | os.PathLike[str] | None,
     options: dict[str, Any],
-) -> tuple[_Built, Convert]:
+) -> tuple[_Built, Callable[[dict[str, Tensor]], dict[str, Tensor]]]:
     """The model that the caller names, or else the file, or else its tensors."""
     where = str(info.path)
     if arch.startswith("transformers/"):
@@ -202,8 +202,11 @@ def _guess(info: CheckpointInfo, state: Mapping[str, Tensor]) -> str:
     shape = info.shape
     if shape.problem:
         raise CheckpointError(f"{info.path}: {shape.problem}; say arch='timm/NAME' as it was built (--arch)")
-    if shape.codebase == "transformers":
-        raise CheckpointError(f"{info.path} holds a model of transformers: say arch='transformers/FOLDER' (--arch)")
+    builder = builder_of(shape.codebase)
+    if builder is None:
+        raise CheckpointError(
+            f"{info.path} holds a model of {shape.codebase}: say arch='{shape.codebase}/FOLDER' (--arch)"
+        )
     if shape.num_heads is None:
         raise CheckpointError(
             f"{info.path} holds a {info.architecture}, which has no common name: say arch='timm/NAME' "
@@ -211,7 +214,7 @@ def _guess(info: CheckpointInfo, state: Mapping[str, Tensor]) -> str:
         )
     if shape.positions is not None and shape.grid is None:
         raise CheckpointError(f"{info.path}: {_grids(shape.positions)}.{_remedy(info, state)}")
-    return f"{CODEBASES[info.codebase]}/{info.architecture}"
+    return f"{builder.family}/{info.architecture}"
 
 
 def _grids(positions: int) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..patching.record import METADATA_KEY
+from .architectures import told_by
 from .errors import CheckpointError
 from .layout import Shape, backbone_keys, candidates, sections, shape_of
 from .plain import config_beside
@@ -160,8 +161,9 @@ def _construction(checkpoint: Mapping[str, Any], config: Mapping[str, Any], path
     ours = checkpoint.get(METADATA_KEY)
     built = ours if isinstance(ours, Mapping) else {}
     arch, options, transformers = built.get("arch"), built.get("arch_options", {}), built.get("config")
-    if arch is None and isinstance(config.get("architecture"), str):
-        arch, options = f"timm/{config['architecture']}", config.get("model_args", {})
+    beside = told_by(config)
+    if arch is None and beside is not None:
+        arch, options = beside
     elif arch is None and transformers is None and "model_type" in config:
         transformers = config
     for name, value, kind in (

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..codebases.base import PREFIX
+from ..codebases import CODEBASES, Codebase, Shape, StateDict
+from ..codebases.parts import is_head
 from ..record import RECORD
+from ..swap import PREFIX
 from .errors import CheckpointError
 
 __all__ = [
@@ -27,66 +28,9 @@ __all__ = [
     "square_grid",
 ]
 
-# Stem of DINOv1/2/3 and timm first; then of transformers' ViTs: ViT and DINOv2, DINOv3, CLIP and SigLIP.
-_STEMS = (
-    "patch_embed.proj.weight",
-    "embeddings.patch_embeddings.projection.weight",
-    "embeddings.patch_embeddings.weight",
-    "embeddings.patch_embedding.weight",
-)
 _CHUNKED = re.compile(r"\bblocks\.(\d+)\.(\d+)\.")
-_BLOCK = re.compile(r"^(?:blocks|(?:model\.|encoder\.)?layers?)\.(\d+)\.")
 _WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
-# What only training or a classifier needs: DINO's heads, timm's, MAE's decoder, iBOT's mask.
-_HEADS = re.compile(r"(?:head|head_dist|fc|fc_norm|dino_head|ibot_head|masked_embed|decoder_\w+)(?:\.|$)")
-_REGISTERS = ("register_tokens", "storage_tokens", "reg_token", "embeddings.register_tokens")  # DINOv2, v3, timm, HF
-_CLS = ("cls_token", "embeddings.cls_token", "embeddings.class_embedding")
 _NESTED = 3  # how deep state dicts lie in a file: {"app": {"model": {...}}}
-# (embed_dim, depth) → name and heads, as the DINO code bases call them. Head size is 64, in the 7B model 128.
-_ARCHITECTURES = {
-    (192, 12): ("vit_tiny", 3),
-    (384, 12): ("vit_small", 6),
-    (768, 12): ("vit_base", 12),
-    (1024, 24): ("vit_large", 16),
-    (1152, 27): ("vit_so400m", 18),
-    (1280, 32): ("vit_huge2", 20),
-    (1536, 40): ("vit_giant2", 24),
-    (4096, 40): ("vit_7b", 32),
-}
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What the tensors alone tell about a ViT.
-
-    Attributes:
-        codebase: whose modules have these keys: `dino`, `dinov2`, `dinov3`, `timm`, `mae` or `transformers`. DINOv1,
-            iBOT and timm name theirs alike; a classifier decides for timm. lightly-train's own models are DINOv2's
-            or DINOv3's.
-        architecture: `vit_small`, …; `vit(embed_dim=…, depth=…)` where nobody has named it.
-        num_heads: attention heads of that architecture; None where the shape leaves it open.
-        grid: side of the position embedding's grid, in patches; None where positions are rotary or no square grid.
-        positions: tokens that have a position embedding; None where positions are rotary.
-        registers: native register (storage) tokens.
-        ffn: `mlp` or `swiglu`.
-        layer_scale: whether blocks scale their residuals.
-        chunks: block chunks of the saved model (DINOv2's `block_chunks`), 0 for a plain list.
-        problem: why this is no Vision Transformer that is known here; None if it is one.
-    """
-
-    codebase: str
-    architecture: str
-    embed_dim: int
-    depth: int
-    num_heads: int | None
-    patch_size: int
-    grid: int | None
-    positions: int | None
-    registers: int
-    ffn: str
-    layer_scale: bool
-    chunks: int
-    problem: str | None = None
 
 
 def sections(checkpoint: Any) -> dict[str, Mapping[str, Any]]:
@@ -135,11 +79,6 @@ def backbone_keys(state: Mapping[str, Any], prefix: str) -> tuple[dict[str, str]
     return keys, heads
 
 
-def is_head(plain: str) -> bool:
-    """Whether a key of an unwrapped model is a head's, or of what only training needs."""
-    return _HEADS.match(plain) is not None
-
-
 def is_record(key: object) -> bool:
     """Whether a key is that of a layer's record (:mod:`attn_plugins.record`)."""
     return isinstance(key, str) and (key == RECORD or key.endswith("." + RECORD))
@@ -165,21 +104,22 @@ def shape_of(state: Mapping[str, Any], keys: Mapping[str, str], heads: Mapping[s
         CheckpointError: a tensor has a shape that none of its name has.
     """
     tensors: dict[str, Tensor] = {plain: state[key] for key, plain in keys.items()}
-    stem = next(name for name in _STEMS if name in tensors)
+    stem = next(name for _, names in _known() for name in names.stems if name in tensors)
+    codebase, names = _codebase(tensors, stem, set((heads or {}).values()))
     embed_dim, _, patch_size, _ = _dims(tensors, stem, 4)
-    blocks = {int(match[1]) for match in map(_BLOCK.match, tensors) if match}
+    blocks = {int(match[1]) for match in map(re.compile(names.block).match, tensors) if match}
     depth = len(blocks)
     problem = None
-    if not any(name in tensors for name in _CLS) or blocks != set(range(depth)) or not blocks:
+    if not any(name in tensors for name in names.cls_token) or blocks != set(range(depth)) or not blocks:
         problem = f"not a Vision Transformer with a [CLS] token: blocks {sorted(blocks)}, keys {_some(tensors)}"
-    registers = next((_dims(tensors, name, 3)[1] for name in _REGISTERS if name in tensors), 0)
-    architecture, num_heads = _ARCHITECTURES.get(
+    registers = next((_dims(tensors, name, 3)[1] for name in names.registers if name in tensors), 0)
+    architecture, num_heads = names.architectures.get(
         (embed_dim, depth), (f"vit(embed_dim={embed_dim}, depth={depth})", None)
     )
     chunks = {match[1] for match in map(_CHUNKED.search, map(_unwrapped, keys)) if match}
     grid = square_grid(tensors)
     return Shape(
-        codebase=_codebase(tensors, stem, set((heads or {}).values())),
+        codebase=codebase.called,
         architecture=architecture,
         embed_dim=embed_dim,
         depth=depth,
@@ -188,8 +128,8 @@ def shape_of(state: Mapping[str, Any], keys: Mapping[str, str], heads: Mapping[s
         grid=grid[0] if grid else None,
         positions=_positions(tensors),
         registers=registers,
-        ffn="mlp" if any(name.endswith("0.mlp.fc1.weight") for name in tensors) else "swiglu",
-        layer_scale="blocks.0.ls1.gamma" in tensors,
+        ffn="mlp" if any(name.endswith(names.mlp) for name in tensors) else "swiglu",
+        layer_scale=names.layer_scale in tensors,
         chunks=len(chunks),
         problem=problem,
     )
@@ -217,10 +157,8 @@ def square_grid(tensors: Mapping[str, Tensor]) -> tuple[int, int] | None:
 
 
 def _positions(tensors: Mapping[str, Tensor]) -> int | None:
-    for name in ("pos_embed", "embeddings.position_embeddings"):
-        if name in tensors:
-            return _dims(tensors, name, 3)[1]
-    return None
+    found = next((name for _, names in _known() for name in names.positions if name in tensors), None)
+    return None if found is None else _dims(tensors, found, 3)[1]
 
 
 def _dims(tensors: Mapping[str, Tensor], name: str, count: int) -> tuple[int, ...]:
@@ -234,7 +172,8 @@ def _dims(tensors: Mapping[str, Tensor], name: str, count: int) -> tuple[int, ..
 def _stem(key: object) -> str | None:
     if not isinstance(key, str):
         return None
-    return next((name for name in _STEMS if key == name or key.endswith("." + name)), None)
+    stems = (name for _, names in _known() for name in names.stems)
+    return next((name for name in stems if key == name or key.endswith("." + name)), None)
 
 
 def _unwrapped(key: str) -> str:
@@ -243,17 +182,14 @@ def _unwrapped(key: str) -> str:
     return key
 
 
-def _codebase(tensors: Mapping[str, Tensor], stem: str, heads: set[str]) -> str:
-    if stem != _STEMS[0]:
-        return "transformers"
-    if any(name.startswith("decoder_") for name in heads):
-        return "mae"
-    if "pos_embed" not in tensors:
-        return "dinov3"
-    if "mask_token" in tensors:
-        return "dinov2"
-    timms = "head.weight" in heads or "reg_token" in tensors or "dist_token" in tensors
-    return "timm" if timms else "dino"
+def _known() -> list[tuple[Codebase, StateDict]]:
+    """The codebases whose checkpoints are known and the names in them, the most special first."""
+    return [(codebase, codebase.state) for codebase in reversed(CODEBASES.values()) if codebase.state is not None]
+
+
+def _codebase(tensors: Mapping[str, Tensor], stem: str, heads: set[str]) -> tuple[Codebase, StateDict]:
+    fitting = [(codebase, names) for codebase, names in _known() if stem in names.stems]
+    return next((pair for pair in fitting if pair[1].is_ours(tensors, heads)), fitting[-1])
 
 
 def _some(keys: Iterable[str], count: int = 5) -> str:

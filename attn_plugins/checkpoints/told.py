@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..codebases.base import PREFIX
 from ..patching.record import METADATA_KEY
 from ..record import records_in
 from ..spec import parse
+from ..swap import PREFIX
 from .errors import CheckpointError
 from .layout import flat_key, is_record
 

@@ -7,12 +7,11 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from .checkouts import ROOTS
+from .architectures import builders
 from .errors import CheckpointError
 
-__all__ = ["OFFICIAL", "SIZES", "trusted_arch", "trusted_options"]
+__all__ = ["SIZES", "trusted_arch", "trusted_options"]
 
-OFFICIAL = ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_so400m", "vit_huge2", "vit_giant2", "vit_7b")
 SIZES = frozenset(
     {"img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "num_classes"}
     | {"qkv_bias", "qk_norm", "pre_norm", "final_norm", "fc_norm", "init_values", "dynamic_img_size"}
@@ -33,17 +32,12 @@ def trusted_arch(arch: str, where: str) -> str:
         CheckpointError: it is anything else, which only the user may ask for.
     """
     family, _, name = arch.partition("/")
-    known = False
-    if family == "timm":
-        import timm
-
-        known = name in timm.list_models() or name in OFFICIAL
-    elif family in ROOTS:
-        known = name in OFFICIAL
-    if not known:
+    builder = builders().get(family)
+    if builder is None or not builder.may_be_told(name):
         raise CheckpointError(
-            f"{where} tells arch={arch!r}: from a file only timm/NAME (of timm.list_models()) and dinov1/, dinov2/ or "
-            "dinov3/vit_NAME are taken. If you trust it, give it yourself: arch=... (--arch)"
+            f"{where} tells arch={arch!r}: from a file only timm/NAME (of timm.list_models()) and names that a "
+            f"codebase has ({', '.join(f'{family}/vit_NAME' for family in builders())}) are taken. If you trust it, "
+            "give it yourself: arch=... (--arch)"
         )
     return arch
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..backbones.features import ViTFeatures
+from ..codebases.features import ViTFeatures
 from ..patching import spec_of
 from ..patching.verify import Verification, verify_run
 
@@ -22,7 +22,7 @@ def verified(model: nn.Module) -> Verification | None:
     """Show a ViT a small picture of noise and say what every patched layer did; None for one that is not patched.
 
     Args:
-        model: a ViT that :class:`attn_plugins.backbones.ViTFeatures` reads.
+        model: a ViT that :class:`attn_plugins.codebases.features.ViTFeatures` reads.
 
     Raises:
         UnsupportedModelError: a patched layer computed no attention that could be answered.

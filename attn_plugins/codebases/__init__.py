@@ -1,4 +1,4 @@
-"""One file per codebase: how that codebase's attention is reached.
+"""One file per codebase, whose record answers whatever is asked about it (:class:`.base.Codebase`).
 
 Upstream's own forward runs, and the attention calls in it are answered by :func:`attn_plugins.attention`. A forward
 of ours takes its place only where the code is known to be exactly that one (:mod:`.exact`).
@@ -16,18 +16,38 @@ Attention between channels (XCiT, DaViT) and of one class token (CaiT) has rows 
 patched. Pooling heads, in which learned queries read the features, are patched only by name.
 """
 
-from . import dinov1, dinov2, generic, torchvision, transformers
-from .base import Adapter, Container, adapter_for, register_adapter
+from .base import CODEBASES, Adapter, Codebase, Container, adapter_for, register_adapter, register_codebase
+from .dinov1 import DINOV1
+from .dinov2 import DINOV2
+from .dinov3 import DINOV3
+from .generic import GENERIC
+from .mae import MAE
+from .parts import Builder, Built, Features, Parts, Shape, StateDict
+from .registers import inserted
+from .timm import TIMM
+from .torchvision import TORCHVISION
+from .transformers import TRANSFORMERS
+from .vit import ViT, find_vits
 
-__all__ = ["Adapter", "Container", "adapter_for", "register_adapter"]
+__all__ = [
+    "CODEBASES",
+    "Adapter",
+    "Builder",
+    "Built",
+    "Codebase",
+    "Container",
+    "Features",
+    "Parts",
+    "Shape",
+    "StateDict",
+    "ViT",
+    "adapter_for",
+    "find_vits",
+    "inserted",
+    "register_adapter",
+    "register_codebase",
+]
 
-# The most general first: where several know a module, the last one is used.
-for _adapter in (
-    generic.SOFTMAX,
-    generic.SDPA,
-    torchvision.ADAPTER,
-    transformers.ADAPTER,
-    dinov2.ADAPTER,
-    dinov1.ADAPTER,
-):
-    register_adapter(_adapter)
+# The most general first: where several know a module, a model or a key, the last one is used.
+for _codebase in (GENERIC, TORCHVISION, TRANSFORMERS, DINOV1, TIMM, DINOV2, DINOV3, MAE):
+    register_codebase(_codebase)

@@ -259,7 +259,11 @@ class Answering(TorchFunctionMode):
                 self._use_letters(mark, letters, place, other, out)
             return
         if flow.is_activation(a) or flow.is_activation(b):
-            labels = flow.product_labels(a, b, out.dim()) if letters is None else flow.einsum_labels(*letters, (a, b))
+            labels = (
+                flow.product_labels(a, b, out.dim())
+                if letters is None
+                else flow.einsum_labels(letters[0], letters[1], (a, b))
+            )
             if labels is None or "a" in labels or "b" in labels:
                 self.marks.put(out, Mark("scores", labels))
                 if out.dim() > 2:

@@ -1,4 +1,4 @@
-"""What an adapter is: how one kind of attention module is patched."""
+"""What an adapter is, and what the record of a codebase is: everything that is asked about one."""
 
 from __future__ import annotations
 
@@ -9,11 +9,23 @@ from typing import Any
 from torch import nn
 
 from .. import swap
-from ..registry import ADAPTERS
+from ..registry import ADAPTERS, Registry
 from ..swap import PREFIX, Overrides
 from .answer import NORMALIZER, answered, proved, proved_on
+from .parts import Builder, Features, Parts, StateDict
 
-__all__ = ["NORMALIZER", "PREFIX", "SPEC", "Adapter", "Container", "Layer", "adapter_for", "register_adapter"]
+__all__ = [
+    "CODEBASES",
+    "NORMALIZER",
+    "PREFIX",
+    "Adapter",
+    "Codebase",
+    "Container",
+    "Layer",
+    "adapter_for",
+    "register_adapter",
+    "register_codebase",
+]
 
 
 SPEC = PREFIX + "spec"
@@ -89,6 +101,7 @@ class Layer:
     methods: tuple[str, ...] = ()
 
     def __call__(self, base: Any) -> dict[str, Any]:
+        CODEBASES.values()  # as in `adapter_for`
         adapter: Adapter = ADAPTERS.get(self.adapter)
         if self.container is not None:
             return adapter.around[self.container].overrides(base)
@@ -122,6 +135,7 @@ def register_adapter(adapter: Adapter) -> Adapter:
 
 def adapter_for(module: nn.Module) -> tuple[Adapter, Layer] | None:
     """The adapter for a module and the class layer that it puts on it, or None."""
+    CODEBASES.values()  # of installed packages too, whose adapters join the rest
     cls = swap.bare(module)
     for adapter in reversed(ADAPTERS.values()):
         if adapter.finds is not None:
@@ -131,3 +145,64 @@ def adapter_for(module: nn.Module) -> tuple[Adapter, Layer] | None:
         elif adapter.matches(cls):
             return adapter, Layer(adapter.name)
     return None
+
+
+@dataclass(frozen=True)
+class Codebase:
+    """All that is asked about one codebase; what it leaves out is not done for its models.
+
+    Attributes:
+        name: for messages.
+        adapters: how its attention is patched, the most general first; most attention needs none of its own
+            (:mod:`.generic`).
+        vits: kinds of its ViTs, for token mechanisms; of several that know one, the first is used.
+        features: where features are read.
+        state: what the keys of its checkpoints are called.
+        building: how a model is built to fit a checkpoint.
+        constructor: names that occur in the constructors of its ViTs, by which the launcher notices one as it is
+            built; empty for no notice.
+    """
+
+    name: str
+    adapters: tuple[Adapter, ...] = ()
+    vits: tuple[Parts, ...] = ()
+    features: Features | None = None
+    state: StateDict | None = None
+    building: Builder | None = None
+    constructor: tuple[str, ...] = ()
+
+    @property
+    def called(self) -> str:
+        """What ``identify`` calls it."""
+        return (self.state.called if self.state else "") or self.name
+
+
+def _with_adapters(codebase: Codebase) -> Codebase:
+    for adapter in codebase.adapters:
+        if _named(adapter) is not adapter:
+            register_adapter(adapter)
+    return codebase
+
+
+def _named(adapter: Adapter) -> Adapter | None:
+    # Not by `in`, which loads installed packages: they import this one, which is not complete yet.
+    return ADAPTERS._entries.get(adapter.name.lower())
+
+
+CODEBASES: Registry[Codebase] = Registry("codebase", "attn_plugins.codebases", _with_adapters)
+"""The most general first: where several know a model, the last one is used."""
+
+
+def register_codebase(codebase: Codebase) -> Codebase:
+    """Make a codebase known, and with it its adapters; of several that know a model, the last one is used.
+
+    Packages may name a :class:`Codebase` in the entry-point group ``attn_plugins.codebases`` instead.
+
+    Raises:
+        ValueError: its name, or that of an adapter, is taken.
+    """
+    taken = [adapter.name for adapter in codebase.adapters if _named(adapter) is not None]
+    if taken:
+        raise ValueError(f"{codebase.name} brings the adapters {taken}, whose names are taken; choose others")
+    CODEBASES.register(codebase.name, codebase)
+    return _with_adapters(codebase)

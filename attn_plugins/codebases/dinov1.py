@@ -14,17 +14,22 @@ Mirrors facebookresearch/dino at 7c446df5b9f45747937fb0d72314eb9f7b66930a.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from ..attention import attention
-from .base import Adapter, Container
+from .base import Adapter, Codebase, Container
+from .checkout import Checkout
 from .exact import digest_of
+from .parts import Builder, Features, Parts, Shape, StateDict
 from .qkv import dropout_p, finish, split_heads
+from .registers import inserted
+from .timm import NAMES, same
 
-__all__ = ["ADAPTER"]
-
+__all__ = ["DINOV1"]
 
 ATTENTION = {"ece17395074fbc11"}
 """Digests (:mod:`.exact`) of ``Attention.forward``: facebookresearch/dino 7c446df, bytedance/ibot."""
@@ -68,3 +73,41 @@ def _is_block(cls: type) -> bool:
 
 
 ADAPTER = Adapter("dinov1", _matches, _attention_overrides, around=(Container(_is_block, _block_overrides),))
+
+
+def _registers_enter(base: Any) -> dict[str, Any]:
+    # Forks have further arguments (iBOT's mask): whatever upstream's signature is, it stays.
+    def prepare_tokens(self: Any, *args: Any, **kwargs: Any) -> Tensor:
+        return inserted(self, base.prepare_tokens(self, *args, **kwargs))
+
+    def get_intermediate_layers(self: Any, *args: Any, **kwargs: Any) -> list[Tensor]:
+        return [self.attn_plugins_registers.drop(y) for y in base.get_intermediate_layers(self, *args, **kwargs)]
+
+    def get_last_selfattention(self: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """The map between [CLS] and patches, ``[B, H, 1 + N, 1 + N]``."""
+        drop = self.attn_plugins_registers.drop
+        return drop(drop(base.get_last_selfattention(self, *args, **kwargs), -1), -2)
+
+    return {
+        "prepare_tokens": prepare_tokens,
+        "get_intermediate_layers": get_intermediate_layers,
+        "get_last_selfattention": get_last_selfattention,
+    }
+
+
+def _arguments(shape: Shape | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    if shape is None or shape.grid is None:
+        return dict(options)
+    return {"patch_size": shape.patch_size, "img_size": [shape.grid * shape.patch_size], **options}
+
+
+CHECKOUT = Checkout("dinov1", "DINO_ROOT", "vision_transformer", _arguments, NAMES, partial(same, renamed=False))
+DINOV1 = Codebase(
+    "dinov1",
+    adapters=(ADAPTER,),
+    vits=(Parts(("prepare_tokens", "get_last_selfattention"), enter=(("", _registers_enter),)),),
+    features=Features(),
+    state=StateDict(called="dino"),
+    building=Builder("dinov1", CHECKOUT.build),
+    constructor=("patch_embed", "blocks"),
+)

@@ -174,7 +174,7 @@ _PERMUTES = {
     torch.permute, Tensor.permute, torch.movedim, Tensor.movedim, torch.moveaxis, Tensor.moveaxis,
     torch.t, Tensor.t, Tensor.transpose_,
 }  # fmt: skip
-_TURNS = {Tensor.mT.__get__, Tensor.T.__get__, Tensor.mH.__get__, Tensor.H.__get__}
+_TURNS: set[Any] = {Tensor.mT.__get__, Tensor.T.__get__, Tensor.mH.__get__, Tensor.H.__get__}  # type: ignore[attr-defined]
 _RESHAPES = {
     torch.reshape, Tensor.reshape, Tensor.view, Tensor.view_as, Tensor.reshape_as, torch.flatten, Tensor.flatten,
     torch.unflatten, Tensor.unflatten, torch.squeeze, Tensor.squeeze, torch.unsqueeze, Tensor.unsqueeze,

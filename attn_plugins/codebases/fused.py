@@ -75,8 +75,8 @@ def _memory_efficient_attention(
     """
     if query.dim() == 3:
         bias = attn_bias[:, None] if isinstance(attn_bias, Tensor) and attn_bias.dim() == 3 else attn_bias
-        heads = (t.unsqueeze(2) for t in (query, key, value))
-        return _memory_efficient_attention(normalizer, *heads, attn_bias=bias, p=p, scale=scale).squeeze(2)
+        q, k, v = (t.unsqueeze(2) for t in (query, key, value))
+        return _memory_efficient_attention(normalizer, q, k, v, bias, p, scale).squeeze(2)
     q, k, v = (t.movedim(1, -2) for t in (query, key, value))
     causal = type(attn_bias).__name__ == "LowerTriangularMask" or (
         isinstance(attn_bias, type) and attn_bias.__name__ == "LowerTriangularMask"
@@ -132,21 +132,23 @@ def _flash_attn_func(
     if any(refused.values()):
         asked = ", ".join(name for name, used in refused.items() if used)
         raise UnsupportedModelError(f"flash_attn_func with {asked} cannot be answered; unpatch this layer")
-    heads = (t.transpose(1, 2) for t in (q, k, v))
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     out = attention(
-        *heads, dropout_p=dropout_p, is_causal=causal, scale=softmax_scale, enable_gqa=True, normalizer=normalizer
+        q, k, v, dropout_p=dropout_p, is_causal=causal, scale=softmax_scale, enable_gqa=True, normalizer=normalizer
     )
     return out.transpose(1, 2).contiguous()
 
 
 def _flash_attn_qkvpacked_func(normalizer: Any, qkv: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """``qkv: [B, N, 3, H, D]`` to ``[B, N, H, D]``."""
-    return _flash_attn_func(normalizer, *qkv.unbind(2), *args, **kwargs)
+    q, k, v = qkv.unbind(2)
+    return _flash_attn_func(normalizer, q, k, v, *args, **kwargs)
 
 
 def _flash_attn_kvpacked_func(normalizer: Any, q: Tensor, kv: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """``q: [B, N, H, D]``, ``kv: [B, S, 2, H, D]`` to ``[B, N, H, D]``."""
-    return _flash_attn_func(normalizer, q, *kv.unbind(2), *args, **kwargs)
+    k, v = kv.unbind(2)
+    return _flash_attn_func(normalizer, q, k, v, *args, **kwargs)
 
 
 ANSWERS: dict[str, Callable[..., Tensor]] = {
@@ -169,7 +171,7 @@ def _ask(*args: Any, **kwargs: Any) -> Any:
     return _asked("which function", args, kwargs)
 
 
-def _asked(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _asked(index: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     from .answer import current
 
     name, original = _ORIGINALS[index]

@@ -20,10 +20,10 @@ from torch import nn
 
 from ..errors import UnsupportedModelError
 from ..swap import bare
-from .base import Adapter
+from .base import Adapter, Codebase
 from .recognise import analyse, is_torchs
 
-__all__ = ["SDPA", "SOFTMAX"]
+__all__ = ["GENERIC", "SDPA", "SOFTMAX"]
 
 
 def _methods(module: nn.Module, called: bool) -> tuple[str, ...]:
@@ -62,3 +62,4 @@ def _no_overrides(base: type) -> dict[str, Any]:
 
 SDPA = Adapter("sdpa", _never, _no_overrides, _check, finds=_calls)
 SOFTMAX = Adapter("softmax", _never, _no_overrides, _check, num_heads=lambda module: None, finds=_materialises)
+GENERIC = Codebase("generic", adapters=(SOFTMAX, SDPA))

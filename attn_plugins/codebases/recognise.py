@@ -15,6 +15,7 @@ import dis
 import functools
 import importlib.util
 import inspect
+import itertools
 import operator
 import sys
 import types
@@ -31,7 +32,7 @@ from .fused import FUSED_ROOTS, fused_name
 
 __all__ = ["Analysis", "analyse", "is_torchs", "scripted_attention", "unwrapped"]
 
-CALLS = {F.scaled_dot_product_attention: "scaled_dot_product_attention"}
+CALLS: dict[Any, str] = {F.scaled_dot_product_attention: "scaled_dot_product_attention"}
 CALLS[F.multi_head_attention_forward] = "multi_head_attention_forward"
 CALLS[torch.ops.aten.scaled_dot_product_attention] = "scaled_dot_product_attention"
 CALLS[torch.ops.aten.scaled_dot_product_attention.default] = "scaled_dot_product_attention"
@@ -53,12 +54,14 @@ _NAMED = {"scaled_dot_product_attention": F.scaled_dot_product_attention, "softm
 """What ``getattr(F, "...")`` gives."""
 _FOREIGN = {
     *("torch", "torchvision", "numpy", "scipy", "einops", "PIL", "cv2", "lightning", "pytorch_lightning", "mmengine"),
-    *("huggingface_hub", "peft", "accelerate", "omegaconf", "packaging", "attn_plugins"),
+    *("huggingface_hub", "peft", "accelerate", "omegaconf", "packaging", "attn_plugins", "opt_einsum"),
     *sys.stdlib_module_names,
 }
 """Frameworks: what their own code computes is no model's attention. (torchvision's models are read nevertheless.)"""
 _MODELS = ("torchvision.models.", "transformers.models.", "transformers_modules.")
 _SKIPPED = {"CACHE", "EXTENDED_ARG", "NOP", "PRECALL", "RESUME"}
+_EINSUMS = {"einsum", "contract"}
+"""What einops and opt_einsum call theirs; both end in ``torch.einsum`` or ``tensordot``, where they are answered."""
 _MAX_DEPTH = 8
 
 _UNKNOWN, _SELF = object(), object()
@@ -118,8 +121,13 @@ def _signature(module: nn.Module) -> tuple[Any, ...]:
     held = [
         (name, _identity(value)) for name, value in vars(module).items() if callable(value) and name[0:5] != "attn_"
     ]
-    children = [(name, _identity(type(child)), getattr(child, "dim", None)) for name, child in module._modules.items()]
-    return (*held, *((name, cls, dim if isinstance(dim, int) else None) for name, cls, dim in children))
+    return (*held, *((name, *_kind(child)) for name, child in module._modules.items()))
+
+
+def _kind(child: Any) -> tuple[Any, ...]:
+    dim = getattr(child, "dim", None)
+    parts = child if isinstance(child, nn.Sequential) else ()
+    return (_identity(type(child)), dim if isinstance(dim, int) else None, *map(_kind, parts))
 
 
 def _identity(value: Any) -> tuple[Any, ...]:
@@ -161,7 +169,8 @@ class _Reader:
         fused = {event.name for seen in events.values() for event in seen if event.kind == "fused"}
         heads = any(hasattr(self.module, name) for name in ("num_heads", "num_attention_heads", "n_heads", "heads"))
         every = [event for seen in events.values() for event in seen]
-        missed = "" if inner else _why_missed(every, whole, events, heads)
+        layer = any(True for _ in self.module.parameters())
+        missed = "" if inner else _why_missed(every, whole, events, heads, layer)
         methods = {name: _softmax_between(events[name]) for name in sorted(inner)}
         return Analysis(methods, bool(inner & calls), tuple(sorted(fused)), missed)
 
@@ -214,6 +223,7 @@ class _Reader:
         steps = [step for step in dis.get_instructions(code) if step.opname not in _SKIPPED]
         placed: list[tuple[int, int, Event]] = []
         local: dict[str, Any] = {}  # what imports inside the function bind
+        numbers = _numbers(steps)
         package, pending = "", _UNKNOWN
         top: Any = None
         before: Any = None
@@ -221,7 +231,7 @@ class _Reader:
         def add(value: Any, index: int) -> None:
             where = _call(steps, index)
             end = index if where is None else where
-            dim = _last_int(steps[index + 1 : end])
+            dim = _last_int(steps[index + 1 : end], numbers)
             placed.extend((end, len(placed) + n, event) for n, event in enumerate(self._events(value, dim, place)))
 
         for index, step in enumerate(steps):
@@ -277,8 +287,8 @@ class _Reader:
             static = self._static(name)
             if static is not None:
                 return _Method(name)
-            held = vars(self.module).get(name, self.module._modules.get(name, _UNKNOWN))
-            return held if held is not None else _UNKNOWN
+            places = (vars(self.module), self.module._modules, self.module._parameters)
+            return next((held[name] for held in places if held.get(name) is not None), _UNKNOWN)
         if isinstance(owner, (type(torch.ops), type(torch.ops.aten), torch._ops.OpOverloadPacket)):
             return getattr(owner, name, _UNKNOWN)  # operators are looked up when they are asked for
         if isinstance(owner, types.ModuleType):
@@ -290,6 +300,8 @@ class _Reader:
             if issubclass(owner if isinstance(owner, type) else type(owner), torch.autograd.Function):
                 return getattr(owner, "forward", _UNKNOWN) if name == "apply" else _UNKNOWN
             return found.__func__ if isinstance(found, (staticmethod, classmethod)) else found
+        if isinstance(owner, Tensor) and _TENSOR_METHODS.get(name) == "exp":
+            return _UNKNOWN  # CLIP's learned temperature
         if owner is _UNKNOWN or owner is None or isinstance(owner, Tensor):
             if place is not None and "super" in code.co_names:
                 above = next((vars(o)[name] for o in self.owners[place + 1 :] if name in vars(o)), None)
@@ -315,6 +327,9 @@ class _Reader:
             return []
         if isinstance(value, nn.Softmax):
             return [Event("softmax", "Softmax", value.dim)]
+        if isinstance(value, nn.Sequential):  # a softmax and its dropout; whatever else it holds stands for itself
+            parts = [event for part in value for event in self._events(part, None, None)]
+            return parts if all(event.kind == "softmax" for event in parts) else []
         if isinstance(value, nn.Module):
             return self._child(value)
         for known, kind in _OBJECTS:
@@ -328,8 +343,12 @@ class _Reader:
         if found is not None:
             return [Event(*found)]
         function = unwrapped(value) if not isinstance(value, type) else None
-        if function is None or _foreign(function):
+        if function is None and not isinstance(value, (type, Tensor)):  # an object that is called, as a processor
+            function = unwrapped(inspect.getattr_static(type(value), "__call__", None))
+        if function is None:
             return []
+        if _foreign(function):
+            return [Event("product", function.__name__)] if function.__name__ in _EINSUMS else []
         return self._read(function, self.places.get(function))
 
     def _child(self, child: nn.Module) -> list[Event]:
@@ -410,8 +429,13 @@ def _multiplies(step: dis.Instruction) -> bool:
 
 
 def _summed(following: list[dis.Instruction]) -> bool:
-    """Whether what a step has left on the stack is summed at once: ``(q * k).sum(-1)``."""
-    return bool(following) and following[0].opname in ("LOAD_ATTR", "LOAD_METHOD") and following[0].argval == "sum"
+    """Whether what a step has left on the stack is summed at once over a dimension: ``(q * k).sum(-1)``.
+
+    A sum of everything makes one number (``(shapes[:, 0] * shapes[:, 1]).sum()``, how many pixels there are).
+    """
+    if len(following) < 2 or following[0].opname not in ("LOAD_ATTR", "LOAD_METHOD") or following[0].argval != "sum":
+        return False
+    return not (following[1].opname in ("CALL", "CALL_METHOD", "CALL_FUNCTION") and following[1].arg == 0)
 
 
 def _call(steps: list[dis.Instruction], loaded: int) -> int | None:
@@ -433,11 +457,26 @@ def _call(steps: list[dis.Instruction], loaded: int) -> int | None:
 _CALLS_POP = {"CALL": 2, "CALL_KW": 3, "CALL_FUNCTION": 1, "CALL_METHOD": 2, "CALL_FUNCTION_KW": 2}
 
 
-def _last_int(steps: list[dis.Instruction]) -> int | None:
+def _numbers(steps: list[dis.Instruction]) -> dict[str, int]:
+    """Local variables that are one whole number wherever they are set: ``dim = -2``."""
+    found: dict[str, Any] = {}
+    for before, step in itertools.pairwise(steps):
+        if step.opname == "STORE_FAST":
+            value = before.argval if before.opname.startswith(_WRITTEN) else None
+            found[step.argval] = value if found.get(step.argval, value) == value else None
+    return {name: value for name, value in found.items() if type(value) is int}
+
+
+def _last_int(steps: list[dis.Instruction], numbers: dict[str, int]) -> int | None:
     """The last whole number among the arguments of a call: the dimension, where it is written out."""
-    constants = [step.argval for step in steps if step.opname.startswith(("LOAD_CONST", "LOAD_SMALL_INT"))]
-    numbers = [value for value in constants if isinstance(value, int) and not isinstance(value, bool)]
-    return numbers[-1] if numbers else None
+    found = None
+    for step in steps:
+        value = step.argval if step.opname.startswith(_WRITTEN) else numbers.get(_loads(step) or "")
+        found = value if type(value) is int else found
+    return found
+
+
+_WRITTEN = ("LOAD_CONST", "LOAD_SMALL_INT")
 
 
 def _module(name: str) -> Any:
@@ -484,18 +523,22 @@ def _product_follows(events: list[Event]) -> bool:
     return any(event.kind == "product" for event in events[rows + 1 :])
 
 
-def _why_missed(events: list[Event], whole: list[list[Event]], by_method: dict[str, list[Event]], heads: bool) -> str:
-    """What code that looks like attention lacks; ``heads``: whether the module counts heads."""
+def _why_missed(
+    events: list[Event], whole: list[list[Event]], by_method: dict[str, list[Event]], heads: bool, layer: bool
+) -> str:
+    """What code that looks like attention lacks.
+
+    heads: whether the module counts heads; layer: whether it has parameters, which losses and matchers have not.
+    """
     kinds = {event.kind for event in events}
     softmaxes = [event for event in events if event.kind == "softmax"]
     if "product" in kinds and "exp" in kinds and any(_product_after_exp(seen) for seen in by_method.values()):
         return "its softmax is written with exp"
     if softmaxes and not any(map(_rows, softmaxes)):
         return f"its softmax runs over dimension {softmaxes[0].dim}, not over the last"
-    if "product" not in kinds:
-        return "a softmax, and no product of two activations before it" if softmaxes and heads else ""
     if softmaxes and not any(_attends(seen) for seen in by_method.values()):
-        return "a softmax, and no product of two activations before it"
+        named = layer and (heads or "product" in kinds)
+        return "a softmax, and no product of two activations before it" if named else ""
     if softmaxes and not whole:
         return "a softmax over a product, and no product with values after it"
     return ""

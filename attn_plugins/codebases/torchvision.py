@@ -13,9 +13,10 @@ from typing import Any
 from torch import nn
 
 from .answer import answered
-from .base import Adapter, Container
+from .base import Adapter, Codebase, Container
+from .parts import Features
 
-__all__ = ["ADAPTER"]
+__all__ = ["TORCHVISION"]
 
 
 def _always(value: Any) -> property:
@@ -40,4 +41,9 @@ ADAPTER = Adapter(
     lambda cls: issubclass(cls, nn.MultiheadAttention),
     _overrides,
     around=(LAYER, ENCODER),
+)
+TORCHVISION = Codebase(
+    "torchvision",
+    adapters=(ADAPTER,),
+    features=Features(("encoder.layers",), ("encoder.ln",), ("hidden_dim",), ("patch_size",)),
 )

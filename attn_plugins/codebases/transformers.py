@@ -11,6 +11,7 @@ Follows transformers 5.23 (``integrations/sdpa_attention.py`` for the arguments 
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 from typing import Any
 
@@ -19,10 +20,12 @@ from torch import Tensor
 
 from ..attention import attention
 from ..errors import UnsupportedModelError
-from .base import SPEC, Adapter, Container
+from .base import SPEC, Adapter, Codebase, Container
+from .parts import Features, Parts, StateDict
 from .recognise import unwrapped
+from .registers import inserted
 
-__all__ = ["ADAPTER"]
+__all__ = ["TRANSFORMERS"]
 
 INTERFACE = "ALL_ATTENTION_FUNCTIONS"
 IMPLEMENTATION = "attn_plugins"
@@ -182,3 +185,101 @@ def _model_overrides(base: Any) -> dict[str, Any]:
 
 
 ADAPTER = Adapter("transformers", _matches, _overrides, around=(Container(_is_model, _model_overrides),))
+
+
+INSERT = "attn_plugins_registers__insert"
+
+
+def _embeds(base: Any) -> dict[str, Any]:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
+        insert = vars(self).get(INSERT)
+        x = base.forward(self, *args, **kwargs)
+        return x if insert is None else insert(x)
+
+    return {"forward": forward}
+
+
+def _registers_enter(base: Any) -> dict[str, Any]:
+    def forward(self: Any, *args: Any, return_dict: bool | None = None, **kwargs: Any) -> Any:
+        # The embedding finds them by the module that holds them, and only now: peft may have replaced it meanwhile.
+        vars(self.embeddings)[INSERT] = functools.partial(inserted, self)
+        try:
+            out = base.forward(self, *args, return_dict=True, **kwargs)
+        finally:
+            del vars(self.embeddings)[INSERT]
+        drop = self.attn_plugins_registers.drop
+        out.last_hidden_state = drop(out.last_hidden_state)
+        if out.hidden_states is not None:
+            out.hidden_states = tuple(None if x is None else drop(x) for x in out.hidden_states)
+        if out.attentions is not None:
+            out.attentions = tuple(drop(drop(x, -1), -2) for x in out.attentions)
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return out if as_dict else out.to_tuple()
+
+    return {"forward": forward}
+
+
+MODEL_TYPES = {"vit", "vit_msn", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit"}
+"""Those whose tokens are [CLS], perhaps a distillation token, registers and patches, and nothing else."""
+
+
+def _refuses(root: Any) -> str:
+    kind = root.config.model_type
+    if kind in MODEL_TYPES:
+        return ""
+    return f"token mechanisms do not know transformers' model type {kind!r}, only {', '.join(sorted(MODEL_TYPES))}"
+
+
+def _parts(*marks: str, blocks: str, norm: str) -> Parts:
+    return Parts(
+        ("config", "embeddings", *marks),
+        blocks,
+        norm,
+        cls_token="embeddings.cls_token",
+        norm1=("norm1", "layernorm_before"),
+        norm2=("norm2", "layernorm_after"),
+        attention=("attention",),
+        projection=("o_proj",),
+        layer_scales=("layer_scale1", "layer_scale2"),
+        registers=lambda root: int(getattr(root.config, "num_register_tokens", 0) or 0),
+        option="config.num_register_tokens",
+        others=lambda root: int(getattr(root.embeddings, "distillation_token", None) is not None),
+        enter=(("", _registers_enter), ("embeddings", _embeds)),
+        uncounted=lambda root: hasattr(root, "out_features"),
+        refuses=_refuses,
+    )
+
+
+def _run(model: Any, images: Tensor) -> None:
+    # Another image size than they were trained at is refused unless resampling is asked for; models without absolute
+    # positions do not know the argument.
+    takes = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+    model(pixel_values=images, **({"interpolate_pos_encoding": True} if takes else {}))
+
+
+TRANSFORMERS = Codebase(
+    "transformers",
+    adapters=(ADAPTER,),
+    vits=(
+        _parts("layers", "layernorm", blocks="layers", norm="layernorm"),
+        _parts("encoder", "layernorm", blocks="encoder.layer", norm="layernorm"),
+        _parts("rope_embeddings", blocks="model.layer", norm="norm"),
+    ),
+    features=Features(
+        ("encoder.layer", "model.layer", "layer", "layers", "encoder.layers", "vision_model.encoder.layers"),
+        ("norm", "layernorm", "vision_model.post_layernorm", "post_layernorm"),
+        ("config.hidden_size",),
+        ("config.patch_size", "config.vision_config.patch_size"),
+        run=_run,
+    ),
+    state=StateDict(
+        stems=(  # ViT and DINOv2, DINOv3, CLIP and SigLIP
+            "embeddings.patch_embeddings.projection.weight",
+            "embeddings.patch_embeddings.weight",
+            "embeddings.patch_embedding.weight",
+        ),
+        cls_token=("embeddings.cls_token", "embeddings.class_embedding"),
+        registers=("embeddings.register_tokens",),
+        positions=("embeddings.position_embeddings",),
+    ),
+)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..analysis.images import MEAN, STD
 from ..analysis.pca import pca_rgb
-from ..backbones.features import ViTFeatures
+from ..codebases.features import ViTFeatures
 from ..files import written
 
 __all__ = ["draw", "load_images"]

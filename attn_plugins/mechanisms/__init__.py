@@ -1,13 +1,13 @@
 """Token mechanisms: one file each, applied by ``patch`` under their name in the spec.
 
-A mechanism is a :class:`Mechanism`; :mod:`.anatomy` tells it where a codebase keeps its norms, MLPs and
+A mechanism is a :class:`Mechanism`; the ViT that it is given tells it where a codebase keeps its norms, MLPs and
 projections, :mod:`attn_plugins.swap` swaps their classes, :mod:`.layout` tells which tokens are [CLS] and which are
 patches.
 """
 
+from ..codebases import ViT, find_vits
 from ..swap import add_layer
 from . import broadcasting, gated, last_vit, registers, specialization
-from .anatomy import ViT, find_vits
 from .base import Mechanism, Owned, applied_mechanisms, lift_mechanisms, plan_mechanisms
 
 __all__ = [

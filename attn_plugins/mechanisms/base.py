@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..codebases.base import Layer
+from ..codebases.vit import ViT, find_vits
 from ..registry import MECHANISMS
 from ..spec import Plugin
 from ..swap import PREFIX, remove_layers
 from ..swap import starts as _starts  # noqa: F401 - the name that pickles of release 0.1 hold
-from .anatomy import ViT, find_vits
 from .layout import LAYOUT
 
 __all__ = ["Mechanism", "Owned", "Plan", "applied_mechanisms", "lift_mechanisms", "plan_mechanisms"]

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..codebases.vit import ViT
 from ..registry import register_mechanism
 from ..swap import add_layer
-from .anatomy import ViT
 from .base import Mechanism, Owned
 from .layout import LAYOUT, share_layout
 
@@ -36,11 +36,11 @@ class ContextBroadcasting(Mechanism):
 
     def check(self, vit: ViT) -> None:
         for block in vit.blocks:
-            vit.part(block, "mlp")
+            vit.mlp(block)
 
     def apply(self, vit: ViT) -> None:
         for block in vit.blocks:
-            mlp = vit.part(block, "mlp")
+            mlp = vit.mlp(block)
             share_layout(vit, block, mlp)
             add_layer(mlp, _halves)
 
@@ -57,7 +57,7 @@ class ScaledContextBroadcasting(ContextBroadcasting):
 
     def apply(self, vit: ViT) -> None:
         for block in vit.blocks:
-            mlp = vit.part(block, "mlp")
+            mlp = vit.mlp(block)
             share_layout(vit, block, mlp)
             if not hasattr(mlp, "attn_plugins_cb_s"):
                 mlp.attn_plugins_cb_s = _Scale(vit.cls_token.shape[-1]).like(vit.cls_token)

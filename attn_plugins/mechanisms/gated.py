@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..codebases.vit import ViT
 from ..errors import UnsupportedModelError
 from ..registry import register_mechanism
 from ..swap import add_layer
-from .anatomy import ViT
 from .base import Mechanism, Owned
 
 __all__ = ["Gated"]

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..codebases.vit import ViT
 from ..errors import UnsupportedModelError
 from ..registry import register_mechanism
 from ..swap import add_layer
-from .anatomy import ViT
 from .base import Mechanism
 
 __all__ = ["LastViT", "low_pass", "stable_features"]
@@ -79,7 +79,7 @@ class LastViT(Mechanism):
         self.published = published
 
     def check(self, vit: ViT) -> None:
-        untied = [name for name in ("cls_norm", "local_cls_norm") if getattr(vit.root, name, None) is not None]
+        untied = [name for name, norm in zip(vit.known.cls_norms, vit.cls_norms(), strict=True) if norm is not None]
         if untied:
             raise UnsupportedModelError(
                 f"last_vit: {type(vit.root).__qualname__} norms [CLS] apart from patches ({', '.join(untied)}); build "

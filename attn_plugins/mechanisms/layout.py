@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..swap import PREFIX, add_layer
-from .anatomy import ViT
+from ..codebases.packing import LAYOUT
+from ..codebases.packing import packing as _packing  # noqa: F401 - the name that pickles of release 0.1 hold
+from ..codebases.vit import ViT
+from ..swap import add_layer
 
 __all__ = ["LAYOUT", "Layout", "share_layout"]
-
-LAYOUT = PREFIX + "layout"
 
 
 class Layout:
@@ -58,21 +57,7 @@ def share_layout(vit: ViT, block: nn.Module, *modules: nn.Module) -> None:
     """Give ``modules`` of ``block`` one layout, which the block keeps up to date."""
     if not hasattr(block, LAYOUT):
         setattr(block, LAYOUT, Layout(vit.prefix))
-        if vit.codebase.name in ("dinov2", "dinov3"):
-            add_layer(block, _packing)
+        if vit.known.packs is not None:
+            add_layer(block, vit.known.packs)
     for module in modules:
         setattr(module, LAYOUT, getattr(block, LAYOUT))
-
-
-def _packing(base: Any) -> dict[str, Any]:
-    def forward(self: Any, x: Tensor | list[Tensor], *args: Any, **kwargs: Any) -> Any:
-        batches = [x] if isinstance(x, Tensor) else x
-        # Stochastic depth of DINOv2 and DINOv3 runs the branches on this many images of each batch.
-        drop = self.sample_drop_ratio if self.training else 0.0
-        kept = [max(int(len(batch) * (1 - drop)), 1) if drop > 0 else len(batch) for batch in batches]
-        layout = getattr(self, LAYOUT)
-        layout.crops = tuple((count, batch.shape[1]) for count, batch in zip(kept, batches, strict=True))
-        layout.packed = not isinstance(x, Tensor) and hasattr(self, "forward_nested")
-        return base.forward(self, x, *args, **kwargs)
-
-    return {"forward": forward}

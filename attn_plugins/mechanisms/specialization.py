@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-import sys
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..codebases.dinov2 import scales_inside as _scales_inside  # noqa: F401 - the name that pickles of release 0.1 hold
+from ..codebases.vit import ViT
 from ..errors import UnsupportedModelError
 from ..registry import register_mechanism
 from ..swap import COPIED, add_layer
-from .anatomy import ViT
 from .base import Mechanism
 from .layout import LAYOUT, Layout, share_layout
 
@@ -38,7 +38,8 @@ class Specialization(Mechanism):
 
     def check(self, vit: ViT) -> None:
         name = type(vit.root).__qualname__
-        if getattr(vit.root, "untie_global_and_local_cls_norm", False) and not vit.root.untie_cls_and_patch_norms:
+        norms = vit.cls_norms()
+        if any(norms) and norms[0] is None:
             raise UnsupportedModelError(
                 f"specialization: {name} has untie_global_and_local_cls_norm=True and calls its final norm on [CLS] "
                 "and patches apart; build it with untie_cls_and_patch_norms=True too, or without either"
@@ -63,12 +64,11 @@ class Specialization(Mechanism):
             share_layout(vit, block, *parts)
             for module in parts:
                 _specialize(module)
-            if vit.layer_scales(block) and hasattr(block, "forward_nested"):
-                add_layer(block, _scales_inside)
+            if vit.layer_scales(block) and vit.known.scales is not None:
+                add_layer(block, vit.known.scales)
             if isinstance(getattr(block, GAMMAS[0], None), nn.Parameter):
                 _specialize_bare_scales(block)
-        # DINOv3 may have a final norm for [CLS] of its own.
-        if list(vit.norm.parameters()) and not getattr(vit.root, "untie_cls_and_patch_norms", False):
+        if list(vit.norm.parameters()) and not any(vit.cls_norms()):
             setattr(vit.norm, LAYOUT, Layout(vit.prefix))
             _specialize(vit.norm)
 
@@ -141,27 +141,3 @@ def _per_token(name: str) -> property:
         del self.__dict__[name]
 
     return property(get, put, drop)
-
-
-def _scales_inside(base: Any) -> dict[str, Any]:
-    """DINOv2's block hands the bare LayerScale vector to the addition; here the branches scale their own tokens.
-
-    Mirrors ``NestedTensorBlock.forward_nested`` of facebookresearch/dinov2 at b8931f7.
-    """
-
-    def forward_nested(self: Any, x_list: list[Tensor]) -> list[Tensor]:
-        if not self.training or self.sample_drop_ratio == 0:
-            return base.forward_nested(self, x_list)
-
-        def attend(x: Tensor, attn_bias: Any = None) -> Tensor:
-            return self.ls1(self.attn(self.norm1(x), attn_bias=attn_bias))
-
-        def feed_forward(x: Tensor, attn_bias: Any = None) -> Tensor:
-            return self.ls2(self.mlp(self.norm2(x)))
-
-        add = sys.modules[base.__module__].drop_add_residual_stochastic_depth_list
-        for branch in (attend, feed_forward):
-            x_list = add(x_list, residual_func=branch, sample_drop_ratio=self.sample_drop_ratio)
-        return x_list
-
-    return {"forward_nested": forward_nested}

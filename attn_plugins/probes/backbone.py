@@ -13,9 +13,9 @@ from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from ..backbones.features import ViTFeatures, center_pad, evenly_spaced
 from ..checkpoints import build
 from ..checkpoints.verdict import verdict
+from ..codebases.features import ViTFeatures, center_pad, evenly_spaced
 
 __all__ = ["FEATURES", "FrozenViT", "features_digest"]
 

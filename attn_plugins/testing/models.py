@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_flatten
 from ..patching import PREFIX, patch, unpatch
 from ..record import RECORD
 from ..spec import Spec
+from ..swap import Starts
 from .report import close
 
 __all__ = ["Tried", "additions", "snapshot", "unlike"]
@@ -142,13 +143,14 @@ def unlike(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
 
 
 def additions(model: nn.Module, patched: nn.Module) -> list[str]:
-    """Names of what a patch has added to modules, records left out."""
+    """Names of what a patch has added to modules, without records and what starts plugins with the model."""
     before = dict(model.named_modules())
     found = []
     for path, module in patched.named_modules():
         old = before.get(path)
         if old is not None:
-            names = {*vars(module), *module._modules, *module._buffers, *module._parameters}
+            own = [name for name, value in vars(module).items() if not isinstance(value, Starts)]
+            names = {*own, *module._modules, *module._buffers, *module._parameters}
             old_names = {*vars(old), *old._modules, *old._buffers, *old._parameters}
             found += [f"{path}.{name}".lstrip(".") for name in sorted(names - old_names - {RECORD})]
     return found

@@ -108,12 +108,13 @@ def test_mechanisms_stay_in_the_comparison_with_softmax() -> None:
     assert result.ok and len(result) == 3, result.problems
 
 
-def test_a_wrong_kernel_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_kernel_is_told() -> None:
     from attn_plugins.attention import reference
+    from attn_plugins.attention.backend import BACKENDS
 
-    model = attn_plugins.patch(TinyViT().double(), "entmax15")  # float64: the reference backend computes it
-    right = reference.run
-    monkeypatch.setattr(reference, "run", lambda call: right(call) * 1.01)
-    result = attn_plugins.verify(copy.deepcopy(model), images().double())
+    model = attn_plugins.patch(TinyViT(), "entmax15")
+    with BACKENDS.temporarily():
+        attn_plugins.register_backend(attn_plugins.Backend("wrong", lambda call: reference.run(call) * 1.01))
+        result = attn_plugins.verify(copy.deepcopy(model), images())
     assert not result.ok and "is off the reference by 1.0e-02" in result.problems[0]
     assert DIM == 32

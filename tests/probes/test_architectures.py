@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from attn_plugins.backbones.features import ViTFeatures
 from attn_plugins.checkpoints import CheckpointError, save
 from attn_plugins.checkpoints import build as load_backbone
-from attn_plugins.checkpoints.checkouts import build
+from attn_plugins.checkpoints.architectures import construct
+from attn_plugins.codebases.features import ViTFeatures
 
 from .conftest import ARCH, OPTIONS, checkout, tiny_vit
 from .test_features import images, randomised
@@ -39,7 +39,7 @@ def assert_same(a: nn.Module, b: nn.Module, patch: int) -> None:
 def test_dinov1_small(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = checkout("DINO_ROOT")
     monkeypatch.delenv("DINO_ROOT")
-    official = randomised(build("dinov1", "vit_small", root, None, {"patch_size": 16}))
+    official = randomised(construct("dinov1/vit_small", None, root, {"patch_size": 16})[0])
     torch.save({"teacher": {f"module.backbone.{k}": v for k, v in official.state_dict().items()}}, tmp_path / "c.pth")
     ours, identity = load_backbone(checkpoint=tmp_path / "c.pth", plugins=spec)
     theirs, _ = load_backbone(checkpoint=tmp_path / "c.pth", plugins=spec, repo=root)
@@ -53,7 +53,7 @@ def test_dinov2_small(registers: int, tmp_path: Path, monkeypatch: pytest.Monkey
     root = checkout("DINOV2_ROOT")
     monkeypatch.delenv("DINOV2_ROOT")
     options = {"patch_size": 14, "img_size": 518, "num_register_tokens": registers}
-    official = randomised(build("dinov2", "vit_small", root, None, options))
+    official = randomised(construct("dinov2/vit_small", None, root, options)[0])
     torch.save(official.state_dict(), tmp_path / "c.pth")
     ours, identity = load_backbone(checkpoint=tmp_path / "c.pth", plugins="entmax15")
     theirs, _ = load_backbone(checkpoint=tmp_path / "c.pth", plugins="entmax15", repo=root)
@@ -64,7 +64,7 @@ def test_dinov2_small(registers: int, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_dinov3_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = checkout("DINOV3_ROOT")
     monkeypatch.delenv("DINOV3_ROOT")
-    official = build("dinov3", "vit_small", root, None, {})
+    official = construct("dinov3/vit_small", None, root, {})[0]
     official.init_weights()
     torch.save(randomised(official).state_dict(), tmp_path / "c.pth")
     ours, identity = load_backbone(checkpoint=tmp_path / "c.pth", plugins="entmax15")

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from attn_plugins.backbones.features import center_pad
 from attn_plugins.checkpoints import CheckpointError, save
+from attn_plugins.codebases.features import center_pad
 from attn_plugins.probes.backbone import FrozenViT
 
 from .conftest import ARCH, OPTIONS, tiny_vit

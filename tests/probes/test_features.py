@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import attn_plugins
-from attn_plugins.backbones.features import ViTFeatures, center_pad, evenly_spaced
+from attn_plugins.codebases.features import ViTFeatures, center_pad, evenly_spaced
 
 from .conftest import checkout, tiny_vit
 

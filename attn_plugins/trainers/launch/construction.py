@@ -16,17 +16,19 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["is_vit_class", "patch_as_built"]
+from ...codebases import CODEBASES
 
-_PARTS = {"patch_embed", "blocks"}
+__all__ = ["is_vit_class", "patch_as_built"]
 
 
 def is_vit_class(cls: type) -> bool:
-    """Whether a class's constructor, or an inherited one, makes a `patch_embed` and `blocks`.
+    """Whether a class's constructor, or an inherited one, makes the parts that a codebase's ViTs have.
 
-    So do the ViTs of DINO, DINOv2, DINOv3, lightly-train and timm (EVA and its kin included).
+    Those of DINO, DINOv2, DINOv3, lightly-train and timm (EVA and its kin included) have `patch_embed` and `blocks`.
     """
-    return any(_names(vars(base).get("__init__")) >= _PARTS for base in cls.__mro__)
+    wanted = {codebase.constructor for codebase in CODEBASES.values() if codebase.constructor}
+    found = [_names(vars(base).get("__init__")) for base in cls.__mro__]
+    return any(names.issuperset(parts) for names in found for parts in wanted)
 
 
 def _names(constructor: Any) -> set[str]:

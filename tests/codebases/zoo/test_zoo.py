@@ -18,6 +18,7 @@ from . import (
     entries_heads,
     entries_masks,
     entries_mha,
+    entries_parts,
     entries_pooled,
     entries_spelling,
     entries_steps,
@@ -35,6 +36,7 @@ ENTRIES: list[Entry] = [
     *entries_mha.ZOO,
     *entries_spelling.ZOO,
     *entries_steps.ZOO,
+    *entries_parts.ZOO,
 ]
 
 every_entry = pytest.mark.parametrize("entry", [pytest.param(entry, id=entry.name) for entry in ENTRIES])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -10,27 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
+from .base import CODEBASES
+from .parts import Features
+from .vit import unchunked
 
 __all__ = ["ViTFeatures", "center_pad", "evenly_spaced"]
 
-# Blocks and final norm: of DINOv1/2/3, timm and lightly-train first, then of transformers and torchvision.
-_BLOCKS = (
-    "blocks",
-    "encoder.layer",
-    "model.layer",
-    "layer",
-    "layers",
-    "encoder.layers",
-    "vision_model.encoder.layers",
-)
-_NORMS = ("norm", "layernorm", "vision_model.post_layernorm", "post_layernorm", "encoder.ln")
-_WIDTHS = ("embed_dim", "config.hidden_size", "hidden_dim")
-_PATCH_SIZES = (
-    "patch_embed.patch_size",
-    "patch_size",
-    "config.patch_size",
-    "config.vision_config.patch_size",
-)
 # DINOv2, hub/depthers.py: not the rounding one would guess, so written out.
 _FOUR_LAYERS = {12: (2, 5, 8, 11), 24: (4, 11, 17, 23), 40: (9, 19, 29, 39)}
 
@@ -80,33 +65,30 @@ class ViTFeatures:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        path, found = _first(model, _BLOCKS)
+        self._places = places = _places(model)
+        path, found = _first(model, places.blocks)
         if not isinstance(found, nn.ModuleList | nn.Sequential):
             raise UnsupportedModelError(
-                f"{type(model).__name__} has no list of blocks under any of {', '.join(_BLOCKS)}; "
+                f"{type(model).__name__} has no list of blocks under any of {', '.join(places.blocks)}; "
                 "features can be read from DINO, timm, transformers and torchvision ViTs"
             )
         self._container = path, found
-        # DINOv2 trains with its blocks in chunks, each padded in front with identities.
-        nested = any(isinstance(item, nn.ModuleList) for item in found)
-        self.blocks: list[nn.Module] = (
-            [block for chunk in found for block in chunk.children() if not isinstance(block, nn.Identity)]
-            if nested
-            else list(found)
-        )
-        _, norm = _first(model, _NORMS)
+        self.blocks = unchunked(found)
+        _, norm = _first(model, places.norm)
         if not isinstance(norm, nn.Module):
-            raise UnsupportedModelError(f"{type(model).__name__} has no final norm under any of {', '.join(_NORMS)}")
+            raise UnsupportedModelError(
+                f"{type(model).__name__} has no final norm under any of {', '.join(places.norm)}"
+            )
         self.norm = norm
-        _, patch_size = _first(model, _PATCH_SIZES)
+        _, patch_size = _first(model, places.patch_size)
         if patch_size is None:
             raise UnsupportedModelError(
-                f"{type(model).__name__} tells its patch size nowhere: {', '.join(_PATCH_SIZES)}"
+                f"{type(model).__name__} tells its patch size nowhere: {', '.join(places.patch_size)}"
             )
         self.patch_size = int(patch_size[0]) if isinstance(patch_size, Sequence) else int(patch_size)
-        _, embed_dim = _first(model, _WIDTHS)
+        _, embed_dim = _first(model, places.width)
         if embed_dim is None:
-            raise UnsupportedModelError(f"{type(model).__name__} tells its width nowhere: {', '.join(_WIDTHS)}")
+            raise UnsupportedModelError(f"{type(model).__name__} tells its width nowhere: {', '.join(places.width)}")
         self.embed_dim = int(embed_dim)
 
     @property
@@ -144,7 +126,7 @@ class ViTFeatures:
 
         handles = [self.blocks[index].register_forward_hook(keep(index)) for index in layers]
         try:
-            self._forward(images)
+            self._places.run(self.model, images)
         finally:
             for handle in handles:
                 handle.remove()
@@ -157,27 +139,31 @@ class ViTFeatures:
             features.append((patches.contiguous(), tokens[:, 0]))
         return features
 
-    def _forward(self, images: Tensor) -> None:
-        positions = getattr(self.model, "official_positions", None)
-        if positions is not None:
-            positions.prepare(images)
-        if hasattr(self.model, "forward_features"):
-            self.model.forward_features(images)
-        elif hasattr(self.model, "config"):
-            # transformers' ViTs refuse another image size than they were trained at unless asked to resample;
-            # those without absolute positions do not know the argument.
-            resample = {"interpolate_pos_encoding": True} if _takes(self.model, "interpolate_pos_encoding") else {}
-            self.model(pixel_values=images, **resample)
-        else:
-            self.model(images)
-
     def _final_norm(self, tokens: Tensor, patches: int) -> Tensor:
-        # DINOv3 may train [CLS] and storage tokens with a norm of their own.
-        cls_norm: nn.Module | None = getattr(self.model, "cls_norm", None)
+        _, cls_norm = _first(self.model, (self._places.cls_norm,))
         if cls_norm is not None:
             prefix = tokens.shape[1] - patches
             return torch.cat([cls_norm(tokens[:, :prefix]), self.norm(tokens[:, prefix:])], dim=1)
         return self.norm(tokens)
+
+
+def _places(model: nn.Module) -> Features:
+    """Where the codebase that the model has all the names of says to look, or else wherever any of them does."""
+    known = [codebase.features for codebase in reversed(CODEBASES.values()) if codebase.features is not None]
+    for places in known:
+        own = (places.blocks, places.norm, places.width, places.patch_size)
+        if all(_first(model, paths)[0] for paths in (*own, *([(places.cls_norm,)] if places.cls_norm else []))):
+            return places
+    return Features(
+        _anywhere(places.blocks for places in known),
+        _anywhere(places.norm for places in known),
+        _anywhere(places.width for places in known),
+        _anywhere(places.patch_size for places in known),
+    )
+
+
+def _anywhere(paths: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(path for some in paths for path in some))
 
 
 def _first(model: nn.Module, paths: Sequence[str]) -> tuple[str, Any]:
@@ -196,9 +182,3 @@ def _tokens(output: object) -> Tensor:
     if not isinstance(output, Tensor):
         raise UnsupportedModelError(f"a block returned {type(output).__name__}, not tokens")
     return output
-
-
-def _takes(model: nn.Module, argument: str) -> bool:
-    import inspect
-
-    return argument in inspect.signature(model.forward).parameters
