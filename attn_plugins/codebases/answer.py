@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 import threading
 import types
@@ -15,30 +14,26 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..attention import attention
-from ..attention.counting import answers, note_answer, observing, within
+from ..attention.counting import note_answer, observing
 from ..errors import UnsupportedModelError
 from ..functional.plain import sizes
 from ..swap import PREFIX
-from . import flow
 from .flow import Mark, Marks, TracedMarks, Use
 from .fused import ANSWERS
-from .symbolic import recorded
+from .scores import Following
 
-__all__ = ["ANSWERED", "NORMALIZER", "Answering", "answered", "current", "proved", "proved_on"]
+__all__ = ["NORMALIZER", "Answering", "current", "named", "running"]
 
 NORMALIZER = PREFIX + "normalizer"
-ANSWERED = PREFIX + "answered"
-"""Attribute of a patched layer: how many attention calls it has answered so far."""
-
 _LOCAL = threading.local()
-_TRACED: list[Answering] = []
+TRACED: list[Answering] = []
 """torch.compile, which traces one frame at a time, cannot trace a thread's own variables."""
 
 
 def current() -> Answering | None:
     """The patched layer whose attention runs in this thread now, or is traced by torch.compile."""
     if torch.compiler.is_compiling():
-        return _TRACED[-1] if _TRACED else None
+        return TRACED[-1] if TRACED else None
     return getattr(_LOCAL, "running", None)
 
 
@@ -54,7 +49,7 @@ def _undispatched(function: Any) -> Any:
 _multi_head_attention_forward = _undispatched(F.multi_head_attention_forward)
 
 
-class Answering(TorchFunctionMode):
+class Answering(Following, TorchFunctionMode):
     """Inside this context, the attention that the code of ``module`` computes uses its normalizer.
 
     Calls are caught however the code names them (``F.``, an import, an attribute), and softmax where it runs over
@@ -73,14 +68,11 @@ class Answering(TorchFunctionMode):
         self.normalizer: Callable[..., Tensor] = getattr(module, NORMALIZER)
         self.heads = heads
         self.traced = traced
-        self.marks: Any = TracedMarks() if traced else Marks()
+        self.follow(TracedMarks() if traced else Marks())
         self.covered = False  # a layer inside this one runs, which answers for itself
         self.rerun = False  # a function that is checkpointed runs, which will run again under this answer
         self.grad = traced or torch.is_grad_enabled()
         self.count = 0
-        self.sizes: list[tuple[int, ...]] = []
-        self.uses: list[Use] = []
-        self.written_out = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -112,7 +104,7 @@ class Answering(TorchFunctionMode):
         where = _autograd_function()
         if where is not None:
             raise UnsupportedModelError(
-                f"{_named(self.module)} computes its attention inside {where}, whose own backward cannot know how it "
+                f"{named(self.module)} computes its attention inside {where}, whose own backward cannot know how it "
                 "is answered; use torch.utils.checkpoint.checkpoint, or code that autograd differentiates"
             )
 
@@ -188,162 +180,9 @@ class Answering(TorchFunctionMode):
 
     def _refused(self, func: Any, args: Any, kwargs: Any) -> Any:
         raise UnsupportedModelError(
-            f"{_named(self.module)} calls {getattr(func, '__name__', func)}, which computes softmax in a kernel of "
+            f"{named(self.module)} calls {getattr(func, '__name__', func)}, which computes softmax in a kernel of "
             "its own that cannot be answered; unpatch this layer, or leave it out of layers="
         )
-
-    # --- products and what lies between them
-
-    def _product(self, func: Any, args: Any, kwargs: Any) -> Any:
-        out = func(*args, **kwargs)
-        operands = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        if len(operands) == 3:  # baddbmm and addmm: the first is what is added
-            operands = operands[1:]
-        if len(operands) == 2 and isinstance(out, Tensor):
-            a, b = operands
-            if func is Tensor.__rmatmul__:
-                a, b = b, a
-            self._multiply(a, b, None, out)
-        return out
-
-    def _similarity(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Scores by functions whose dimensions are not followed."""
-        out = func(*args, **kwargs)
-        operands = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        if isinstance(out, Tensor) and not any(self.marks.get(operand) for operand in operands):
-            self.marks.put(out, Mark("scores", None))
-        return out
-
-    def _einsum(self, func: Any, args: Any, kwargs: Any) -> Any:
-        out = func(*args, **kwargs)
-        if args and isinstance(args[0], str):
-            operands = args[1] if len(args) == 2 and isinstance(args[1], (list, tuple)) else args[1:]
-            if len(operands) == 2:
-                self._multiply(operands[0], operands[1], flow.einsum_operands(args[0], operands), out)
-        return out
-
-    def _times(self, func: Any, args: Any, kwargs: Any) -> Any:
-        out = func(*args, **kwargs)
-        a, b = args[0], args[1] if len(args) > 1 else kwargs.get("other")
-        if not isinstance(out, Tensor):
-            return out
-        if self.marks:
-            self._follow(func, args, kwargs, out)
-        if isinstance(a, Tensor) and isinstance(b, Tensor) and self.marks.get(out) is None:
-            labels = flow.times_labels(a, b)
-            if labels is not None:
-                self.marks.put(out, Mark("times", labels))
-        return out
-
-    def _sum(self, func: Any, args: Any, kwargs: Any) -> Any:
-        out = func(*args, **kwargs)
-        source = args[0] if args else kwargs.get("input")
-        mark = self.marks.get(source)
-        if mark is not None and mark.kind == "times" and isinstance(out, Tensor):
-            labels = flow.summed_labels(mark.labels, source, out, args[1:], kwargs)
-            if labels is not None:  # q and k, multiplied element by element: scores
-                self.marks.put(out, Mark("scores", labels))
-        return out
-
-    def _multiply(self, a: Tensor, b: Tensor, letters: Any, out: Tensor) -> None:
-        marks = [(self.marks.get(t), t, other, n) for n, (t, other) in enumerate(((a, b), (b, a)))]
-        for mark, tensor, other, place in marks:
-            if mark is None or mark.kind == "times":
-                continue
-            if mark.kind == "scores" and flow.is_activation(other):
-                continue
-            if letters is None:
-                summed = mark.labels is not None and tensor.dim() > 1 and (tensor.dim() - 1 - place)
-                self._use(mark, None if summed is False else summed, other, out, place)
-            else:
-                self._use_letters(mark, letters, place, other, out)
-            return
-        if flow.is_activation(a) or flow.is_activation(b):
-            labels = (
-                flow.product_labels(a, b, out.dim())
-                if letters is None
-                else flow.einsum_labels(letters[0], letters[1], (a, b))
-            )
-            if labels is None or "a" in labels or "b" in labels:
-                self.marks.put(out, Mark("scores", labels))
-                if out.dim() > 2:
-                    self.sizes.append(tuple(sizes(out)[-2:]))
-
-    def _use(self, mark: Mark, dim: int | None, other: Tensor, out: Tensor, place: int) -> None:
-        """``a @ b`` of which one, at ``place``, has a mark; ``dim`` of it is summed over."""
-        if not flow.is_activation(other):  # a mixing of heads, or the like: what comes out is what went in
-            labels = mark.labels
-            if labels is not None and len(labels) == out.dim():
-                kept = [*labels[:-1], None] if place == 0 else [*labels[:-2], None, labels[-1]]
-                self.marks.put(out, mark.on(tuple(kept)))
-            else:
-                self.marks.put(out, mark.on(None))
-            return
-        self._summed(mark, None if dim is None else flow.weights_summed(mark, dim))
-
-    def _use_letters(self, mark: Mark, letters: Any, place: int, other: Tensor, out: Tensor) -> None:
-        terms, result = letters
-        own = terms[place]
-        if mark.labels is None or len(mark.labels) != len(own):
-            if flow.is_activation(other):
-                self._summed(mark, None)
-            else:
-                self.marks.put(out, mark.on(None))
-            return
-        by_letter = dict(zip(own, mark.labels, strict=True))
-        rows = next((letter for letter, label in by_letter.items() if label == "s"), None)
-        if not flow.is_activation(other) or (rows is not None and rows in result):
-            if mark.kind == "exp" and flow.is_activation(other):
-                self._summed(mark, None)
-                return
-            if flow.is_activation(other) and any(c not in result for c in own if c != rows):
-                self._summed(mark, False)
-            self.marks.put(out, mark.on(tuple(by_letter.get(letter) for letter in result)))
-            return
-        self._summed(mark, None if rows is None else True)
-
-    def _summed(self, mark: Mark, over_rows: bool | None) -> None:
-        if mark.kind == "exp":
-            self.written_out = True
-        elif mark.use is not None and over_rows is False:
-            mark.use.across = True
-        elif mark.use is not None:
-            mark.use.along = True
-
-    def _exp(self, func: Any, args: Any, kwargs: Any) -> Any:
-        out = func(*args, **kwargs)
-        source = args[0] if args else kwargs.get("input", kwargs.get("logits"))
-        mark = self.marks.get(source)
-        if mark is not None and mark.kind == "scores" and isinstance(out, Tensor):
-            self.marks.put(out, Mark("exp", mark.labels))
-        elif mark is not None:
-            self._follow(func, args, kwargs, out)
-        return out
-
-    def _follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        outs = out if isinstance(out, (list, tuple)) else (out,)
-        if flow.reduces(func) or not any(isinstance(o, Tensor) and o.is_floating_point() for o in outs):
-            return
-        source, mark = self._marked(args)
-        if mark is None and kwargs:
-            source, mark = self._marked(tuple(kwargs.values()))
-        if mark is None or source is None:
-            return
-        for made in outs:
-            if isinstance(made, Tensor) and made.is_floating_point() and made is not source:
-                self.marks.put(made, mark.on(flow.follow(func, args, kwargs, source, mark, made)))
-
-    def _marked(self, values: Any) -> tuple[Tensor | None, Mark | None]:
-        for value in values:
-            if isinstance(value, Tensor):
-                mark = self.marks.get(value)
-                if mark is not None:
-                    return value, mark
-            elif isinstance(value, (list, tuple)):
-                found = self._marked(value)
-                if found[1] is not None:
-                    return found
-        return None, None
 
     def check(self) -> None:
         """Raise if what ran was not attention over keys.
@@ -358,7 +197,7 @@ class Answering(TorchFunctionMode):
             how = "a softmax over another dimension than the product with the values sums over"
         if how:
             raise UnsupportedModelError(
-                f"{_named(self.module)} computes its attention by {how}: {self.normalizer} cannot replace that. "
+                f"{named(self.module)} computes its attention by {how}: {self.normalizer} cannot replace that. "
                 "Unpatch this layer, leave it out of layers=, or register an adapter for it"
             )
 
@@ -403,12 +242,12 @@ class _Again:
                 return self.function(*args, **kwargs)
             finally:
                 outer.rerun = False
-        with _running(self.module) as again:
+        with running(self.module) as again:
             again.rerun = True
             return self.function(*args, **kwargs)
 
 
-class _running:
+class running:
     """The context in which a layer's attention is answered, layers around it left aside."""
 
     def __init__(self, module: Any) -> None:
@@ -429,86 +268,7 @@ class _running:
             self.outer.covered = False
 
 
-def answered(method: Callable[..., Any]) -> Callable[..., Any]:
-    """``method`` of an attention module, run inside :class:`Answering` with that module's normalizer."""
-
-    def traced(self: Any, *args: Any, **kwargs: Any) -> Any:
-        mode = Answering(self, traced=True)
-        _TRACED.append(mode)
-        try:
-            with mode:
-                out = method(self, *args, **kwargs)
-        finally:
-            _TRACED.pop()
-        mode.check()
-        if mode.count == 0:
-            raise UnsupportedModelError(_nothing(self))
-        return out
-
-    @functools.wraps(method)  # inspect.signature shows upstream's
-    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
-            # Under activation checkpointing torch.compile takes entering a mode for a side effect; it is left again.
-            from torch._dynamo.utils import _disable_side_effect_safety_checks_for_current_subtracer as trusted
-
-            return trusted(traced, self, *args, **kwargs)
-        outer = current()
-        if outer is not None and outer.module is self:
-            return method(self, *args, **kwargs)
-        with _running(self) as mode:
-            out = recorded(self, functools.partial(method, self, *args, **kwargs), args, kwargs)
-        mode.check()
-        return out
-
-    return run
-
-
-def proved(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """``forward`` of a patched layer: every eager call answers attention, its own or of a layer inside, or raises."""
-
-    @functools.wraps(forward)
-    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return forward(self, *args, **kwargs)
-        before, outer = answers(), within(self)
-        try:
-            out = forward(self, *args, **kwargs)
-        finally:
-            within(outer)
-        given = answers() - before
-        vars(self)[ANSWERED] = vars(self).get(ANSWERED, 0) + given
-        if not given:
-            raise UnsupportedModelError(_nothing(self))
-        return out
-
-    return run
-
-
-def proved_on(module: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
-    """The same for a forward that is set on the instance ``module``."""
-
-    @functools.wraps(forward)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        before = answers()
-        out = forward(*args, **kwargs)
-        if answers() == before and not torch.compiler.is_compiling():
-            raise UnsupportedModelError(_nothing(module))
-        return out
-
-    run._attn_plugins_proved = True  # type: ignore[attr-defined]
-    return run
-
-
-def _nothing(module: nn.Module) -> str:
-    return (
-        f"{_named(module)} is patched with {getattr(module, NORMALIZER)}, and this forward computed no attention that "
-        "could be answered: its code was changed since, another library replaced a method, a softmax runs elsewhere, "
-        "or a fused path or a branch without attention was taken. Unpatch this layer, or register an adapter for it "
-        "(attn_plugins.register_adapter)"
-    )
-
-
-def _named(module: nn.Module) -> str:
+def named(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
@@ -517,7 +277,7 @@ def _autograd_function() -> str | None:
     frame = sys._getframe(2)
     while frame is not None:
         code = frame.f_code
-        if frame.f_globals is globals() and code.co_name == "run":
+        if frame.f_globals.get("__name__") == f"{__package__}.proof":  # where this layer began
             return None
         if code.co_name == "forward":
             first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None

@@ -11,8 +11,9 @@ from torch import nn
 from .. import swap
 from ..registry import ADAPTERS, Registry
 from ..swap import PREFIX, Overrides
-from .answer import NORMALIZER, answered, proved, proved_on
+from .answer import NORMALIZER
 from .parts import Builder, Features, Parts, StateDict
+from .proof import answered, proved, proved_on
 
 __all__ = [
     "CODEBASES",

@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import nn
 
-from .answer import answered
 from .base import Adapter, Codebase, Container
 from .parts import Features
+from .proof import answered
 
 __all__ = ["TORCHVISION"]
 

@@ -1,6 +1,7 @@
 """``patch``, ``unpatch``, ``patched``, ``describe``, ``verify``: plugins on a model, in place and all-or-nothing."""
 
-from ..codebases.answer import ANSWERED, NORMALIZER
+from ..codebases.answer import NORMALIZER
+from ..codebases.proof import ANSWERED
 from ..swap import PREFIX
 from .description import Description, LayerInfo, describe
 from .inplace import patch, patched, unpatch
