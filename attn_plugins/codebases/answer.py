@@ -126,8 +126,10 @@ class Answering(Following, TorchFunctionMode):
         dim = kwargs["dim"] if "dim" in kwargs else args[1] if len(args) > 1 else None
         if not isinstance(source, Tensor):  # a proxy of torch.fx: refused when all is recorded
             return func(*args, **kwargs)
-        if dim is None or not isinstance(dim, int) or not self._over_keys(source, dim % source.dim()):
+        if dim is None or not isinstance(dim, int):
             return func(*args, **kwargs)
+        if not self._over_keys(source, dim % source.dim()):
+            return self._leave(source, dim % source.dim(), func(*args, **kwargs))
         # F.softmax and torch.softmax agree on the first two positions only.
         dtype = next((value for value in args[2:] if isinstance(value, torch.dtype)), kwargs.get("dtype"))
         scores = source if dtype is None else source.to(dtype)
@@ -155,8 +157,9 @@ class Answering(Following, TorchFunctionMode):
         mark = self.marks.get(source)
         last = dim == source.dim() - 1
         if mark is None:
-            # Weights of another origin, as ConViT's of positions: rows of the same keys for the same queries.
-            return last and source.dim() > 2 and tuple(sizes(source)[-2:]) in self.sizes
+            # Weights of another origin over the same keys: for the same queries, as ConViT's of positions, or for all.
+            keys = {(number, total) for n, total in self.sizes for number in (n, 1)}
+            return last and source.dim() > 2 and tuple(sizes(source)[-2:]) in keys
         if mark.kind != "scores":
             return False
         return last if mark.labels is None else mark.labels[dim] in ("a", "b")
@@ -193,7 +196,9 @@ class Answering(Following, TorchFunctionMode):
         how = ""
         if self.written_out:
             how = "a softmax that is written with exp, log_softmax or gumbel_softmax"
-        elif any(use.across and not use.along for use in self.uses):
+        elif any(total in self.left for _, total in self.sizes):
+            how = "another softmax too, over as many entries as there are keys and of scores that no product made"
+        elif any(use.across for use in self.uses):
             how = "a softmax over another dimension than the product with the values sums over"
         if how:
             raise UnsupportedModelError(

@@ -47,7 +47,11 @@ class Use:
 
 
 class Mark:
-    """What a tensor is: ``scores``, ``weights`` (answered; ``"s"`` labels their rows) or ``exp`` (of scores)."""
+    """What a tensor is.
+
+    ``scores``; ``weights`` that were answered (``"s"`` labels their rows); ``exp`` of scores; ``left``, weights of a
+    softmax that was none over scores; ``times``, a product of two activations element by element.
+    """
 
     def __init__(self, kind: str, labels: Labels, use: Use | None = None) -> None:
         self.kind = kind

@@ -21,6 +21,7 @@ class Following:
         sizes: last two sizes of the scores that were seen.
         uses: of the weights of every softmax that was answered.
         written_out: whether weights were computed by exp, and used.
+        left: numbers of entries in rows of a softmax that was left alone and multiplied with activations.
     """
 
     def follow(self, marks: Any) -> None:
@@ -29,6 +30,7 @@ class Following:
         self.sizes: list[tuple[int, ...]] = []
         self.uses: list[Use] = []
         self.written_out = False
+        self.left: set[int] = set()
 
     def _product(self, func: Any, args: Any, kwargs: Any) -> Any:
         out = func(*args, **kwargs)
@@ -88,6 +90,9 @@ class Following:
                 continue
             if mark.kind == "scores" and flow.is_activation(other):
                 continue
+            if mark.kind == "left":  # whatever it multiplies may be scores all the same
+                self._use_left(mark, letters, place, tensor, other)
+                continue
             if letters is None:
                 summed = mark.labels is not None and tensor.dim() > 1 and (tensor.dim() - 1 - place)
                 self._use(mark, None if summed is False else summed, other, out, place)
@@ -116,6 +121,24 @@ class Following:
                 self.marks.put(out, mark.on(None))
             return
         self._summed(mark, None if dim is None else flow.weights_summed(mark, dim))
+
+    def _leave(self, source: Tensor, dim: int, out: Any) -> Any:
+        """Take down that a softmax over ``dim`` of ``source`` was left alone."""
+        if isinstance(out, Tensor) and self.marks.get(source) is None:
+            self.marks.put(out, Mark("left", tuple("s" if index == dim else None for index in range(out.dim()))))
+        return out
+
+    def _use_left(self, mark: Mark, letters: Any, place: int, tensor: Tensor, other: Tensor) -> None:
+        labels = mark.labels
+        if labels is None or "s" not in labels or not flow.is_activation(other):
+            return
+        rows = labels.index("s")
+        if letters is None:
+            summed = tensor.dim() > 1 and rows == tensor.dim() - 1 - place
+        else:
+            summed = letters[0][place][rows] not in letters[1]
+        if summed:
+            self.left.add(sizes(tensor)[rows])
 
     def _use_letters(self, mark: Mark, letters: Any, place: int, other: Tensor, out: Tensor) -> None:
         terms, result = letters
@@ -170,13 +193,14 @@ class Following:
                 self.marks.put(made, mark.on(flow.follow(func, args, kwargs, source, mark, made)))
 
     def _marked(self, values: Any) -> tuple[Tensor | None, Mark | None]:
+        left: tuple[Tensor | None, Mark | None] = (None, None)
         for value in values:
+            found = left
             if isinstance(value, Tensor):
-                mark = self.marks.get(value)
-                if mark is not None:
-                    return value, mark
+                found = (value, self.marks.get(value))
             elif isinstance(value, (list, tuple)):
                 found = self._marked(value)
-                if found[1] is not None:
-                    return found
-        return None, None
+            if found[1] is not None and found[1].kind != "left":
+                return found
+            left = found if found[1] is not None else left
+        return left

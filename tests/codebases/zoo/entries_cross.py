@@ -222,6 +222,26 @@ class NonLocal(nn.Module):
         return self.W(y.view(b, 8, *x.size()[2:])) + x
 
 
+class Disentangled(NonLocal):
+    """A second row of weights over the same keys, one for all queries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask = nn.Conv2d(DIM, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pairs = super().forward(x)
+        g_x = self.g(x).flatten(2).permute(0, 2, 1)
+        unary = self.mask(x).flatten(2).softmax(dim=-1)
+        return pairs + self.W(torch.matmul(unary, g_x).permute(0, 2, 1).unsqueeze(-1))
+
+
+@ZOO.add("disentangled non-local", Disentangled, lambda: (tokens(2, DIM, SIDE, SIDE, scale=2.0),))
+def disentangled(m: Any, normalize: Normalize, x: Tensor) -> Any:
+    unary = normalize(m.mask(x).flatten(2)) @ m.g(x).flatten(2).mT
+    return non_local(m, normalize, x) + m.W(unary.mT.unsqueeze(-1))
+
+
 @ZOO.add("non-local", NonLocal, lambda: (tokens(2, DIM, SIDE, SIDE, scale=2.0),))
 def non_local(m: Any, normalize: Normalize, x: Tensor) -> Any:
     q, k, v = (conv(x).flatten(2).mT for conv in (m.theta, m.phi, m.g))

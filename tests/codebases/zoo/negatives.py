@@ -167,9 +167,32 @@ class Impostor(Spelled):
         return self.join(scaled_dot_product_attention(*self.qkv(x)))
 
 
+class UnaryFirst(Spelled):
+    """Two softmaxes over the keys: the first of scores of single tokens, before there is a score of a pair."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.single = nn.Linear(DIM // HEADS, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x)
+        unary = self.single(k).transpose(-1, -2).softmax(dim=-1) @ v
+        return self.join((q @ k.mT).softmax(dim=-1) @ v + unary)
+
+
+class Factorised(Spelled):
+    """A softmax over bases begins a factorisation, whose steps sum over the tokens as well."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x)
+        coefficients = (q @ k.mT).softmax(dim=-1)
+        bases = coefficients.mT @ v
+        return self.join(coefficients @ bases)
+
+
 TOKENS_IN = [
     *(ExpAndSum, LogSoftmaxExp, LogSumExp, Tiles, Gumbel, SlotAttention, SlotsLast, Assignment),
-    *(LinearAttention, LinearEinsum, OverAllPairs, OverHeads, Impostor),
+    *(LinearAttention, LinearEinsum, OverAllPairs, OverHeads, Impostor, UnaryFirst, Factorised),
 ]
 """Take x [2, 9, 24]."""
 GRID_IN = [Outlook]
