@@ -123,9 +123,11 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _read_torch(path: pathlib.Path, mmap: bool) -> Any:
+    utf_8 = str(path).isprintable()  # torch maps no file whose name holds other bytes
     try:
         with safe_globals():
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
+            mapped = mmap and utf_8 and zipfile.is_zipfile(path)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise CheckpointError(refusal(f"{path} ({path.stat().st_size} bytes)", str(error))) from error
     except Exception as error:  # whatever a damaged file makes of the reader: nothing of it is used

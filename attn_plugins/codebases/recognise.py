@@ -105,6 +105,7 @@ def unwrapped(value: Any) -> types.FunctionType | None:
 
 
 _SEEN: weakref.WeakKeyDictionary[type, dict[Any, Analysis]] = weakref.WeakKeyDictionary()
+_MOST_KINDS = 64  # of instances of one class: each may hold a callable of its own
 
 
 def analyse(module: nn.Module, cls: type) -> Analysis:
@@ -112,6 +113,8 @@ def analyse(module: nn.Module, cls: type) -> Analysis:
     known = _SEEN.setdefault(cls, {})
     key = _signature(module)
     if key not in known:
+        if len(known) >= _MOST_KINDS:
+            known.clear()
         known[key] = _Reader(module, cls).analysis()
     return known[key]
 

@@ -232,3 +232,14 @@ def test_what_does_not_fit_is_refused():
         attention(q, q, q, attn_mask=torch.ones(5, 5, dtype=torch.long), normalizer="entmax15")
     with pytest.raises(ValueError, match="5 query heads are no multiple of 2 key heads"):
         attention(torch.zeros(1, 5, 5, 4), q, q, enable_gqa=True)
+
+
+def test_a_sweep_over_specs_does_not_grow_caches():
+    from attn_plugins.attention import call
+
+    q = randn(0, 1, 1, 2, 4)
+    for step in range(2 * call._MOST_BOUND):
+        attention(q, q, q, normalizer=f"entmax:alpha={1.1 + step / 1000}")
+    assert len(call._BOUND) <= call._MOST_BOUND
+    again = attention(q, q, q, normalizer="entmax:alpha=1.1")
+    torch.testing.assert_close(again.double(), expected(q, q, q, 1.1), atol=1e-5, rtol=0)

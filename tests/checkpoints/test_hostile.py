@@ -8,6 +8,7 @@ import zipfile
 import pytest
 import torch
 
+from attn_plugins import checkpoints
 from attn_plugins.checkpoints import CheckpointError, identify, load_backbone_state
 
 from . import layouts
@@ -68,3 +69,12 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
         identify(tmp_path / "absent.pth")
     with pytest.raises(CheckpointError, match="a folder without weights that are known here"):
         identify(tmp_path)
+
+
+def test_a_name_that_is_no_utf_8(tmp_path):
+    folder = tmp_path / os.fsdecode(b"\xff\xfe")
+    folder.mkdir()
+    torch.save({"x": torch.zeros(1)}, tmp_path / "x.pth")
+    (tmp_path / "x.pth").rename(folder / "x.pth")
+    for mmap in (False, True):
+        assert checkpoints.read(folder / "x.pth", mmap=mmap)["x"] == 0

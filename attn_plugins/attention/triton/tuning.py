@@ -147,7 +147,7 @@ def measured() -> bool:
     return not (interpreting() or switched_off or torch.are_deterministic_algorithms_enabled())
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def tuner(kernel: str, length: int, width: int, itemsize: int, packed: bool) -> Any:
     configs = choices(kernel, length, width, itemsize, packed)
     # Results on disk (triton 3.4 and later) spare every later process the measurement.
