@@ -11,6 +11,8 @@ from PIL import Image
 from attn_plugins import patch
 from attn_plugins.checkpoints import CheckpointError, identify, load_backbone
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("lightly_train", reason="needs lightly-train")
 
 SCRIPT = trainers.HERE.parents[1] / "integration/lightly_train/train.py"

@@ -8,6 +8,8 @@ import trainers
 from attn_plugins.checkpoints import identify, load_backbone_state, read
 from attn_plugins.record import RECORD
 
+pytestmark = pytest.mark.slow
+
 ARCH = ("--arch", "vit_tiny", "--patch_size", 32)
 
 

@@ -7,6 +7,8 @@ import yaml
 
 from attn_plugins.checkpoints import identify
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("xformers", reason="DINOv2's trainer needs xformers")
 pytest.importorskip("fvcore", reason="DINOv2's trainer needs fvcore")
 

@@ -5,6 +5,8 @@ import trainers
 
 from attn_plugins.checkpoints import identify, load_backbone_state
 
+pytestmark = pytest.mark.slow
+
 CONFIG = trainers.HERE.parents[1] / "integration/dinov3/check.yaml"
 
 

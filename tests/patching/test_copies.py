@@ -60,6 +60,7 @@ def test_pickle(spec: str) -> None:
     assert type(loaded.blocks[0].attn) is Attention
 
 
+@pytest.mark.slow
 def test_pickle_is_read_by_another_process(tmp_path: Path) -> None:
     """Where nothing was patched yet: the classes are made on the way in."""
     timm = pytest.importorskip("timm", reason="needs a model class that another process can import")

@@ -83,6 +83,7 @@ def test_torch_compile_in_one_graph(spec: str) -> None:
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 def test_torch_compile_with_inductor() -> None:
     model, x = attn_plugins.patch(TinyViT(depth=1), "entmax15"), images()
     compiled = torch.compile(model, fullgraph=True)

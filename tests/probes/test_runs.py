@@ -20,9 +20,13 @@ from .conftest import ARCH, OPTIONS, save, tiny_vit
 from .running import LAYOUT_OF, mim, options, weights
 
 pytestmark = pytest.mark.slow
+ORDINARY = ("imagenet_linear", "voc2012_linear", "nyuv2_linear4_depth")  # one of each kind; the others every night
 
 
-@pytest.mark.parametrize("probe", LAYOUT_OF)
+EVERY = [pytest.param(probe, marks=() if probe in ORDINARY else pytest.mark.nightly) for probe in LAYOUT_OF]
+
+
+@pytest.mark.parametrize("probe", EVERY)
 def test_every_config_trains_through_mim(
     probe: str, backbone_file: Path, roots: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -68,6 +72,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(probe, backbone_file, roots,
     assert resumed["evaluations"] == whole["evaluations"]
 
 
+@pytest.mark.nightly
 def test_kill_9_and_resume_through_mim(backbone_file, roots, tmp_path) -> None:  # type: ignore[no-untyped-def]
     many = {"default_hooks.checkpoint.interval": 2, "train_cfg.val_interval": 1000}
     settings = options("voc2012_linear", backbone_file, roots, 16, **many)
@@ -101,6 +106,7 @@ def test_accumulated_gradients_match_one_pass(backbone_file, roots, tmp_path) ->
     torch.testing.assert_close(weights(tmp_path / "parts", 3), weights(tmp_path / "one", 3), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.nightly
 def test_layers_are_swept_by_gridsearch(backbone_file, roots, tmp_path) -> None:  # type: ignore[no-untyped-def]
     settings = options("voc2012_linear", backbone_file, roots, 1)
     sweep = ["--search-args", "--model.backbone.out_indices [0] [3] --model.backbone.cls_token concat"]

@@ -12,6 +12,8 @@ CODE = """
 import json, sys
 from attn_plugins.attention.triton import resources, tuning
 
+pytestmark = pytest.mark.slow
+
 found = []
 for capability, dtype, keys, dim, family, flags in json.loads(sys.argv[1]):
     itemsize, length = {"bf16": 2, "fp32": 4}[dtype], tuning.length_class(keys)

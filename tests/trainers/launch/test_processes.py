@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = str(Path(__file__).parent / "gradients.py")
 SPEC = "entmax_alpha+registers:num=2"
 
