@@ -58,7 +58,10 @@ PYTHON = [(page, text) for page, kind, text in BLOCKS if kind == "python"]
 
 
 @pytest.mark.parametrize(("page", "text"), PYTHON, ids=[f"{page}-{n}" for n, (page, _) in enumerate(PYTHON)])
-def test_python(page: str, text: str) -> None:
+def test_python(page: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "onnx" in text:
+        pytest.importorskip("onnxscript")
     timm = pytest.importorskip("timm")
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=24, num_heads=3).eval()
     if ".patch(" not in text:
@@ -66,7 +69,7 @@ def test_python(page: str, text: str) -> None:
     images = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     q, k, v = torch.randn(3, 1, 3, 17, 8, generator=torch.Generator().manual_seed(1))
     known = dict(NORMALIZERS._entries)
-    names = {"attn_plugins": attn_plugins, "model": model, "images": images, "q": q, "k": k, "v": v}
+    names = {"torch": torch, "attn_plugins": attn_plugins, "model": model, "images": images, "q": q, "k": k, "v": v}
     try:
         exec(compile(text, page, "exec"), names)
     finally:
