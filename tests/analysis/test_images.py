@@ -107,7 +107,7 @@ def test_what_is_not_there_is_said(tmp_path):
 @pytest.mark.parametrize("layout", ["ade20k", "cityscapes", "nyuv2", "kitti", "sunrgbd"])
 def test_every_data_set_of_the_probes_gives_its_images_and_not_its_maps(layout, tmp_path):
     write = getattr(importlib.import_module(f"attn_plugins.data.layouts.{layout}"), f"write_{layout}")
-    root = write(tmp_path / layout, 2, 3, 0)
+    root = write(tmp_path / layout, 2, 3, 0, (96, 128))
     for split, count in (("train", 2), ("val", 3)):
         images = find_images(root, split)
         assert len(images) == count and images.annotations is None

@@ -23,6 +23,7 @@ def written(name: str, folder: Path, **options: Any) -> tuple[torch.nn.Module, P
     return model, torch_file(model.state_dict(), folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
     [

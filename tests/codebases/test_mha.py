@@ -148,6 +148,7 @@ def test_mmsegmentation() -> None:
         assert_same_outputs(vit, sparse, lambda m: m(image))
 
 
+@pytest.mark.slow
 def test_torch_compile() -> None:
     mha = attn_plugins.patch(nn.MultiheadAttention(E, H, batch_first=True), "entmax15")
     compiled = torch.compile(mha, fullgraph=True, backend="aot_eager")

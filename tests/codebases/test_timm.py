@@ -69,7 +69,13 @@ def build(name: str, options: dict[str, Any]) -> tuple[nn.Module, torch.Tensor]:
     return model, torch.randn(2, 3, side, side)
 
 
-@pytest.mark.parametrize(("name", "options", "adapters"), MODELS, ids=[f"{m[0]}-{i}" for i, m in enumerate(MODELS)])
+LARGE = ("mvitv2", "naflexvit", "swin", "davit", "xcit", "hiera", "crossvit", "twins")
+EVERY = [
+    pytest.param(*m, id=f"{m[0]}-{i}", marks=[pytest.mark.slow] * m[0].startswith(LARGE)) for i, m in enumerate(MODELS)
+]
+
+
+@pytest.mark.parametrize(("name", "options", "adapters"), EVERY)
 def test_softmax_and_entmax(name: str, options: dict[str, Any], adapters: set[str]) -> None:
     model, image = build(name, options)
 

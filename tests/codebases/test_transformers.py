@@ -183,6 +183,7 @@ def test_gradient_checkpointing(reentrant: bool) -> None:
         torch.testing.assert_close(without, with_checkpointing)
 
 
+@pytest.mark.slow
 def test_torch_compile() -> None:
     model, image = build("DINOv3ViTModel")
     attn_plugins.patch(model, "entmax15")

@@ -59,6 +59,7 @@ def differences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     return {f"{CASES[int(Path(p).stem)]}{Path(p).suffix}": found for p, found in json.loads(done.stdout).items()}
 
 
+@pytest.mark.slow
 @every_case
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_runs_without_this_package(name: str, spec: str, program: str, differences: dict[str, float]) -> None:
@@ -75,7 +76,13 @@ def test_is_made_of_torchs_operators(name: str, spec: str) -> None:
     assert not [target for target in called if getattr(target, "namespace", "aten") != "aten"]
 
 
-@every_case
+# torch's exporter takes seconds for each: one of each kind of model here, the others every night.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    [pytest.param(*case, marks=() if case[1] == "entmax15" else pytest.mark.nightly) for case in CASES],
+    ids=[f"{name}-{spec}" for name, spec in CASES],
+)
 def test_onnx(name: str, spec: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="onnxscript (the test extra) is not installed")
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime (the test extra) is not installed")
@@ -115,6 +122,7 @@ def test_trace_outside_needs_nothing_else(name: str, tmp_path: Path) -> None:
     assert (torch.jit.load(tmp_path / "model.pt")(x) - output(model, x)).abs().max() <= 1e-5
 
 
+@pytest.mark.slow
 def test_onnx_outside_needs_nothing_else(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="onnxscript (the test extra) is not installed")
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime (the test extra) is not installed")

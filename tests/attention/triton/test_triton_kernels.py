@@ -34,6 +34,7 @@ def test_values_may_be_wider_than_keys_and_fewer_than_queries():
     check(run, (q, k, v), 1.5, torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [1.5, 2.0])
 @pytest.mark.parametrize("tokens", [257, 300])
 def test_rows_that_are_longer_than_the_tile_on_chip(tokens, alpha):
@@ -41,6 +42,7 @@ def test_rows_that_are_longer_than_the_tile_on_chip(tokens, alpha):
     check(lambda q, k, v: run(q, k, v, alpha), qkv(1, 1, tokens, 16, torch.float16, 2.0), alpha, torch.float16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["forward", "queries", "keys", "short"])
 @pytest.mark.parametrize("length", [64, 320])
 def test_every_block_choice_computes_the_same(kernel, length, monkeypatch):
@@ -73,6 +75,7 @@ def test_tiles_without_weight_may_be_skipped(monkeypatch):
     check(run, tensors, 1.5, torch.float16)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(
     batch=st.integers(1, 2),

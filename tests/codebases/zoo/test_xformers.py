@@ -191,6 +191,7 @@ class Both(Base):
         return self.proj(twice.flatten(2))
 
 
+@pytest.mark.slow
 def test_torch_compile_in_one_graph() -> None:
     torch.manual_seed(0)
     model, x = nn.ModuleList([Both()]), tokens()
