@@ -87,6 +87,7 @@ def own_classes(settings: dict[str, Any], kind: str) -> dict[str, Any]:
     return settings | own | {"model.decode_head.num_classes": 3}
 
 
+@pytest.mark.slow
 def test_own_classes_reach_the_label_check(backbone_file: Path, roots: dict[str, Path], tmp_path: Path) -> None:
     """VOC's masks under three classes: labels 3 to 20 reached the loss, a device assert on CUDA."""
     settings = own_classes(options("voc2012_linear", backbone_file, roots, 1, 2), "BaseSegDataset")
@@ -108,6 +109,7 @@ def test_own_classes_reach_the_label_check(backbone_file: Path, roots: dict[str,
     assert check.classes == 3
 
 
+@pytest.mark.slow
 def test_the_head_and_an_explicit_check_have_to_agree(
     backbone_file: Path, roots: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -27,6 +27,7 @@ def settings(backbone_file: Path, roots: dict[str, Path]) -> dict[str, Any]:
     return options("voc2012_linear", backbone_file, roots, 1, 2)
 
 
+@pytest.mark.slow
 def test_the_record_says_of_what_it_is(settings: dict[str, Any], roots: dict[str, Path], tmp_path: Path) -> None:
     here("voc2012", settings, tmp_path).train()
     result = read_result(tmp_path / "probe.json")
@@ -48,6 +49,7 @@ def test_a_shipped_config_overrides_nothing(path: Path) -> None:
     assert recording.overrides(config) == {"train_cfg.total_batch_size": 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["backbone", "data", "options"])
 def test_another_run_in_the_same_folder_is_refused_and_changes_nothing(what, settings, tmp_path) -> None:  # type: ignore[no-untyped-def]
     here("voc2012", settings, tmp_path / "run").train()
