@@ -50,9 +50,7 @@ def test_no_way_of_the_runner_runs_a_file(way, legacy, backbone_file, roots, tmp
     else:
         settings["load_from"] = head
     runner = here("voc2012", settings, tmp_path / "run", resume=resume or way == "resume")
-    with pytest.raises(
-        CheckpointError, match=r"evil\.pth \(\d+ bytes\) refused, nothing in it was run: it asks for posix\.system"
-    ):
+    with pytest.raises(CheckpointError, match=r"evil\.pth .*refused, nothing in it was run: it asks for posix\.system"):
         (runner.test if way == "test" else runner.train)()
     assert not trace.exists()
 
