@@ -196,7 +196,7 @@ def test_mutated_files_that_would_run_code(kind: str, count: int, tmp_path: Path
 
 
 def test_apply_refuses_mutated_files(tmp_path: Path, say: Callable[[str], None]) -> None:
-    from trainers.test_interrupted import UPSTREAM, made_up
+    from helpers.made_up_checkout import UPSTREAM, made_up
 
     from attn_plugins.trainers.checkout import apply, status
 

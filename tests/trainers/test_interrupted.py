@@ -1,6 +1,5 @@
 """apply and revert, interrupted in every way: all files or none; and after kill -9, completed or reverted."""
 
-import hashlib
 import os
 import random
 import signal
@@ -8,27 +7,11 @@ import time
 
 import pytest
 from helpers.faults import every_fault
+from helpers.made_up_checkout import UPSTREAM, made_up
 
 from attn_plugins import files
 from attn_plugins.trainers import checkout
 from attn_plugins.trainers.checkout import apply, revert, status
-from attn_plugins.trainers.insertions import Patch
-
-UPSTREAM = {f"folder{n}/file.py": b"".join(b"line %d\n" % line for line in range(20 * n)) for n in (1, 2, 3, 4)}
-INSERTIONS = {file: [(3, [b"ours a\n"]), (9, [b"ours b\n", b"ours c\n"])] for file in UPSTREAM}
-
-
-def blob(content):
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-def made_up(count):
-    """A patch of the first `count` files."""
-    before = {file: blob(content) for file, content in list(UPSTREAM.items())[:count]}
-    patch = Patch("made-up", "https://example.org/repo", ("0" * 40,), before, {}, INSERTIONS)
-    after = {file: blob(patch.insert(file, UPSTREAM[file])) for file in before}
-    return Patch("made-up", "https://example.org/repo", ("0" * 40,), before, after, INSERTIONS)
-
 
 PATCH = made_up(4)
 

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 # A process of its own: here the kernels may be the interpreter's.
 CODE = """
 import json, sys
 from attn_plugins.attention.triton import resources, tuning
-
-pytestmark = pytest.mark.slow
 
 found = []
 for capability, dtype, keys, dim, family, flags in json.loads(sys.argv[1]):
