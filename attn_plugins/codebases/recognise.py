@@ -13,9 +13,7 @@ from __future__ import annotations
 import builtins
 import dis
 import functools
-import importlib.util
 import inspect
-import itertools
 import operator
 import sys
 import types
@@ -28,7 +26,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fused import FUSED_ROOTS, fused_name
+from .bytecode import UNKNOWN, call, imported, is_product, last_int, loads, module, multiplies, summed, written_numbers
+from .events import Event, attends, product_follows, softmax_between, why_missed
+from .fused import fused_name
 
 __all__ = ["Analysis", "analyse", "is_torchs", "scripted_attention", "unwrapped"]
 
@@ -64,16 +64,7 @@ _EINSUMS = {"einsum", "contract"}
 """What einops and opt_einsum call theirs; both end in ``torch.einsum`` or ``tensordot``, where they are answered."""
 _MAX_DEPTH = 8
 
-_UNKNOWN, _SELF = object(), object()
-
-
-@dataclass(frozen=True)
-class Event:
-    """One step of a computation: ``product``, ``softmax``, ``exp``, ``call`` or ``fused``, with what names it."""
-
-    kind: str
-    name: str = ""
-    dim: int | None = None
+_SELF = object()
 
 
 @dataclass(frozen=True)
@@ -162,19 +153,19 @@ class _Reader:
 
     def analysis(self) -> Analysis:
         events = {name: list(self._method(name)) for name in self._names()}
-        attending = {name for name, seen in events.items() if _attends(seen)}
+        attending = {name for name, seen in events.items() if attends(seen)}
         # Softmax in one method, the product with v in another: all that is asked is that some method has both.
-        whole = [seen for seen in events.values() if _product_follows(seen)]
+        whole = [seen for seen in events.values() if product_follows(seen)]
         calls = {name for name, seen in events.items() if any(event.kind == "call" for event in seen)}
         if not whole:
             attending &= calls
-        inner = {name for name in attending if _attends(self._without(name, attending))}
+        inner = {name for name in attending if attends(self._without(name, attending))}
         fused = {event.name for seen in events.values() for event in seen if event.kind == "fused"}
         heads = any(hasattr(self.module, name) for name in ("num_heads", "num_attention_heads", "n_heads", "heads"))
         every = [event for seen in events.values() for event in seen]
         layer = any(True for _ in self.module.parameters())
-        missed = "" if inner else _why_missed(every, whole, events, heads, layer)
-        methods = {name: _softmax_between(events[name]) for name in sorted(inner)}
+        missed = "" if inner else why_missed(every, whole, events, heads, layer)
+        methods = {name: softmax_between(events[name]) for name in sorted(inner)}
         return Analysis(methods, bool(inner & calls), tuple(sorted(fused)), missed)
 
     def _names(self) -> list[str]:
@@ -226,15 +217,15 @@ class _Reader:
         steps = [step for step in dis.get_instructions(code) if step.opname not in _SKIPPED]
         placed: list[tuple[int, int, Event]] = []
         local: dict[str, Any] = {}  # what imports inside the function bind
-        numbers = _numbers(steps)
-        package, pending = "", _UNKNOWN
+        numbers = written_numbers(steps)
+        package, pending = "", UNKNOWN
         top: Any = None
         before: Any = None
 
         def add(value: Any, index: int) -> None:
-            where = _call(steps, index)
+            where = call(steps, index)
             end = index if where is None else where
-            dim = _last_int(steps[index + 1 : end], numbers)
+            dim = last_int(steps[index + 1 : end], numbers)
             placed.extend((end, len(placed) + n, event) for n, event in enumerate(self._events(value, dim, place)))
 
         for index, step in enumerate(steps):
@@ -242,24 +233,24 @@ class _Reader:
             if isinstance(step.argval, types.CodeType):
                 inner = self._code(step.argval, function, own, place)
                 placed.extend((index, len(placed) + n, event) for n, event in enumerate(inner))
-            if _is_product(step) or (_multiplies(step) and _summed(steps[index + 1 :])):
+            if is_product(step) or (multiplies(step) and summed(steps[index + 1 :])):
                 placed.append((index, len(placed), Event("product")))
             if name == "IMPORT_NAME":
                 package = str(step.argval)
-                pending = _module(package.partition(".")[0])
+                pending = module(package.partition(".")[0])
             elif name == "IMPORT_FROM":
-                pending = _imported(package, str(step.argval))
-            elif name.startswith("STORE_") and pending is not _UNKNOWN:
-                local[str(step.argval)], pending = pending, _UNKNOWN
+                pending = imported(package, str(step.argval))
+            elif name.startswith("STORE_") and pending is not UNKNOWN:
+                local[str(step.argval)], pending = pending, UNKNOWN
             elif name == "LOAD_CONST" and step.argval in _NAMED and "getattr" in code.co_names:
                 add(_NAMED[step.argval], index)
-            loaded = _loads(step)
+            loaded = loads(step)
             if loaded is not None:
                 before, top = top, self._load(step, loaded, function, own, local)
             elif name.startswith("CALL") and step.arg == 1 and before is type and top is _SELF:
                 top = self.cls
             elif name in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "LOAD_SUPER_METHOD"):
-                top = self._attribute(top if "SUPER" not in name else _UNKNOWN, str(step.argval), place, code)
+                top = self._attribute(top if "SUPER" not in name else UNKNOWN, str(step.argval), place, code)
             else:
                 top = None
                 continue
@@ -274,14 +265,14 @@ class _Reader:
         if name in local:
             return local[name]
         if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            return function.__globals__.get(name, getattr(builtins, name, _UNKNOWN))
+            return function.__globals__.get(name, getattr(builtins, name, UNKNOWN))
         if step.opname in ("LOAD_DEREF", "LOAD_CLASSDEREF"):
             cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=False))
             try:
                 return cells[name].cell_contents
             except (KeyError, ValueError):  # a variable of a function around, or one that is not set yet
-                return _UNKNOWN
-        return _UNKNOWN
+                return UNKNOWN
+        return UNKNOWN
 
     def _attribute(self, owner: Any, name: str, place: int | None, code: types.CodeType) -> Any:
         if owner is _SELF and name == "__class__":
@@ -291,27 +282,27 @@ class _Reader:
             if static is not None:
                 return _Method(name)
             places = (vars(self.module), self.module._modules, self.module._parameters)
-            return next((held[name] for held in places if held.get(name) is not None), _UNKNOWN)
+            return next((held[name] for held in places if held.get(name) is not None), UNKNOWN)
         if isinstance(owner, (type(torch.ops), type(torch.ops.aten), torch._ops.OpOverloadPacket)):
-            return getattr(owner, name, _UNKNOWN)  # operators are looked up when they are asked for
+            return getattr(owner, name, UNKNOWN)  # operators are looked up when they are asked for
         if isinstance(owner, types.ModuleType):
-            return vars(owner).get(name, _UNKNOWN)
+            return vars(owner).get(name, UNKNOWN)
         if isinstance(owner, (type, nn.Module)):
-            found = inspect.getattr_static(owner, name, _UNKNOWN)
-            if isinstance(owner, nn.Module) and found is _UNKNOWN:
-                found = owner._modules.get(name, _UNKNOWN)
+            found = inspect.getattr_static(owner, name, UNKNOWN)
+            if isinstance(owner, nn.Module) and found is UNKNOWN:
+                found = owner._modules.get(name, UNKNOWN)
             if issubclass(owner if isinstance(owner, type) else type(owner), torch.autograd.Function):
-                return getattr(owner, "forward", _UNKNOWN) if name == "apply" else _UNKNOWN
+                return getattr(owner, "forward", UNKNOWN) if name == "apply" else UNKNOWN
             return found.__func__ if isinstance(found, (staticmethod, classmethod)) else found
         if isinstance(owner, Tensor) and _TENSOR_METHODS.get(name) == "exp":
-            return _UNKNOWN  # CLIP's learned temperature
-        if owner is _UNKNOWN or owner is None or isinstance(owner, Tensor):
+            return UNKNOWN  # CLIP's learned temperature
+        if owner is UNKNOWN or owner is None or isinstance(owner, Tensor):
             if place is not None and "super" in code.co_names:
                 above = next((vars(o)[name] for o in self.owners[place + 1 :] if name in vars(o)), None)
                 if above is not None:
                     return _Base(name, place)
             return _TensorMethod(name)
-        return _UNKNOWN
+        return UNKNOWN
 
     def _events(self, value: Any, dim: int | None, place: int | None) -> list[Event]:
         if isinstance(value, functools.partial):
@@ -402,154 +393,3 @@ def _foreign(value: Any) -> bool:
     if str(getattr(value, "__module__", "") or "").startswith(_MODELS):
         return False
     return _root(value) in _FOREIGN or _root(value) == "transformers"
-
-
-def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
-    """``code`` and what is nested in it (comprehensions, local functions)."""
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _codes(constant)
-
-
-def _loads(step: dis.Instruction) -> str | None:
-    """The variable that a step puts on top of the stack."""
-    if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF", "LOAD_CLASSDEREF"):
-        return str(step.argval)
-    if step.opname.startswith("LOAD_FAST") or step.opname == "STORE_FAST_LOAD_FAST":
-        return str(step.argval[-1] if isinstance(step.argval, tuple) else step.argval)
-    return None
-
-
-def _is_product(step: dis.Instruction) -> bool:
-    if step.opname in ("BINARY_MATRIX_MULTIPLY", "INPLACE_MATRIX_MULTIPLY"):
-        return True
-    return step.opname == "BINARY_OP" and step.argrepr in ("@", "@=")
-
-
-def _multiplies(step: dis.Instruction) -> bool:
-    return step.opname == "BINARY_MULTIPLY" or (step.opname == "BINARY_OP" and step.argrepr == "*")
-
-
-def _summed(following: list[dis.Instruction]) -> bool:
-    """Whether what a step has left on the stack is summed at once over a dimension: ``(q * k).sum(-1)``.
-
-    A sum of everything makes one number (``(shapes[:, 0] * shapes[:, 1]).sum()``, how many pixels there are).
-    """
-    if len(following) < 2 or following[0].opname not in ("LOAD_ATTR", "LOAD_METHOD") or following[0].argval != "sum":
-        return False
-    return not (following[1].opname in ("CALL", "CALL_METHOD", "CALL_FUNCTION") and following[1].arg == 0)
-
-
-def _call(steps: list[dis.Instruction], loaded: int) -> int | None:
-    """Where the function that ``steps[loaded]`` puts on the stack is called: after its arguments were computed."""
-    depth = 0
-    for index in range(loaded + 1, len(steps)):
-        step = steps[index]
-        arguments = _CALLS_POP.get(step.opname)
-        if arguments is not None and depth - (step.arg or 0) - arguments < 0:
-            return index
-        # Python 3.11 counts the arguments of a call at the PRECALL before it, which is left out here.
-        depth += -1 - (step.arg or 0) if step.opname == "CALL" else dis.stack_effect(step.opcode, step.arg)
-        if depth < 0:
-            return index
-    return None
-
-
-# What a call takes off the stack besides its positional arguments: the function, a slot for self, names of keywords.
-_CALLS_POP = {"CALL": 2, "CALL_KW": 3, "CALL_FUNCTION": 1, "CALL_METHOD": 2, "CALL_FUNCTION_KW": 2}
-
-
-def _numbers(steps: list[dis.Instruction]) -> dict[str, int]:
-    """Local variables that are one whole number wherever they are set: ``dim = -2``."""
-    found: dict[str, Any] = {}
-    for before, step in itertools.pairwise(steps):
-        if step.opname == "STORE_FAST":
-            value = before.argval if before.opname.startswith(_WRITTEN) else None
-            found[step.argval] = value if found.get(step.argval, value) == value else None
-    return {name: value for name, value in found.items() if type(value) is int}
-
-
-def _last_int(steps: list[dis.Instruction], numbers: dict[str, int]) -> int | None:
-    """The last whole number among the arguments of a call: the dimension, where it is written out."""
-    found = None
-    for step in steps:
-        value = step.argval if step.opname.startswith(_WRITTEN) else numbers.get(_loads(step) or "")
-        found = value if type(value) is int else found
-    return found
-
-
-_WRITTEN = ("LOAD_CONST", "LOAD_SMALL_INT")
-
-
-def _module(name: str) -> Any:
-    """A module that an import inside a function names, where it is loaded, or is one that fused functions live in."""
-    if name in sys.modules:
-        return sys.modules[name]
-    if name.partition(".")[0] not in FUSED_ROOTS or importlib.util.find_spec(name.partition(".")[0]) is None:
-        return _UNKNOWN
-    return importlib.import_module(name)
-
-
-def _imported(package: str, name: str) -> Any:
-    """What ``from package import name`` gives, or the second step of ``import package.name as ...``."""
-    if package.rpartition(".")[2] == name and package in sys.modules:
-        return sys.modules[package]
-    return getattr(_module(package), name, _UNKNOWN)
-
-
-# --- what a sequence of steps is
-
-
-def _rows(event: Event) -> bool:
-    """Whether a softmax may run over the last dimension of scores."""
-    return event.kind == "softmax" and event.dim not in (-2, -3, -4, 0, 1)
-
-
-def _attends(events: list[Event]) -> bool:
-    """Whether attention's weights are computed: by a call, or by a product and then a softmax over rows."""
-    if any(event.kind == "call" for event in events):
-        return True
-    products = [index for index, event in enumerate(events) if event.kind == "product"]
-    return bool(products) and any(_rows(event) for event in events[products[0] + 1 :])
-
-
-def _softmax_between(events: list[Event]) -> bool:
-    return _attends([event for event in events if event.kind != "call"])
-
-
-def _product_follows(events: list[Event]) -> bool:
-    if any(event.kind == "call" for event in events):
-        return True
-    first = next((index for index, event in enumerate(events) if event.kind == "product"), len(events))
-    rows = next((n for n, event in enumerate(events) if n > first and _rows(event)), len(events))
-    return any(event.kind == "product" for event in events[rows + 1 :])
-
-
-def _why_missed(
-    events: list[Event], whole: list[list[Event]], by_method: dict[str, list[Event]], heads: bool, layer: bool
-) -> str:
-    """What code that looks like attention lacks.
-
-    heads: whether the module counts heads; layer: whether it has parameters, which losses and matchers have not.
-    """
-    kinds = {event.kind for event in events}
-    softmaxes = [event for event in events if event.kind == "softmax"]
-    if "product" in kinds and "exp" in kinds and any(_product_after_exp(seen) for seen in by_method.values()):
-        return "its softmax is written with exp"
-    if softmaxes and not any(map(_rows, softmaxes)):
-        return f"its softmax runs over dimension {softmaxes[0].dim}, not over the last"
-    if softmaxes and not any(_attends(seen) for seen in by_method.values()):
-        named = layer and (heads or "product" in kinds)
-        return "a softmax, and no product of two activations before it" if named else ""
-    if softmaxes and not whole:
-        return "a softmax over a product, and no product with values after it"
-    return ""
-
-
-def _product_after_exp(events: list[Event]) -> bool:
-    kinds = [event.kind for event in events]
-    if "product" not in kinds or "exp" not in kinds[kinds.index("product") :]:
-        return False
-    at = kinds.index("exp", kinds.index("product"))
-    return "product" in kinds[at + 1 :]
