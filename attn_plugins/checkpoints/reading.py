@@ -151,9 +151,8 @@ def refusal(what: str, text: str) -> str:
         )
     return (
         f"{what} refused, nothing in it was run: it asks for {wanted[1].rstrip('.')}, and only tensors and "
-        "plain settings are read. Save its weights alone and use that file: "
-        "torch.save(torch.load(FILE, weights_only=False)['state_dict'], OTHER), if you trust the file; for a "
-        "lightly-train .ckpt lightly_train.export(..., format='torch_state_dict')."
+        "plain settings are read. In the program that wrote it, save its state dict alone and use that file; for a "
+        "lightly-train .ckpt: lightly_train.export(..., format='torch_state_dict')."
     )
 
 

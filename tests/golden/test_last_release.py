@@ -53,6 +53,7 @@ def test_a_pickled_model_computes_what_it_did(name: str, files: Path, outputs: d
         sys.path.insert(0, os.environ.get("DINO_ROOT") or pytest.skip("DINO_ROOT names no checkout of DINOv1"))
     if name == "dinov2":
         pytest.importorskip("lightly_train")
+    # Whole pickles are what is tested; these are this repository's own.
     model = torch.load(files / f"{name}.model.pt", weights_only=False)
     torch.testing.assert_close(models.output(model), torch.tensor(outputs[name]), rtol=1e-4, atol=1e-5)
     _, spec, layers = models.WHOLE[name]

@@ -76,7 +76,7 @@ def na2d_av(attn: Tensor, value: Tensor, kernel_size: int) -> Tensor:
 def memory_efficient_attention(
     query: Tensor, key: Tensor, value: Tensor, attn_bias: Any = None, p: float = 0.0, scale: float | None = None
 ) -> Tensor:
-    """[B, N, H, D] each."""
+    """[B, N, H, D] each; what the real one raises without a GPU."""
     raise NotImplementedError("No operator found for `memory_efficient_attention_forward` with inputs on the CPU")
 
 

@@ -40,7 +40,7 @@ class Branch(Spelled):
         self.use_fused = fused
 
     def fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError  # each of BRANCHES has one
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x)
