@@ -19,7 +19,7 @@ quick: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not nightly" $(ARGS)
 
 nightly: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "" --hypothesis-profile explore $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -8,9 +8,15 @@ import importlib.util
 import os
 
 import torch
+from hypothesis import settings
 
 if importlib.util.find_spec("triton") is not None and not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
     import triton.language  # noqa: F401
 
     del os.environ["TRITON_INTERPRET"]
+
+# A change is judged by the same draws every time; `make nightly` (--hypothesis-profile explore) draws new ones.
+settings.register_profile("same draws", derandomize=True, deadline=None)
+settings.register_profile("explore", deadline=None, print_blob=True)
+settings.load_profile("same draws")
