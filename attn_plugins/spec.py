@@ -16,7 +16,7 @@ from .errors import UnknownPluginError
 from .registry import MECHANISMS, NORMALIZERS, UNREGISTERED
 from .unregistered import check_picklable, named, registered_since
 
-__all__ = ["Plugin", "Spec", "parse"]
+__all__ = ["Plugin", "Spec", "parse", "settled"]
 
 Value = bool | int | float | str
 Factory = Callable[..., Any]
@@ -138,6 +138,24 @@ def parse(spec: str | Spec | Factory) -> Spec:
             f"{type(spec).__name__}: {spec!r}"
         )
     return _assemble([_parse_plugin(part.strip(), spec) for part in spec.split("+")], spec)
+
+
+def settled(spec: Spec, *, new: bool) -> Spec:
+    """A spec in which every mechanism says what it means (``Mechanism.settled``).
+
+    Args:
+        spec: as it was read.
+        new: whether it is of a patch that is made now; otherwise of a file.
+
+    Raises:
+        ValueError: parameters contradict each other.
+    """
+
+    def said(plugin: Plugin) -> Plugin:
+        settle = getattr(MECHANISMS.get(plugin.name), "settled", None)
+        return plugin if settle is None else Plugin(plugin.name, tuple(sorted(settle(plugin.kwargs, new=new).items())))
+
+    return Spec(spec.normalizer, tuple(map(said, spec.mechanisms)))
 
 
 def parameters(factory: Factory, *, normalizer: bool) -> Mapping[str, inspect.Parameter] | None:

@@ -28,6 +28,7 @@ class Panel:
         alt: what one sees, in words.
         drawing: a matplotlib figure, or a picture ``[H, W, 3]`` of bytes.
         wide: whether it takes the whole width of the page.
+        note: below it on the page: what is measured, and from whom.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Panel:
     alt: str
     drawing: Any = field(repr=False)
     wide: bool = False
+    note: str = ""
 
     @property
     def forms(self) -> tuple[str, ...]:

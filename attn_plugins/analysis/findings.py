@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +14,9 @@ from ..codebases.features import ViTFeatures
 from ..progress import printed_progress
 from .attention import AttentionStatistics, AttentionWatcher, cls_attention
 from .boxes import Rule
+from .diffusion import DiffusionWatcher
 from .images import Images, View
+from .measure import Measured
 from .norms import THRESHOLD, NormWatcher, TokenNorms
 from .pib import HITS, PiB, PiBWatcher
 from .subjects import Subject
@@ -22,9 +24,9 @@ from .watch import NORMS, Watcher, watch
 
 __all__ = ["KINDS", "PRESETS", "Findings", "Settings", "examine"]
 
-KINDS = ("pca", "pib", "attention", "norms")
+KINDS = ("pca", "pib", "diffusion", "attention", "norms")
 BOXED = frozenset({"pib"})
-"""Kinds that need boxes."""
+"""Kinds that are nothing without boxes."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "last-vit": {
@@ -117,6 +119,7 @@ class Findings:
         arch: its class, depth, width and patch size.
         features: last layer's patches of the pictures under the final norm, ``[N, h, w, C]``.
         overlay: what [CLS] looks at in them, ``[N, H, h, w]``.
+        measures: by name, image by image.
         images: images that statistics are over, without and with boxes.
     """
 
@@ -128,6 +131,7 @@ class Findings:
     pib: PiB | None = None
     attention: AttentionStatistics | None = None
     norms: TokenNorms | None = None
+    measures: Mapping[str, Measured] = field(default_factory=dict)
     images: tuple[int, int] = (0, 0)
 
 
@@ -166,6 +170,12 @@ def examine(
     point = PiBWatcher(settings.norm, settings.hit, settings.view)
     plain: list[Watcher] = [w for kind, w in (("attention", attention), ("norms", norms)) if kind in kinds]
     with_boxes: list[Watcher] = [point] if "pib" in kinds else []
+    diffusion = [DiffusionWatcher(), DiffusionWatcher(boxes=True)]
+    if "diffusion" in kinds:
+        annotated = (boxed or images).annotations is not None
+        diffusion = diffusion if annotated else diffusion[:1]
+        plain.append(diffusion[0])
+        with_boxes += diffusion[1:]
     counts = _watched(model, subject.name, images, boxed, settings, plain, with_boxes)
     return Findings(
         subject,
@@ -176,6 +186,7 @@ def examine(
         point.found() if "pib" in kinds else None,
         attention.found() if "attention" in kinds else None,
         norms.found() if "norms" in kinds else None,
+        {name: one for watcher in diffusion for name, one in watcher.found().items()} if "diffusion" in kinds else {},
         counts,
     )
 

@@ -145,6 +145,7 @@ def by_layer(
     spread: str = "width of the 95 % interval",
     bounds: tuple[float, float] = (-math.inf, math.inf),
     bound: tuple[str, float] | None = None,
+    note: str = "",
 ) -> list[Panel]:
     """Panels of one measure: lines with their bands, or for many models heat maps of the value and its spread.
 
@@ -155,12 +156,13 @@ def by_layer(
         spread: what ``high - low`` is, for the second heat map.
         bounds: values that can be, within which axes stay.
         bound: name and height of a line to compare with.
+        note: of the panels.
     """
     told = f"{title}, {unit}" if unit else title
     if len(series) > LINES:
         spreads = [Series(s.label, s.spec, s.epoch, s.high - s.low, s.low, s.high) for s in series]
         return [
-            *heat_panels(name, told, series, spread=False),
+            *heat_panels(name, told, series, spread=False, note=note),
             *heat_panels(f"{name}-spread", f"{told}: {spread}", spreads, spread=False),
         ]
     figure, axes = panel(told)
@@ -179,7 +181,7 @@ def by_layer(
         axes.set_ylim(bottom=bounds[0])
     legend(figure, axes)
     ends = "; ".join(f"{one.label}: {_last(one.value):.3g} in the last layer" for one in series)
-    return [Panel(name, "", f"Line chart of {told} by layer. {ends}.", figure)]
+    return [Panel(name, "", f"Line chart of {told} by layer. {ends}.", figure, note=note)]
 
 
 def heat_panels(
@@ -190,6 +192,7 @@ def heat_panels(
     scale: tuple[float, float] | None = None,
     foot: tuple[str, Sequence[float]] | None = None,
     spread: bool = True,
+    note: str = "",
 ) -> list[Panel]:
     """Heat maps, layers from the bottom up: a panel a time series, columns its epochs, and one of the other models.
 
@@ -200,6 +203,7 @@ def heat_panels(
         scale: least and greatest value of the colours, which all panels share; by default those of the values.
         foot: name and values, one a model, of a row below layer 0.
         spread: write the interval into the cells too, where there is room.
+        note: of the panels.
     """
     groups = _groups(series)
     values = np.concatenate([one.value for one in series])
@@ -210,7 +214,7 @@ def heat_panels(
         below = None if foot is None else (foot[0], [foot[1][series.index(one)] for one in members])
         figure = _heat(f"{title}: {what}" if what else title, members, (low, high), below, spread)
         ends = "; ".join(f"{one.label}: {_last(one.value):.3g} in the last layer" for one in members)
-        found.append(Panel(own, "", f"Heat map of {title} by layer and model. {ends}.", figure))
+        found.append(Panel(own, "", f"Heat map of {title} by layer and model. {ends}.", figure, note=note))
     return found
 
 

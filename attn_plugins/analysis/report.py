@@ -21,6 +21,7 @@ from .figures import (
 from .findings import BOXED, KINDS, Findings, Settings, examine
 from .images import MEAN, STD, Batch, Images
 from .layers import collect_layers
+from .measured import diffusion_exhibit
 from .page import Section, page
 from .subjects import Subject
 
@@ -85,6 +86,8 @@ def draw(
         drawn.append(pca_exhibit(found, rgb, settings))
     if "pib" in kinds and all(one.pib is not None for one in found):
         drawn.append(pib_exhibit(found, settings, _examples(found, boxed or images, settings)))
+    if "diffusion" in kinds:
+        drawn.append(diffusion_exhibit(found))
     if "attention" in kinds:
         drawn += [attention_exhibit(found), overlay_exhibit(found, rgb, settings)]
     if "norms" in kinds:

@@ -13,6 +13,7 @@ NORMS, HITS, PRESETS = ("none", "final", "own"), ("centre", "overlap"), ("last-v
 KINDS = {
     "pib": "share of images whose patch most like [CLS] lies on the object, per layer (Figure 2a)",
     "pca": "principal components of patch features as colours (Figure 1)",
+    "diffusion": "how alike an image's tokens are, and whether what is like [CLS] lies on the object, per layer",
     "attention": "entropy, exact zeros, support and [CLS] mass per layer and head; overlays",
     "norms": "norms of patch tokens and outliers per layer",
     "layers": "mIoU of probes of single layers, from their work dirs (Figure 2b)",

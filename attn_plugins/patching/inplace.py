@@ -16,7 +16,7 @@ from ..codebases.fused import answer_functions
 from ..errors import UnsupportedModelError
 from ..functional.normalizer import build
 from ..mechanisms import plan_mechanisms
-from ..spec import Plugin, Spec, parse
+from ..spec import Plugin, Spec, parse, settled
 from ..swap import PREFIX
 from .description import describe
 from .record import stamp, write_records
@@ -67,7 +67,7 @@ def patch(model: M, spec: str | Spec | Callable[..., Any], layers: Layers = None
     Warns:
         UserWarning: some attention of the model is not reached by any adapter; the warning names it.
     """
-    parsed = parse(spec)
+    parsed = settled(parse(spec), new=True)
     found = survey(model)
     chosen = select_layers(found, layers)
     _check_nested(chosen, found)

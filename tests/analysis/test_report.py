@@ -28,7 +28,7 @@ from attn_plugins.data.layouts.voc import write_voc
 
 SPECS = ("softmax", "registers:num=4", "specialization", "entmax15")
 OPTIONS = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3, "dynamic_img_size": True}
-FIGURES = ("pca", "pib", "attention", "overlay", "norms")
+FIGURES = ("pca", "pib", "diffusion", "attention", "overlay", "norms")
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def test_a_figure_gives_the_same_bytes_again(run):
             assert [one.render(form) for form in one.forms] == [other.render(form) for form in other.forms]
 
 
-@pytest.mark.parametrize("kind", ["pib", "pca", "attention", "norms"])
+@pytest.mark.parametrize("kind", ["pib", "pca", "diffusion", "attention", "norms"])
 def test_analyze_writes_each_figure(run, kind, tmp_path, capsys):
     folder, data = run
     arguments = ["analyze", kind, str(folder / "0.pth"), str(folder / "3.pth"), "--data", str(data), "--size", "32"]
