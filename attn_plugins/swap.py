@@ -79,7 +79,8 @@ def layered(base: type, overrides: Overrides) -> type:
         **overrides(base),
     }
     metaclass: Any = type(base)
-    return metaclass(base.__name__, (base,), namespace)
+    made: type = metaclass(base.__name__, (base,), namespace)
+    return made
 
 
 def remove_layers(module: nn.Module, keep: Callable[[Overrides], bool] = lambda overrides: False) -> None:
@@ -93,7 +94,8 @@ def remove_layers(module: nn.Module, keep: Callable[[Overrides], bool] = lambda 
 
 def base_class(cls: type) -> type:
     """The class that ``cls`` was made from by layers, or ``cls`` itself."""
-    return vars(cls).get(_BASE, cls)
+    base: type = vars(cls).get(_BASE, cls)
+    return base
 
 
 def bare(module: nn.Module) -> type:
@@ -144,7 +146,8 @@ def _rebuild(base: type, *layers: Overrides) -> nn.Module:
     cls: Any = base
     for overrides in layers:
         cls = layered(cls, overrides)
-    return cls.__new__(cls)
+    module: nn.Module = cls.__new__(cls)
+    return module
 
 
 class Starts:

@@ -41,7 +41,7 @@ def refuse_outside(what: str) -> None:
         )
 
 
-def attention(call: AttentionCall, enable_gqa: bool, return_weights: bool) -> Any:
+def attention(call: AttentionCall, enable_gqa: bool, return_weights: bool) -> Tensor | tuple[Tensor, Tensor]:
     """``call`` on proxies, recorded as plain torch operations.
 
     Arguments of the traced function that were left out (``attn_mask=None``, ``is_causal=False``) stay at their
@@ -59,7 +59,7 @@ def attention(call: AttentionCall, enable_gqa: bool, return_weights: bool) -> An
     return out
 
 
-def _attention(call: AttentionCall, enable_gqa: bool, return_weights: bool) -> Any:
+def _attention(call: AttentionCall, enable_gqa: bool, return_weights: bool) -> Tensor | tuple[Tensor, Tensor]:
     query, key, value = call.query, call.key, call.value
     if enable_gqa:
         groups = query.shape[-3] // key.shape[-3]
@@ -74,7 +74,8 @@ def _attention(call: AttentionCall, enable_gqa: bool, return_weights: bool) -> A
     if return_weights:
         weights = reference.attention_weights(call)
         return reference.weighted_values(call, weights), weights
-    return (reference if sdpa.unsupported(call) else sdpa).run(call)
+    run = reference.run if sdpa.unsupported(call) else sdpa.run
+    return run(call)
 
 
 def _settled(value: Any, name: str) -> Any:

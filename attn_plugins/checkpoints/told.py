@@ -183,7 +183,7 @@ def _metadata(state: State, prefix: str, where: str) -> Mapping[str, Any] | None
             continue
         place = f"{module}." if module else ""
         if place.startswith(prefix) or prefix.startswith(place):
-            record = metadata[METADATA_KEY]
+            record: Mapping[str, Any] = metadata[METADATA_KEY]
             _spec_in(record, f"the _metadata of {where}")
             if record.get("lost") is not None:
                 raise CheckpointError(_lost(where, record["lost"]))

@@ -263,11 +263,11 @@ class running:
         if self.outer is not None:
             self.outer.covered = True
         _LOCAL.running = self.mode
-        self.mode.__enter__()
+        self.mode.__enter__()  # type: ignore[no-untyped-call]
         return self.mode
 
     def __exit__(self, *error: Any) -> None:
-        self.mode.__exit__(*error)
+        self.mode.__exit__(*error)  # type: ignore[no-untyped-call]
         _LOCAL.running = self.outer
         if self.outer is not None:
             self.outer.covered = False

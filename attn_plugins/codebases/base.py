@@ -131,7 +131,8 @@ def register_adapter(adapter: Adapter) -> Adapter:
     Raises:
         ValueError: the name is taken.
     """
-    return ADAPTERS.register(adapter.name, adapter)
+    ADAPTERS.register(adapter.name, adapter)
+    return adapter
 
 
 def adapter_for(module: nn.Module) -> tuple[Adapter, Layer] | None:

@@ -44,7 +44,8 @@ _FITTING = (
 def _registers_enter(base: Any) -> dict[str, Any]:
     def counted(self: Any, name: str) -> int:
         registers = self.attn_plugins_registers
-        return vars(self)[name] + (registers.tokens.shape[1] if registers.counted else 0)
+        own: int = vars(self)[name]
+        return own + (int(registers.tokens.shape[1]) if registers.counted else 0)
 
     def without_registers(method: Any) -> Any:
         # timm sizes the position embedding, which registers have none of, by num_prefix_tokens.

@@ -46,7 +46,8 @@ class ViT:
     @property
     def cls_token(self) -> nn.Parameter:
         """``[1, 1, C]``"""
-        return attrgetter(self.known.cls_token)(self.root)
+        token: nn.Parameter = attrgetter(self.known.cls_token)(self.root)
+        return token
 
     def part(self, block: nn.Module, *names: str) -> nn.Module:
         """The first of ``names`` that ``block`` has.

@@ -59,7 +59,8 @@ class _Input:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Input:
         # A tensor that a forward left here belongs to that forward's graph.
-        return memo.setdefault(id(self), _Input())
+        copied: _Input = memo.setdefault(id(self), _Input())
+        return copied
 
 
 class _Gate(Owned):
@@ -79,7 +80,7 @@ class _Gate(Owned):
 
 def _shows(base: Any) -> dict[str, Any]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
-        y = base.forward(self, *args, **kwargs)
+        y: Tensor = base.forward(self, *args, **kwargs)
         self.attn_plugins_gated__input.x[y.device] = y
         return y
 
@@ -89,6 +90,7 @@ def _shows(base: Any) -> dict[str, Any]:
 def _gates(base: Any) -> dict[str, Any]:
     def forward(self: Any, x: Tensor) -> Tensor:
         gate = self.attn_plugins_gated(self.attn_plugins_gated__input.x.pop(x.device))
-        return base.forward(self, x * gate)
+        y: Tensor = base.forward(self, x * gate)
+        return y
 
     return {"forward": forward}
