@@ -46,6 +46,7 @@ PREFIX = "attn_plugins_"
 
 _LAYER = "_attn_plugins_layer"
 _BASE = "_attn_plugins_base"
+_MADE_BY = "_attn_plugins_made_by"
 _STORES = ("_modules", "_buffers", "_parameters")
 _HOOKS = {
     "_state_dict_hooks": (),
@@ -62,11 +63,16 @@ def add_layer(module: nn.Module, overrides: Overrides) -> None:
 
 
 def layered(base: type, overrides: Overrides) -> type:
-    """The subclass of ``base`` with ``overrides(base)``; the same one at every call."""
+    """The subclass of ``base`` with ``overrides(base)``; the same one at every call.
+
+    Overrides that look up by a name what they do tell what has it as ``made_by``: where that is another thing than it
+    was, the subclass is made anew.
+    """
+    made_by = getattr(overrides, "made_by", None)
     # Found among the subclasses and not in a cache, which would keep classes alive for ever.
     subclasses: list[type] = type.__subclasses__(base)
     for cls in subclasses:
-        if vars(cls).get(_LAYER) == overrides:
+        if vars(cls).get(_LAYER) == overrides and vars(cls)[_MADE_BY] is made_by:
             return cls
     namespace = {
         "__module__": base.__module__,
@@ -76,11 +82,24 @@ def layered(base: type, overrides: Overrides) -> type:
         "__prepare_scriptable__": _refuse_script,
         _BASE: base_class(base),
         _LAYER: overrides,
+        _MADE_BY: made_by,
+        **_container(base),
         **overrides(base),
     }
     metaclass: Any = type(base)
     made: type = metaclass(base.__name__, (base,), namespace)
     return made
+
+
+def _container(base: Any) -> dict[str, Any]:
+    """For a ``Sequential`` or ``ModuleList``, which run what they hold: what a patch adds is none of it."""
+    if not issubclass(base, nn.Sequential | nn.ModuleList) or _LAYER in vars(base):
+        return {}
+
+    def its_own(self: Any) -> list[nn.Module]:
+        return [module for name, module in self._modules.items() if not name.startswith(PREFIX)]
+
+    return {"__iter__": lambda self: iter(its_own(self)), "__len__": lambda self: len(its_own(self))}
 
 
 def remove_layers(module: nn.Module, keep: Callable[[Overrides], bool] = lambda overrides: False) -> None:
