@@ -15,7 +15,7 @@ from attn_plugins.data.layouts.imagenet import write_imagenet
 from attn_plugins.trainers.checkout import apply
 from attn_plugins.trainers.insertions import load
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "integration"
 UPSTREAM = {"dino": "DINO_ROOT", "dinov2": "DINOV2_ROOT", "dinov3": "DINOV3_ROOT"}
 
 
