@@ -68,13 +68,9 @@ def test_python(page: str, text: str, tmp_path: Path, monkeypatch: pytest.Monkey
         attn_plugins.patch(model, "entmax15")
     images = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     q, k, v = torch.randn(3, 1, 3, 17, 8, generator=torch.Generator().manual_seed(1))
-    known = dict(NORMALIZERS._entries)
     names = {"torch": torch, "attn_plugins": attn_plugins, "model": model, "images": images, "q": q, "k": k, "v": v}
-    try:
+    with NORMALIZERS.temporarily():
         exec(compile(text, page, "exec"), names)
-    finally:
-        NORMALIZERS._entries.clear()
-        NORMALIZERS._entries.update(known)
 
 
 @pytest.fixture(scope="module")
