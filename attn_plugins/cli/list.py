@@ -6,8 +6,8 @@ import argparse
 import inspect
 from typing import Any
 
+from ..params import parameters
 from ..registry import ADAPTERS, MECHANISMS, NORMALIZERS
-from ..spec import parameters
 from ..text import columns
 
 __all__ = ["add_parser", "run"]

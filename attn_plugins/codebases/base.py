@@ -31,6 +31,8 @@ __all__ = [
 
 SPEC = PREFIX + "spec"
 """Attribute of a patched layer: its spec, as its record says it."""
+WHOLE = PREFIX + "whole_spec"
+"""Attribute of a patched layer of a model whose spec says something for each layer: that spec."""
 
 
 def _no_check(module: nn.Module) -> None:
