@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
 from .by_layer import Ramp
 
-__all__ = ["Value", "check_params", "format_value", "parameters", "plain_params", "read_value"]
+__all__ = [
+    "SCALE",
+    "SCALES",
+    "Value",
+    "check_params",
+    "format_value",
+    "parameters",
+    "plain_params",
+    "read_value",
+    "scaled_by_us",
+]
 
 Value = bool | int | float | str | Ramp
+
+SCALE = "scale"
+"""Parameter of every normalizer that has none of that name: a factor on its scores."""
+SCALES = ("per_head", "learnable", "asentmax")
+"""What it may be beside a number: a value for each head, the same learned, or one that grows with the keys."""
 
 
 def parameters(factory: Callable[..., Any], *, normalizer: bool) -> Mapping[str, inspect.Parameter] | None:
@@ -80,9 +96,14 @@ def check_params(name: str, params: Mapping[str, Value], factory: object, *, nor
     known = parameters(factory, normalizer=normalizer)
     if known is None:
         return
+    ours = normalizer and scaled_by_us(factory)
     for key, value in params.items():
+        if ours and key == SCALE:
+            _check_scale(name, value)
+            continue
         if key not in known:
-            has = f"it has {', '.join(known)}" if known else "it has none"
+            names = [*known, *([SCALE] if ours else [])]
+            has = f"it has {', '.join(names)}" if names else "it has none"
             raise ValueError(f"{name!r} has no parameter {key!r}; {has}")
         default = known[key].default
         wanted = _wanted(value, default)
@@ -91,6 +112,26 @@ def check_params(name: str, params: Mapping[str, Value], factory: object, *, nor
     missing = [key for key, p in known.items() if p.default is p.empty and key not in params]
     if missing:
         raise ValueError(f"{name!r} needs {', '.join(f'{key}=' for key in missing)}, which has no default")
+
+
+def scaled_by_us(factory: Any) -> bool:
+    """Whether ``scale`` of a normalizer is the factor that this package puts in front, and not its own parameter."""
+    known = parameters(factory, normalizer=True)
+    return known is not None and SCALE not in known
+
+
+def _check_scale(name: str, value: Value) -> None:
+    numbers = [value.first, value.last] if isinstance(value, Ramp) else [value]
+    fine = value in SCALES if isinstance(value, str) else all(_positive(number) for number in numbers)
+    if not fine:
+        raise ValueError(
+            f"{name}: scale={format_value(value)} is no factor on the scores: a number above 0, such as 0.3, or "
+            f"{', '.join(SCALES)}"
+        )
+
+
+def _positive(value: Value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _wanted(value: Value, default: object) -> str | None:

@@ -103,7 +103,7 @@ def test_any_parameters_survive_the_string(params: dict[str, bool | int | float 
         ("entmax:alpha=1..inf", "it is a number"),
         ("registers+registers:num=2", "'registers' twice"),
         ("entmax:beta=1", "'entmax' has no parameter 'beta'; it has alpha"),
-        ("entmax15:alpha=1", "'entmax15' has no parameter 'alpha'; it has none"),
+        ("entmax15:alpha=1", "'entmax15' has no parameter 'alpha'; it has scale"),
         ("entmax15:dim=0", "no parameter 'dim'"),
         ("entmax_alpha:num_heads=3", "no parameter 'num_heads'"),
         ("entmax:alpha=x", "entmax: alpha='x'; it is a number, such as 1.5"),

@@ -15,6 +15,7 @@ from .backend import BACKENDS, Backend, register_backend
 from .call import AttentionCall, NormalizerLike, default_scale, resolve_normalizer, split_mask
 from .counting import layer, note_answer, observing
 from .packed import run_packed
+from .scaling import unscaled
 
 __all__ = ["attention", "choose_backend"]
 
@@ -123,9 +124,11 @@ def attention(
         watched = observing()
     function = resolve_normalizer(normalizer)
     if proxies.is_proxy(query):
+        factor = query.shape[-1] ** -0.5 if scale is None else scale
+        function, query, factor, attn_mask = unscaled(function, query, key, factor, attn_mask, None, is_causal)
         call = AttentionCall(
             *(query, key, value, function, getattr(function, "alpha", None), attn_mask, None, dropout_p, is_causal),
-            query.shape[-1] ** -0.5 if scale is None else scale,
+            factor,
         )
         return proxies.attention(call, enable_gqa, return_weights)
     if query.is_nested or key.is_nested:
@@ -143,6 +146,8 @@ def attention(
             raise ValueError(f"enable_gqa: {heads} query heads are no multiple of {key_heads} key heads")
         if heads != key_heads:
             key, value = (t.repeat_interleave(heads // key_heads, -3) for t in (key, value))
+    factor = default_scale(query) if scale is None else scale
+    function, query, factor, mask = unscaled(function, query, key, factor, mask, lengths, is_causal)
     call = AttentionCall(
         query,
         key,
@@ -153,7 +158,7 @@ def attention(
         lengths,
         dropout_p,
         is_causal,
-        default_scale(query) if scale is None else scale,
+        factor,
     )
     if return_weights:
         if lengths is not None:

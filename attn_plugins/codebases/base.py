@@ -24,6 +24,7 @@ __all__ = [
     "Container",
     "Layer",
     "adapter_for",
+    "head_dim",
     "register_adapter",
     "register_codebase",
 ]
@@ -45,6 +46,20 @@ def heads_attribute(module: nn.Module) -> int | None:
         value = getattr(module, name, None)
         if isinstance(value, int):
             return value
+    return None
+
+
+def head_dim(module: nn.Module) -> int | None:
+    """Channels of a head's query, from the attribute names in use, or from the projections that make it."""
+    for name in ("head_dim", "attention_head_size"):
+        value = getattr(module, name, None)
+        if isinstance(value, int):
+            return value
+    heads = heads_attribute(module)
+    for name, parts in (("qkv", 3), ("q_proj", 1), ("query", 1), ("q", 1), ("to_q", 1)):
+        width = getattr(getattr(module, name, None), "out_features", None)
+        if isinstance(width, int) and heads:
+            return width // parts // heads
     return None
 
 

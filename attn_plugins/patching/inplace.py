@@ -12,11 +12,13 @@ from torch import nn
 
 from .. import swap
 from ..codebases.answer import NORMALIZER
+from ..codebases.base import head_dim
 from ..codebases.fused import answer_functions
 from ..codebases.proof import ANSWERED
 from ..errors import UnsupportedModelError
-from ..functional.normalizer import build
+from ..functional.normalizer import build, keep_scales
 from ..mechanisms import plan_mechanisms
+from ..record import RECORD
 from ..spec import Plugin, Spec, parse
 from ..swap import PREFIX
 from .description import describe
@@ -184,14 +186,16 @@ def _apply(site: Site, normalizer: Any) -> None:
 
 
 def _has_plugin_parameters(module: nn.Module) -> bool:
-    return any(PREFIX in name for name, _ in module.named_parameters())
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    return any(PREFIX in name and not name.endswith(RECORD) for name, _ in tensors)
 
 
 def _build_normalizer(plugin: Plugin, site: Site) -> Any:
     current = getattr(site.module, NORMALIZER, None)
     if isinstance(current, nn.Module) and current.plugin == plugin:
         return current  # patching again with the same spec keeps what was learned
-    normalizer = build(plugin, site.adapter.num_heads(site.module))
+    normalizer = build(plugin, site.adapter.num_heads(site.module), head_dim(site.module))
+    keep_scales(current, normalizer)
     if isinstance(normalizer, nn.Module):
         weight = next((p for p in site.module.parameters() if p.is_floating_point()), None)
         if weight is not None:
