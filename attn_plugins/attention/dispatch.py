@@ -124,13 +124,11 @@ def attention(
         watched = observing()
     function = resolve_normalizer(normalizer)
     if proxies.is_proxy(query):
-        factor = query.shape[-1] ** -0.5 if scale is None else scale
-        function, query, factor, attn_mask = unscaled(function, query, key, factor, attn_mask, None, is_causal)
         call = AttentionCall(
             *(query, key, value, function, getattr(function, "alpha", None), attn_mask, None, dropout_p, is_causal),
-            factor,
+            query.shape[-1] ** -0.5 if scale is None else scale,
         )
-        return proxies.attention(call, enable_gqa, return_weights)
+        return proxies.attention(unscaled(call), enable_gqa, return_weights)
     if query.is_nested or key.is_nested:
         if return_weights:
             raise ValueError("return_weights is not available for nested tensors: their weights have no common shape")
@@ -146,8 +144,6 @@ def attention(
             raise ValueError(f"enable_gqa: {heads} query heads are no multiple of {key_heads} key heads")
         if heads != key_heads:
             key, value = (t.repeat_interleave(heads // key_heads, -3) for t in (key, value))
-    factor = default_scale(query) if scale is None else scale
-    function, query, factor, mask = unscaled(function, query, key, factor, mask, lengths, is_causal)
     call = AttentionCall(
         query,
         key,
@@ -158,8 +154,9 @@ def attention(
         lengths,
         dropout_p,
         is_causal,
-        factor,
+        default_scale(query) if scale is None else scale,
     )
+    call = unscaled(call)
     if return_weights:
         if lengths is not None:
             raise ValueError("return_weights is not available for packed batches: their weights have no common shape")

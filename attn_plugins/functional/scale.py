@@ -19,9 +19,6 @@ from .plain import sizes
 __all__ = ["ConstantScale", "HeadScale", "LengthScale", "ScoreScale"]
 
 
-Keys = Callable[[], Tensor]
-
-
 class ScoreScale(nn.Module):
     """A normalizer behind a factor on its scores.
 
@@ -36,12 +33,11 @@ class ScoreScale(nn.Module):
         """The entmax exponent of the normalizer itself."""
         return getattr(self.inner, "alpha", None)
 
-    def factor(self, query: Tensor, keys: Keys) -> Tensor | float:
+    def factor(self, call: Any) -> Tensor | float:
         """What the scores are multiplied by: a number, or a tensor that broadcasts to ``[..., H, N, 1]``.
 
         Args:
-            query: ``[..., H, N, D]``.
-            keys: tells how many keys each query sees; broadcasts to ``[..., H, N, 1]``.
+            call: the :class:`attn_plugins.AttentionCall`.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say by what scores are multiplied")
 
@@ -64,7 +60,7 @@ class ConstantScale(ScoreScale):
         super().__init__()
         self.inner, self.value = inner, value
 
-    def factor(self, query: Tensor, keys: Keys) -> float:
+    def factor(self, call: Any) -> float:
         return self.value
 
     def forward(self, scores: Tensor, dim: int = -1) -> Tensor:
@@ -101,13 +97,13 @@ class HeadScale(ScoreScale):
         """``[num_heads]``."""
         return self.log_scale.exp()
 
-    def factor(self, query: Tensor, keys: Keys) -> Tensor:
+    def factor(self, call: Any) -> Tensor:
         """``[num_heads, 1, 1]``.
 
         Raises:
             ValueError: dimension -3 is not the heads.
         """
-        return self._of(query, "queries")
+        return self._of(call.query, "queries")
 
     def forward(self, scores: Tensor, dim: int = -1) -> Tensor:
         """Weights ``[..., H, N, S]`` of scores of that shape.
@@ -156,12 +152,13 @@ class LengthScale(ScoreScale):
             nn.init.zeros_(parameter)
         nn.init.constant_(self.delta, 1 - float(torch.log(torch.tensor(2.0, dtype=torch.float64))))
 
-    def factor(self, query: Tensor, keys: Keys) -> Tensor:
+    def factor(self, call: Any) -> Tensor:
         """``[..., H, N, 1]``.
 
         Raises:
             ValueError: dimension -3 is not the heads, or the last not ``head_dim``.
         """
+        query = call.query
         heads, width = sizes(self.weight)
         shape = tuple(sizes(query))
         if len(shape) < 3 or shape[-3] != heads or shape[-1] != width:
@@ -169,7 +166,7 @@ class LengthScale(ScoreScale):
         wide = torch.promote_types(query.dtype, torch.float32)
         delta, gamma, bias = (p.to(wide).view(-1, 1, 1) for p in (self.delta, self.gamma, self.bias))
         beta = F.softplus((query.to(wide) * self.weight.to(wide).unsqueeze(-2)).sum(-1, keepdim=True) + bias)
-        logs = keys().to(wide).clamp(min=2).log()
+        logs = _keys(call).to(wide).clamp(min=2).log()
         return (delta + beta * logs**gamma).to(query.dtype)
 
     def forward(self, scores: Tensor, dim: int = -1) -> Tensor:
@@ -185,3 +182,18 @@ class LengthScale(ScoreScale):
 
     def extra_repr(self) -> str:
         return f"num_heads={len(self.weight)}, head_dim={self.weight.shape[1]}"
+
+
+def _keys(call: Any) -> Tensor:
+    """How many keys every query of a call sees; broadcasts to ``[..., H, N, 1]``."""
+    device, queries, keys = call.query.device, call.query.shape[-2], call.key.shape[-2]
+    if call.lengths is not None:
+        counts = torch.tensor(call.lengths, device=device)
+        return counts.repeat_interleave(counts).unsqueeze(-1)
+    if isinstance(call.attn_mask, Tensor):
+        mask = call.attn_mask
+        seen = mask if mask.dtype == torch.bool else mask > -torch.inf
+        return seen.expand(*seen.shape[:-1], keys).sum(-1, keepdim=True)
+    if call.is_causal is True:
+        return torch.arange(1, queries + 1, device=device).clamp(max=keys).unsqueeze(-1)
+    return torch.full((1, 1), keys, device=device)
