@@ -18,6 +18,7 @@ __all__ = ["unscaled"]
 def unscaled(call: AttentionCall) -> AttentionCall:
     """A call without a factor in its normalizer, that computes the same; a float mask is a part of the scores."""
     normalizer = call.normalizer
+    inner: Any
     factor: Tensor | float
     if isinstance(normalizer, Normalizer):
         inner, factor = normalizer.inner, normalizer.scale

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ from ..spec import Plugin, Spec, parse
 from ..swap import PREFIX
 from .description import describe
 from .record import forget_record, stamp, write_records
+from .scales import Scales
 from .sites import Layers, Site, Survey, named_reasons, select_layers, survey
 
 __all__ = ["patch", "patched", "unpatch"]
@@ -35,7 +37,14 @@ WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule",
 SHARDING = WRAPPERS - {"DataParallel", "OptimizedModule"}
 
 
-def patch(model: M, spec: str | Spec | Callable[..., Any], layers: Layers = None) -> M:
+def patch(
+    model: M,
+    spec: str | Spec | Callable[..., Any],
+    layers: Layers = None,
+    *,
+    scales: str | os.PathLike[str] | Scales | None = None,
+    other_backbone: bool = False,
+) -> M:
     """Replace the attention normalizer of a model, and add token mechanisms, in place.
 
     Parameters, buffers, hooks and attributes stay; modules only change their class to a subclass of it.
@@ -57,7 +66,11 @@ def patch(model: M, spec: str | Spec | Callable[..., Any], layers: Layers = None
             iterable of indices or names, the name of a module (itself or one that contains the attention,
             ``"blocks.3"``), or a predicate ``(name, module) -> bool``. None means all, except pooling heads:
             they are patched only by a name or a predicate. Token mechanisms are those of the last spec, for the
-            ViT, whatever ``layers`` says. Not for a spec that says something for each layer.
+            whole ViT, whatever ``layers`` says. Not for a spec that says something for each layer.
+        scales: factors on the scores of every head that were fitted to this backbone (:func:`attn_plugins.calibrate`):
+            a file, or the name of one that comes with the package, ``"dinov2_vits14"``. The spec gets
+            ``scale=per_head``.
+        other_backbone: take ``scales`` even where they were fitted on another one.
 
     Returns:
         ``model``.
@@ -66,12 +79,16 @@ def patch(model: M, spec: str | Spec | Callable[..., Any], layers: Layers = None
         UnknownPluginError: the spec has a name that is not registered.
         UnsupportedModelError: the model has no attention that can be patched, or an option of it is not supported.
         ValueError: a bad spec, a callable that returns no weights, a parameter out of range, layers that do not
-            exist, or learnable parameters for a model that DDP or FSDP holds already.
+            exist, scales of another normalizer or backbone, or learnable parameters for a model that DDP or FSDP holds
+            already.
 
     Warns:
         UserWarning: some attention of the model is not reached by any adapter; the warning names it.
     """
     parsed = parse(spec)
+    fitted = None if scales is None else Scales.read(scales)
+    if fitted is not None:
+        parsed = fitted.spec_for(parsed)
     found = survey(model)
     chosen = select_layers(found, _layers_of(parsed, layers, found))
     plugins = _plugins(parsed, chosen, found)
@@ -81,7 +98,12 @@ def patch(model: M, spec: str | Spec | Callable[..., Any], layers: Layers = None
         _check_class(site.path, site.module)
         _check_not_hidden(site.path, site.module, swap.layered(swap.bare(site.module), site.layer))
         site.adapter.check(site.module)
-    normalizers = [_build_normalizer(plugin, site) for plugin, site in zip(plugins, chosen, strict=True)]
+    again = fitted is None  # patching again with the same spec keeps what was learned
+    normalizers = [_build_normalizer(plugin, site, again) for plugin, site in zip(plugins, chosen, strict=True)]
+    if fitted is not None:
+        fitted.check(found.layers, chosen, other_backbone)
+        for site, normalizer in zip(chosen, normalizers, strict=True):
+            fitted.put(found.layers.index(site), normalizer)
     plan = plan_mechanisms(model, parsed.mechanisms)
     added = [n for n, site in zip(normalizers, chosen, strict=True) if n is not getattr(site.module, NORMALIZER, None)]
     if plan.adds_parameters or any(isinstance(normalizer, nn.Module) for normalizer in added):
@@ -131,14 +153,14 @@ def unpatch(model: M) -> M:
 
 
 @contextlib.contextmanager
-def patched(model: M, spec: str | Spec | Callable[..., Any], layers: Layers = None) -> Iterator[M]:
+def patched(model: M, spec: str | Spec | Callable[..., Any], layers: Layers = None, **options: Any) -> Iterator[M]:
     """Context in which ``model`` is patched; what it was before, patched or not, comes back at the end.
 
-    Args and errors are those of :func:`patch`.
+    Args (``options`` are ``scales`` and ``other_backbone``) and errors are those of :func:`patch`.
     """
     before = swap.snapshot(model)
     try:
-        yield patch(model, spec, layers)
+        yield patch(model, spec, layers, **options)
     finally:
         swap.restore(model, before)
 
@@ -190,10 +212,10 @@ def _has_plugin_parameters(module: nn.Module) -> bool:
     return any(PREFIX in name and not name.endswith(RECORD) for name, _ in tensors)
 
 
-def _build_normalizer(plugin: Plugin, site: Site) -> Any:
+def _build_normalizer(plugin: Plugin, site: Site, again: bool) -> Any:
     current = getattr(site.module, NORMALIZER, None)
-    if isinstance(current, nn.Module) and current.plugin == plugin:
-        return current  # patching again with the same spec keeps what was learned
+    if again and isinstance(current, nn.Module) and current.plugin == plugin:
+        return current
     normalizer = build(plugin, site.adapter.num_heads(site.module), head_dim(site.module))
     keep_scales(current, normalizer)
     if isinstance(normalizer, nn.Module):
