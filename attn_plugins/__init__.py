@@ -4,6 +4,7 @@
 """
 
 from . import functional, mechanisms
+from .adapt.calibrate import Calibration, calibrate
 from .attention import AttentionCall, Backend, attention, register_backend
 from .checkpoints import from_pretrained
 from .codebases import Adapter, Codebase, register_adapter, register_codebase
@@ -19,12 +20,14 @@ __all__ = [
     "Adapter",
     "AttentionCall",
     "Backend",
+    "Calibration",
     "Codebase",
     "PluginImportError",
     "Spec",
     "UnknownPluginError",
     "UnsupportedModelError",
     "attention",
+    "calibrate",
     "describe",
     "exportable",
     "from_pretrained",
