@@ -12,6 +12,7 @@ from .export import exportable
 from .patching import describe, patch, patched, unpatch, verify
 from .registry import register_mechanism, register_normalizer
 from .spec import Spec, parse
+from .training import Monitor
 
 __version__ = "0.1.0"
 
@@ -20,6 +21,7 @@ __all__ = [
     "AttentionCall",
     "Backend",
     "Codebase",
+    "Monitor",
     "PluginImportError",
     "Spec",
     "UnknownPluginError",

@@ -49,6 +49,7 @@ class Recipe:
         local_crops: local crops an image, at least 1.
         learning_rate: peak, reached after a tenth of the steps.
         momentum: of the teacher at the start; it rises to 1 with a cosine.
+        bf16: whether the networks run under bfloat16 autocast; the loss is in float32 either way.
     """
 
     steps: int = 36
@@ -63,6 +64,7 @@ class Recipe:
     local_crops: int = 4
     learning_rate: float = 1e-3
     momentum: float = 0.9
+    bf16: bool = False
 
     @property
     def arch_options(self) -> dict[str, Any]:
@@ -105,12 +107,16 @@ class Method:
         """One update from crops `[B, 3, S, S]`, the two global ones first."""
         begin, recipe = time.perf_counter(), self.recipe
         self._schedule(step)
-        with torch.no_grad():
-            teacher_out = self.teacher(torch.cat(list(views[:2]))).chunk(2)
-        sizes = (views[:2], views[2:])
-        student_out = [
-            out for group in sizes if group for out in self.student(torch.cat(list(group))).chunk(len(group))
-        ]
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
+            with torch.no_grad():
+                teacher_out = self.teacher(torch.cat(list(views[:2]))).float().chunk(2)
+            sizes = (views[:2], views[2:])
+            student_out = [
+                out
+                for group in sizes
+                if group
+                for out in self.student(torch.cat(list(group))).float().chunk(len(group))
+            ]
         loss = self.loss(list(teacher_out), student_out, epoch=step)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
