@@ -49,7 +49,8 @@ class Recipe:
         local_crops: local crops an image, at least 1.
         learning_rate: peak, reached after a tenth of the steps.
         momentum: of the teacher at the start; it rises to 1 with a cosine.
-        bf16: whether the networks run under bfloat16 autocast; the loss is in float32 either way.
+        norm_in_head: batch norm in the projection head, which keeps small batches from collapsing.
+        bf16: whether the backbones run under bfloat16 autocast; head and loss are in float32 either way.
     """
 
     steps: int = 36
@@ -64,6 +65,7 @@ class Recipe:
     local_crops: int = 4
     learning_rate: float = 1e-3
     momentum: float = 0.9
+    norm_in_head: bool = False
     bf16: bool = False
 
     @property
@@ -85,7 +87,9 @@ class Method:
     def __init__(self, spec: str, recipe: Recipe) -> None:
         torch.manual_seed(recipe.seed)  # the same initial weights for every method
         backbone = timm.create_model(ARCH.partition("/")[2], num_classes=0, **recipe.arch_options)
-        heads = [DINOProjectionHead(recipe.embed_dim, 512, 64, PROTOTYPES) for _ in range(2)]
+        heads = [
+            DINOProjectionHead(recipe.embed_dim, 512, 64, PROTOTYPES, batch_norm=recipe.norm_in_head) for _ in range(2)
+        ]
         heads[1].load_state_dict(heads[0].state_dict())  # its weight_norm refuses deepcopy
         self.spec, self.recipe = spec, recipe
         self.student = nn.Sequential(patch(backbone, spec), heads[0])
@@ -107,17 +111,10 @@ class Method:
         """One update from crops `[B, 3, S, S]`, the two global ones first."""
         begin, recipe = time.perf_counter(), self.recipe
         self._schedule(step)
-        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
-            with torch.no_grad():
-                teacher_out = self.teacher(torch.cat(list(views[:2]))).float().chunk(2)
-            sizes = (views[:2], views[2:])
-            student_out = [
-                out
-                for group in sizes
-                if group
-                for out in self.student(torch.cat(list(group))).float().chunk(len(group))
-            ]
-        loss = self.loss(list(teacher_out), student_out, epoch=step)
+        with torch.no_grad():
+            teacher_out = self._run(self.teacher, views[:2])
+        student_out = [out for group in (views[:2], views[2:]) if group for out in self._run(self.student, group)]
+        loss = self.loss(teacher_out, student_out, epoch=step)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.student.parameters(), 3.0)
@@ -125,6 +122,15 @@ class Method:
         update_momentum(self.student, self.teacher, cosine_schedule(step, recipe.steps + 1, recipe.momentum, 1.0))
         self.losses.append(loss.item())
         self.seconds.append(time.perf_counter() - begin)
+
+    def _run(self, network: nn.Sequential, views: Sequence[Tensor]) -> list[Tensor]:
+        """Crops ``[B, 3, S, S]`` of one size to prototype scores ``[B, K]`` each.
+
+        The head is never in bfloat16: early on, pictures differ by less than that resolves.
+        """
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.bf16):
+            tokens = network[0](torch.cat(list(views)))
+        return list(network[1](tokens.float()).chunk(len(views)))
 
     def _schedule(self, step: int) -> None:
         steps = self.recipe.steps
