@@ -17,6 +17,7 @@ from ..patching import PREFIX, patch
 from ..patching.record import refuse_others, spec_of, stamp
 from ..record import RECORD
 from ..spec import parse
+from .annealing import anneal_network
 from .compat import read_own_checkpoints
 from .proof import tell_answers
 from .watching import asked, watch_network
@@ -48,6 +49,7 @@ def patch_networks(spec: str, *networks: nn.Module) -> None:
         elif present is None:
             patch(network, wanted)  # softmax too where it is watched: it computes what it did
             tell_answers(network, str(wanted))
+            anneal_network(network)
             watch_network(network)
         refuse_others(network)
 

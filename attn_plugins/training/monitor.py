@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import sys
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
@@ -46,6 +45,8 @@ class Monitor:
         images: of a step, at most.
         rows: queries of an image, at most: [CLS] and others, evenly spaced.
         evaluation: whether layers in eval mode are looked at too; otherwise validation is not mistaken for training.
+        compiled: whether what is trained is a compiled function around ``model``; that ``model`` itself or a part of it
+            is compiled is seen.
 
     Attributes:
         steps: how many were made.
@@ -66,6 +67,7 @@ class Monitor:
         images: int = 2,
         rows: int = 32,
         evaluation: bool = False,
+        compiled: bool = False,
     ) -> None:
         for name, value in (("every", every), ("images", images), ("rows", rows)):
             if value < 1:
@@ -81,6 +83,7 @@ class Monitor:
                 "it computes as it is, and lets it be watched"
             )
         self.spec, self.every, self.images, self.rows, self.evaluation = spec, every, images, rows, evaluation
+        self.compiled, self._model = compiled, weakref.ref(model)
         several = isinstance(sinks, Sequence) and not isinstance(sinks, str)
         self.sinks: list[Sink] = [sink_of(sink) for sink in (sinks if several else [sinks])]
         self.steps = 0
@@ -139,7 +142,8 @@ class Monitor:
         self._seen = {}
         watch(self._watcher)
         self._armed.callback(unwatch, self._watcher)
-        if "torch._dynamo" in sys.modules:  # otherwise nothing is compiled, and importing it takes seconds
+        model = self._model()
+        if self.compiled or (model is not None and _is_compiled(model)):
             self._armed.enter_context(torch.compiler.set_stance("force_eager"))
 
     def _disarm(self) -> bool:
@@ -184,7 +188,8 @@ class Monitor:
             self._told_of_nothing = True
             warnings.warn(
                 f"Monitor: in step {self.steps} none of the {len(self._paths)} patched layers of "
-                f"{self._name} ran in training mode; evaluation=True watches frozen models too",
+                f"{self._name} ran in training mode. evaluation=True watches frozen models too, and compiled=True what "
+                "a compiled function runs",
                 stacklevel=4,
             )
 
@@ -193,6 +198,13 @@ def _tell(monitor: weakref.ref[Monitor], layer: Any, **told: Any) -> None:
     alive = monitor()
     if alive is not None:
         alive._watch(layer, **told)
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    return any(
+        vars(module).get("_compiled_call_impl") is not None or type(module).__name__ == "OptimizedModule"
+        for module in model.modules()
+    )
 
 
 def _rank() -> int:

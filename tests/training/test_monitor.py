@@ -141,21 +141,32 @@ def test_nothing_is_left_when_a_monitor_ends() -> None:
 
 
 @pytest.mark.slow
-def test_a_compiled_model_is_seen_in_the_steps_that_are_looked_at() -> None:
-    network, compiled = model(), []
+@pytest.mark.parametrize("what", ["model", "method", "function"])
+def test_what_is_compiled_is_seen_in_the_steps_that_are_looked_at(what: str) -> None:
+    torch._dynamo.reset()
+    graphs: list[torch.fx.GraphModule] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
-        compiled.append(graph)
+        graphs.append(graph)
         return graph.forward
 
-    run = torch.compile(network, backend=backend, fullgraph=True)
-    monitor = Monitor(network, every=2)
+    network = model()
+    if what == "method":
+        network.compile(backend=backend, fullgraph=True)
+        run, monitor = network, Monitor(network, every=2)
+    elif what == "model":
+        run = torch.compile(network, backend=backend, fullgraph=True)
+        monitor = Monitor(run, every=2)
+    else:
+        run = torch.compile(lambda images: network(images), backend=backend, fullgraph=True)
+        monitor = Monitor(network, every=2, compiled=True)
     for step in range(4):
         run(IMAGES).sum().backward()
         seen = monitor.step()
         assert (seen is not None) == (step % 2 == 0)
-        assert bool(compiled) == (step > 0)
-    assert len(compiled) == 1
+        assert bool(graphs) == (step > 0)
+    assert len(graphs) == 1
+    monitor.close()
 
 
 def test_the_file_goes_on_after_a_kill(tmp_path: Path) -> None:
