@@ -48,7 +48,8 @@ class Anneal:
             raise ValueError(f"Anneal: {', '.join(options)} say how a target is approached; name the target, spec=")
         self.target = None if spec is None else parse(spec)
         if self.target is not None:
-            towards = Spec(_annealed(self.target.normalizer, options), self.target.mechanisms)
+            parts = [_annealed(self.target.normalizer, options), *self.target.mechanisms]
+            towards = parse("+".join(map(str, parts)))
             for model in self.models:
                 patch(model, towards)
         self.layers = [layer for model in self.models for layer in arrange(model)]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
+from .anneal import Anneal
 from .monitor import Monitor
 
 if "lightning" in sys.modules:
@@ -17,7 +19,7 @@ else:
     except ModuleNotFoundError:
         from lightning.pytorch import Callback
 
-__all__ = ["MonitorCallback"]
+__all__ = ["AnnealCallback", "MonitorCallback"]
 
 
 class MonitorCallback(Callback):
@@ -67,3 +69,34 @@ class MonitorCallback(Callback):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self._state = state_dict or None
+
+
+class AnnealCallback(Callback):
+    """An :class:`Anneal` of models in a Lightning module, patched before optimizers and strategies take them.
+
+    >>> trainer = Trainer(callbacks=[AnnealCallback("entmax15", steps=10_000, models=["student", "teacher"])])
+
+    Args:
+        spec, options: as :class:`Anneal` takes them.
+        models: names of models in the Lightning module; "" is the whole.
+    """
+
+    def __init__(self, spec: str, *, models: Sequence[str] = ("",), **options: Any) -> None:
+        super().__init__()
+        self.spec, self.paths, self.options = spec, tuple(models), options
+        self.anneal: Anneal | None = None
+
+    def setup(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
+        """Patch the models, once; a checkpoint that is loaded afterwards tells where the schedule stands.
+
+        Raises:
+            ValueError, AttributeError: as :class:`Anneal`; or the module has no model of that name.
+        """
+        if self.anneal is None:
+            self.anneal = Anneal([pl_module.get_submodule(path) for path in self.paths], self.spec, **self.options)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: nn.Module, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Count optimizer steps, which accumulated gradients make fewer than batches."""
+        assert self.anneal is not None
+        if trainer.global_step > self.anneal.steps:
+            self.anneal.step()

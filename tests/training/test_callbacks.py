@@ -1,4 +1,4 @@
-"""Monitors as callbacks of Lightning and of transformers, in their own trainers."""
+"""Monitor and Anneal as callbacks of Lightning and of transformers, in their own trainers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from helpers.tiny_vit import TinyViT
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import attn_plugins
+from attn_plugins.record import decode
 from attn_plugins.training import read_run
 
 IMAGES = torch.randn(12, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -19,12 +19,12 @@ IMAGES = torch.randn(12, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 @pytest.mark.slow
 def test_lightning_counts_optimizer_steps_and_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     lightning = pytest.importorskip("pytorch_lightning", reason="pip install pytorch-lightning")
-    from attn_plugins.training.lightning import MonitorCallback
+    from attn_plugins.training.lightning import AnnealCallback, MonitorCallback
 
     class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             super().__init__()
-            self.net = nn.ModuleDict({"student": attn_plugins.patch(TinyViT(), "entmax15"), "teacher": TinyViT()})
+            self.net = nn.ModuleDict({"student": TinyViT(), "teacher": TinyViT()})
 
         def training_step(self, batch: list[Tensor], index: int) -> Tensor:
             loss: Tensor = self.net["student"](batch[0]).square().mean()
@@ -42,7 +42,10 @@ def test_lightning_counts_optimizer_steps_and_goes_on_from_a_checkpoint(tmp_path
             max_epochs=epochs,
             accumulate_grad_batches=2,
             accelerator="cpu",
-            callbacks=[MonitorCallback(tmp_path / "run.jsonl", model="net.student", every=2)],
+            callbacks=[
+                AnnealCallback("entmax15", models=["net.student", "net.teacher"], steps=4),
+                MonitorCallback(tmp_path / "run.jsonl", model="net.student", every=2),
+            ],
             logger=lightning.loggers.CSVLogger(tmp_path, version=epochs),
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -57,6 +60,10 @@ def test_lightning_counts_optimizer_steps_and_goes_on_from_a_checkpoint(tmp_path
     seen = read_run(tmp_path / "run.jsonl")
     assert [one.step for one in seen] == [0, 2, 4]
     assert {layer.keys for one in seen for layer in one.layers} == {5}, "training and not validation"
+    assert [one.means()["alpha"] for one in seen] == pytest.approx([1, 1.25, 1.5])
+    weights = torch.load(tmp_path / "last.ckpt", weights_only=False)["state_dict"]
+    told = decode(weights["net.teacher.blocks.1.attn_plugins_normalizer._extra_state"])
+    assert (int(told["step"]), told["alpha"]) == (6, "1.500000")
     logged = (tmp_path / "lightning_logs" / "version_1" / "metrics.csv").read_text()
     assert "attention/zero_share" in logged
 
@@ -65,7 +72,7 @@ def test_lightning_counts_optimizer_steps_and_goes_on_from_a_checkpoint(tmp_path
 def test_transformers_trainer_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="pip install transformers")
     pytest.importorskip("accelerate", reason="transformers' Trainer needs it: pip install accelerate")
-    from attn_plugins.training.transformers import MonitorCallback
+    from attn_plugins.training.transformers import AnnealCallback, MonitorCallback
 
     def fit(steps: int, resume: bool) -> None:
         torch.manual_seed(0)
@@ -77,15 +84,16 @@ def test_transformers_trainer_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
             image_size=16,
             patch_size=8,
         )
-        model = attn_plugins.patch(transformers.ViTForImageClassification(config), "entmax15")
+        model = transformers.ViTForImageClassification(config)
         data = [{"pixel_values": image, "labels": 0} for image in IMAGES]
         arguments = transformers.TrainingArguments(
             tmp_path, max_steps=steps, save_steps=3, per_device_train_batch_size=2, use_cpu=True, report_to="none"
         )
-        callback = MonitorCallback(tmp_path / "run.jsonl", every=2)
-        transformers.Trainer(model, arguments, train_dataset=data, callbacks=[callback]).train(resume)
+        callbacks = [AnnealCallback("entmax15", steps=4), MonitorCallback(tmp_path / "run.jsonl", every=2)]
+        transformers.Trainer(model, arguments, train_dataset=data, callbacks=callbacks).train(resume)
 
     fit(3, False)
     fit(6, True)
     seen = read_run(tmp_path / "run.jsonl")
     assert [one.step for one in seen] == [0, 2, 4] and {len(one.layers) for one in seen} == {2}
+    assert [one.means()["alpha"] for one in seen] == pytest.approx([1, 1.25, 1.5])
