@@ -49,6 +49,7 @@ class Recipe:
         local_crops: local crops an image, at least 1.
         learning_rate: peak, reached after a tenth of the steps.
         momentum: of the teacher at the start; it rises to 1 with a cosine.
+        teacher_temperature: after the first third of the steps; 0.04 before.
         norm_in_head: batch norm in the projection head, which keeps small batches from collapsing.
         bf16: whether the backbones run under bfloat16 autocast; head and loss are in float32 either way.
     """
@@ -65,6 +66,7 @@ class Recipe:
     local_crops: int = 4
     learning_rate: float = 1e-3
     momentum: float = 0.9
+    teacher_temperature: float = 0.06
     norm_in_head: bool = False
     bf16: bool = False
 
@@ -95,7 +97,12 @@ class Method:
         self.student = nn.Sequential(patch(backbone, spec), heads[0])
         self.teacher = nn.Sequential(copy.deepcopy(backbone), heads[1]).requires_grad_(False)
         warmup = max(recipe.steps // 3, 1)
-        self.loss = DINOLoss(PROTOTYPES, warmup_teacher_temp_epochs=warmup, warmup_teacher_temp=0.04, teacher_temp=0.06)
+        self.loss = DINOLoss(
+            PROTOTYPES,
+            warmup_teacher_temp_epochs=warmup,
+            warmup_teacher_temp=0.04,
+            teacher_temp=recipe.teacher_temperature,
+        )
         decayed, plain = get_weight_decay_parameters([self.student])
         groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=0.04)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from .alpha import MIN_ALPHA
 from .entmax import entmax, entmax_alpha
 from .plain import sizes
 
-__all__ = ["NAME", "ORDERS", "SHAPES", "EntmaxAnneal", "annealed"]
+__all__ = ["NAME", "ORDERS", "SHAPES", "EntmaxAnneal", "annealed", "stand"]
 
 SHAPES = ("linear", "cosine")
 ORDERS = ("together", "deep_first", "shallow_first")
@@ -174,3 +175,14 @@ _LIVE: weakref.WeakSet[EntmaxAnneal] = weakref.WeakSet()
 def annealed() -> list[EntmaxAnneal]:
     """All that are alive in this process, of copies of models too."""
     return list(_LIVE)
+
+
+def stand(state: Mapping[str, Tensor]) -> tuple[list[float], int]:
+    """alpha of each annealed layer in a state dict, and after how many steps; ([], 0) without such layers.
+
+    Raises:
+        ValueError: a record in it is damaged.
+    """
+    told = [decode(tensor) for key, tensor in state.items() if key.endswith("_extra_state")]
+    mine = [record for record in told if record["spec"] == NAME]
+    return [float(record["alpha"]) for record in mine], max((int(record["step"]) for record in mine), default=0)
