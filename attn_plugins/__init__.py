@@ -4,6 +4,7 @@
 """
 
 from . import functional, mechanisms
+from .adapt.calibrate import Calibration, calibrate
 from .attention import AttentionCall, Backend, attention, register_backend
 from .checkpoints import from_pretrained
 from .codebases import Adapter, Codebase, register_adapter, register_codebase
@@ -21,6 +22,7 @@ __all__ = [
     "Anneal",
     "AttentionCall",
     "Backend",
+    "Calibration",
     "Codebase",
     "Monitor",
     "PluginImportError",
@@ -28,6 +30,7 @@ __all__ = [
     "UnknownPluginError",
     "UnsupportedModelError",
     "attention",
+    "calibrate",
     "describe",
     "exportable",
     "from_pretrained",

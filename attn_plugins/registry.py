@@ -49,12 +49,13 @@ class Registry(Generic[T]):
         """Add ``entry`` under ``name``.
 
         Raises:
-            ValueError: the name is taken, in whatever case, or has a character that spec strings use (``+ : , =``).
+            ValueError: the name is taken, in whatever case, or has a character that spec strings use (``+ : , = @``).
         """
         name, given = name.lower(), name
-        if not name or set(name) & set("+:,= ") or name == UNREGISTERED:
+        if not name or set(name) & set("+:,=@ ") or name == UNREGISTERED:
             raise ValueError(
-                f"{given!r} cannot name a {self.kind}: spec strings use '+', ':', ',', '=', spaces and {UNREGISTERED!r}"
+                f"{given!r} cannot name a {self.kind}: spec strings use '+', ':', ',', '=', '@', spaces and "
+                f"{UNREGISTERED!r}"
             )
         if name in self._entries:
             case = f" ({given!r} differs in case only)" if given != name else ""

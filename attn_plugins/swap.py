@@ -31,6 +31,7 @@ __all__ = [
     "is_patched",
     "layers_of",
     "remove",
+    "remove_hooks",
     "remove_layers",
     "restore",
     "snapshot",
@@ -206,6 +207,14 @@ def add_hook(module: nn.Module, kind: str, function: Callable[..., Any]) -> None
     """Register ``function`` by ``module.register_<kind>``, once."""
     if not any(given is function or getattr(given, "hook", None) is function for given in _hooks(module)):
         getattr(module, f"register_{kind}")(function)
+
+
+def remove_hooks(module: nn.Module, *functions: Callable[..., Any]) -> None:
+    """Take these off ``module``, whatever they were registered for."""
+    for store in _HOOKS:
+        held: dict[Any, Any] = vars(module).get(store, {})
+        for key in [key for key, given in held.items() if getattr(given, "hook", given) in functions]:
+            del held[key]
 
 
 def _hooks(module: nn.Module) -> list[Any]:

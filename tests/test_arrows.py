@@ -12,7 +12,7 @@ import attn_plugins
 
 PACKAGE = Path(attn_plugins.__file__).parent
 GROUND = ("errors", "spec", "registry", "record", "swap", "native", "text", "files", "machine", "progress", "shipped")
-GROUND += ("plugin_modules", "unregistered", "results")
+GROUND += ("plugin_modules", "unregistered", "results", "by_layer", "params")
 FLOORS = (
     GROUND,
     ("functional",),

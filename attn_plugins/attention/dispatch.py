@@ -15,6 +15,7 @@ from .backend import BACKENDS, Backend, register_backend
 from .call import AttentionCall, NormalizerLike, default_scale, resolve_normalizer, split_mask
 from .counting import layer, note_answer, observing, tell_watchers
 from .packed import run_packed
+from .scaling import unscaled
 
 __all__ = ["attention", "choose_backend"]
 
@@ -127,7 +128,7 @@ def attention(
             *(query, key, value, function, getattr(function, "alpha", None), attn_mask, None, dropout_p, is_causal),
             query.shape[-1] ** -0.5 if scale is None else scale,
         )
-        return proxies.attention(call, enable_gqa, return_weights)
+        return proxies.attention(unscaled(call), enable_gqa, return_weights)
     if query.is_nested or key.is_nested:
         if return_weights:
             raise ValueError("return_weights is not available for nested tensors: their weights have no common shape")
@@ -155,6 +156,7 @@ def attention(
         is_causal,
         default_scale(query) if scale is None else scale,
     )
+    call = unscaled(call)
     if not torch.compiler.is_compiling():
         tell_watchers(layer(), call=call)
     if return_weights:

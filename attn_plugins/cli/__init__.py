@@ -20,6 +20,7 @@ COMMANDS = {
     "apply": None,
     "inspect": "probes",
     "verify": "probes",
+    "calibrate": "probes,analysis",
     "probe": "probes",
     "table": None,
     "data": "probes",
