@@ -9,11 +9,15 @@ from torch import nn
 
 from ..functional import EntmaxAnneal
 from ..functional.anneal import NAME
-from ..patching import patch
+from ..functional.scale import ScoreScale
+from ..patching import NORMALIZER, patch
 from ..registry import NORMALIZERS
 from ..spec import Plugin, Spec, parse
 
 __all__ = ["Anneal", "arrange"]
+
+DEFAULT_ALPHA = 1.5
+"""Of ``entmax``, where the spec gives none."""
 
 
 class Anneal:
@@ -32,7 +36,8 @@ class Anneal:
     Args:
         models: one or several. They are patched, or have been, with ``"entmax_anneal:steps=10000"`` (which is how
             trainers' flags say it), and then ``spec`` is left out.
-        spec: the target: ``entmax15``, ``sparsemax`` or ``entmax:alpha=``, with mechanisms if one likes.
+        spec: the target: ``entmax15``, ``sparsemax`` or ``entmax:alpha=``, with layers, scales and mechanisms if one
+            likes (``entmax15@6-11:scale=per_head+registers``).
         options: of :class:`attn_plugins.functional.EntmaxAnneal`: ``steps``, ``warmup``, ``shape``, ``order``,
             ``start``.
 
@@ -48,8 +53,10 @@ class Anneal:
             raise ValueError(f"Anneal: {', '.join(options)} say how a target is approached; name the target, spec=")
         self.target = None if spec is None else parse(spec)
         if self.target is not None:
-            parts = [_annealed(self.target.normalizer, options), *self.target.mechanisms]
-            towards = parse("+".join(map(str, parts)))
+            aims = self.target.normalizers
+            kept = [plugin for plugin in aims if plugin.name == "softmax" and plugin.layers]
+            parts = [*kept, *(_annealed(plugin, options) for plugin in aims if plugin not in kept)]
+            towards = parse("+".join(map(str, [*parts, *self.target.mechanisms])))
             for model in self.models:
                 patch(model, towards)
         self.layers = [layer for model in self.models for layer in arrange(model)]
@@ -92,7 +99,12 @@ class Anneal:
         if self.target is None:
             raise ValueError("Anneal: the models were patched with the schedule; patch them with the target yourself")
         for model in self.models:
+            held = [
+                (module, module._modules[NORMALIZER]) for module in model.modules() if NORMALIZER in module._modules
+            ]
             patch(model, self.target)
+            for module, before in held:
+                _keep_scale(before, module._modules.get(NORMALIZER))
 
     def state_dict(self) -> dict[str, int]:
         """For trainers that ask for one; the models' state dicts tell it as well."""
@@ -115,13 +127,18 @@ def _layers(model: nn.Module) -> list[EntmaxAnneal]:
     return [module for module in model.modules() if isinstance(module, EntmaxAnneal)]
 
 
+def _keep_scale(before: nn.Module | None, after: nn.Module | None) -> None:
+    """What was learned or calibrated in front of an annealed normalizer stays in front of its target."""
+    if isinstance(before, ScoreScale) and isinstance(after, ScoreScale):
+        own = {name: value for name, value in before.state_dict().items() if not name.startswith("inner.")}
+        after.load_state_dict(own, strict=False)
+
+
 def _annealed(target: Plugin, options: dict[str, Any]) -> Plugin:
-    """The plugin that anneals towards ``target``."""
+    """The plugin that anneals towards ``target``, in its layers and with its scale."""
     known = NORMALIZERS.get(target.name).alpha if target.factory is None else None
-    alpha = target.kwargs.get(known) if isinstance(known, str) else known
-    if alpha is None and isinstance(known, str):
-        alpha = 1.5  # entmax's own default
-    if not isinstance(alpha, (int, float)) or alpha == 1:
+    given = target.kwargs
+    alpha: Any = given.pop(known, DEFAULT_ALPHA) if isinstance(known, str) else known
+    if alpha is None or alpha == 1:
         raise ValueError(f"Anneal: {str(target)!r} has no alpha to go to; name entmax15, sparsemax or entmax:alpha=1.3")
-    others = {name: value for name, value in target.params if name != known}
-    return Spec.of(NAME, alpha=float(alpha), **others, **options).normalizer
+    return Plugin(NAME, tuple(sorted((given | {"alpha": alpha} | options).items())), layers=target.layers)

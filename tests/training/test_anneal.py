@@ -14,6 +14,7 @@ import attn_plugins
 from attn_plugins import Anneal
 from attn_plugins.checkpoints import save
 from attn_plugins.patching import spec_of
+from attn_plugins.spec import parse
 
 IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -101,6 +102,44 @@ def test_student_and_teacher_go_together_and_mechanisms_stay() -> None:
     anneal.finish()
     assert spec_of(teacher) == "entmax:alpha=1.3+registers:num=2"
     assert student.attn_plugins_registers is not None
+
+
+@pytest.mark.parametrize(
+    ("target", "half_way"),
+    [
+        ("entmax15@1-2", [1.25, 1.25]),
+        ("softmax@0+sparsemax@1-2", [1.5, 1.5]),
+        ("entmax:alpha=1.2..1.6", [1.1, 1.2, 1.3]),
+        ("entmax15:scale=per_head", [1.25] * 3),
+        ("entmax", [1.25] * 3),
+    ],
+)
+def test_layers_values_and_scales_of_the_target(target: str, half_way: list[float]) -> None:
+    model = network(depth=3)
+    anneal = Anneal(model, target, steps=2)
+    anneal.step()
+    assert anneal.alphas == pytest.approx(half_way)
+    assert model(IMAGES).isfinite().all()
+    anneal.step()
+    anneal.finish()
+    assert spec_of(model) == str(parse(target))
+    again = attn_plugins.patch(network(depth=3), target)
+    torch.testing.assert_close(model(IMAGES), again(IMAGES))
+
+
+@pytest.mark.parametrize("scale", ["learnable", "per_head", "asentmax"])
+def test_what_was_learned_in_front_of_it_stays_when_it_is_finished(scale: str) -> None:
+    model = network()
+    anneal = Anneal(model, f"entmax15:scale={scale}", steps=1)
+    anneal.step()
+    with torch.no_grad():
+        for block in model.blocks:
+            for tensor in block.attn_plugins_normalizer.state_dict().values():
+                if tensor.is_floating_point():
+                    tensor.add_(0.5)
+    before = model(IMAGES)
+    anneal.finish()
+    torch.testing.assert_close(model(IMAGES), before)
 
 
 def test_a_copy_goes_its_own_way() -> None:
