@@ -13,15 +13,18 @@ from .export import exportable
 from .patching import describe, patch, patched, unpatch, verify
 from .registry import register_mechanism, register_normalizer
 from .spec import Spec, parse
+from .training import Anneal, Monitor
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Adapter",
+    "Anneal",
     "AttentionCall",
     "Backend",
     "Calibration",
     "Codebase",
+    "Monitor",
     "PluginImportError",
     "Spec",
     "UnknownPluginError",

@@ -21,7 +21,7 @@ FLOORS = (
     ("mechanisms",),
     ("patching",),
     ("checkpoints",),
-    ("adapt", "trainers", "probes", "analysis", "export", "data", "testing"),
+    ("adapt", "trainers", "training", "probes", "analysis", "export", "data", "testing"),
     ("bench", "demo"),
     ("cli",),
 )

@@ -13,7 +13,7 @@ from ..functional import plain
 from . import cpu, jagged, proxies, reference, sdpa, triton
 from .backend import BACKENDS, Backend, register_backend
 from .call import AttentionCall, NormalizerLike, default_scale, resolve_normalizer, split_mask
-from .counting import layer, note_answer, observing
+from .counting import layer, note_answer, observing, tell_watchers
 from .packed import run_packed
 from .scaling import unscaled
 
@@ -157,6 +157,8 @@ def attention(
         default_scale(query) if scale is None else scale,
     )
     call = unscaled(call)
+    if not torch.compiler.is_compiling():
+        tell_watchers(layer(), call=call)
     if return_weights:
         if lengths is not None:
             raise ValueError("return_weights is not available for packed batches: their weights have no common shape")

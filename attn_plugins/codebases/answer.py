@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..attention import attention
-from ..attention.counting import note_answer, observing
+from ..attention.counting import note_answer, observing, tell_watchers
 from ..errors import UnsupportedModelError
 from ..functional.plain import sizes
 from ..swap import PREFIX
@@ -140,6 +140,7 @@ class Answering(Following, TorchFunctionMode):
             out = kwargs["out"].copy_(out)
         if not self.traced:
             note_answer()
+            tell_watchers(self.module, weights=out.movedim(dim, -1), heads=self.heads)
             watched = observing()
             if watched is not None:
                 watched(self.module, backend="materialised", weights=out.movedim(dim, -1))
