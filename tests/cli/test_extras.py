@@ -6,10 +6,10 @@ import ast
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
+import tomllib
 
 import attn_plugins
 from attn_plugins.cli import COMMANDS, SEPARATE, main
