@@ -1,10 +1,10 @@
-# Each target sets up what it needs in a virtual environment of its own.
-PYTHON ?= python3.11
+# Each target sets up what it needs in a virtual environment of its own, by any Python from 3.10 (or PYTHON=...).
+PYTHON ?=
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 ARGS   ?=
 
-.PHONY: demo test quick nightly lint wheel bench clean
+.PHONY: demo test quick nightly lint wheel compat bench clean
 
 # Two small ViTs (softmax, entmax-1.5, ...) from rendered scenes to a table, a picture and a report in demo_out/.
 demo: $(VENV)/.demo
@@ -33,11 +33,16 @@ wheel: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/installed build/wheel/*.whl
 	cd build && PYTHONPATH=installed $(abspath $(BIN))/python ../tests/smoke.py
 
+# The environments of .ci/compat.json, one after another, each made and removed; `make compat ARGS=floor` for one.
+compat: $(VENV)/.venv
+	$(BIN)/python .ci/compat.py $(ARGS)
+
 bench: $(VENV)/.test
 	$(BIN)/attn-plugins bench attention $(ARGS)
 
 $(VENV)/.venv:
-	$(PYTHON) -m venv $(VENV)
+	python="$(PYTHON)"; python="$${python:-$$(.ci/find-python)}" && "$$python" -m venv $(VENV) && \
+	  echo "$(VENV) has $$("$$python" --version) of $$python"
 	touch $@
 
 # The stamp carries the extra's name: make installs again when the requirements change.

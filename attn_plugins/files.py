@@ -165,6 +165,8 @@ def _machine() -> str:
 
 
 def _runs(process: int) -> bool:
+    if os.name == "nt":
+        return True  # os.kill would end the process that it is asked about
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -7,6 +7,8 @@ it is refused by name. ``tests/test_torch_names.py`` says which release moved a 
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -35,10 +37,13 @@ __all__ = [
     "reshard",
     "safe_globals",
     "set_reshard",
+    "tell_if_newer",
     "traceable",
     "untraced_shape",
     "without_side_effect_checks",
 ]
+
+logger = logging.getLogger("attn_plugins")
 
 VERSION: tuple[int, int] = tuple(int(part) for part in torch.__version__.split(".")[:2])  # type: ignore[assignment]
 """Major and minor release of the torch that is installed."""
@@ -57,6 +62,16 @@ ATEN_SOFTMAX: tuple[Any, ...] = (
 
 FUSED_LAYERS: tuple[Any, ...] = (torch._native_multi_head_attention, torch._transformer_encoder_layer_fwd)
 """Kernels of torch's own that compute a whole layer, its softmax included."""
+
+
+@functools.cache
+def tell_if_newer() -> None:
+    """One line in the log, where torch is newer than the tests know: nothing is refused for it."""
+    if VERSION > TESTED:
+        newest = ".".join(map(str, TESTED))
+        logger.warning(
+            "torch %s is newer than %s, the newest that attn_plugins was tested with", torch.__version__, newest
+        )
 
 
 def needs(version: tuple[int, int], what: str) -> None:

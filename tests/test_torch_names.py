@@ -90,3 +90,13 @@ def test_a_file_is_read_under_the_name_it_was_written_with(tmp_path: Path) -> No
     with torch_names.safe_globals([(argparse.Namespace, "argparse.Namespace")]):
         assert torch.load(tmp_path / "file.pth", weights_only=True)["args"].lr == 1.0
     assert torch.serialization.get_safe_globals() == before
+
+
+def test_a_newer_torch_is_told_once_and_used(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    torch_names.tell_if_newer.cache_clear()
+    monkeypatch.setattr(torch_names, "VERSION", (torch_names.TESTED[0], torch_names.TESTED[1] + 1))
+    for _ in range(2):
+        torch_names.tell_if_newer()
+    torch_names.tell_if_newer.cache_clear()
+    (record,) = caplog.records
+    assert "is newer than 2.15" in record.getMessage()

@@ -18,6 +18,7 @@ from ..functional.normalizer import build
 from ..mechanisms import plan_mechanisms
 from ..spec import Plugin, Spec, parse
 from ..swap import PREFIX
+from ..torch_names import tell_if_newer
 from .description import describe
 from .record import stamp, write_records
 from .sites import Layers, Site, Survey, named_reasons, select_layers, survey
@@ -67,6 +68,7 @@ def patch(model: M, spec: str | Spec | Callable[..., Any], layers: Layers = None
     Warns:
         UserWarning: some attention of the model is not reached by any adapter; the warning names it.
     """
+    tell_if_newer()
     parsed = parse(spec)
     found = survey(model)
     chosen = select_layers(found, layers)

@@ -27,7 +27,7 @@ MODULES = {
     "timm": {"timm", "safetensors", "huggingface_hub", "yaml", "torchvision"},
     "lightly": {"lightly"},
 }
-TORCH = {"torch", "jinja2", "filelock"}
+TORCH = {"torch", "jinja2", "filelock", "typing_extensions"}
 
 
 def provided(extras: str) -> set[str]:
