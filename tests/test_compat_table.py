@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import attn_plugins
+
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / ".ci" / "compat.json"
 if not TABLE.is_file():
@@ -43,5 +45,11 @@ def test_the_interpreter_that_make_takes_is_supported() -> None:
     found = subprocess.run([str(ROOT / ".ci" / "find-python")], capture_output=True, text=True, check=True).stdout
     version = [found.strip(), "-c", "import sys; print(sys.version_info[:2] >= (3, 10))"]
     assert subprocess.run(version, capture_output=True, text=True, check=True).stdout == "True\n"
-    empty = subprocess.run(["/bin/sh", str(ROOT / ".ci" / "find-python")], env={"PATH": "/nowhere"}, capture_output=True)
+    empty = subprocess.run(
+        ["/bin/sh", str(ROOT / ".ci" / "find-python")], env={"PATH": "/nowhere"}, capture_output=True
+    )
     assert empty.returncode == 1 and b"make PYTHON=" in empty.stderr
+
+
+def test_the_citation_has_the_packages_version() -> None:
+    assert f"\nversion: {attn_plugins.__version__}\n" in (ROOT / "CITATION.cff").read_text()
