@@ -15,6 +15,8 @@ from typing import Any
 
 from torch import nn
 
+from .torch_names import register_hook
+
 __all__ = [
     "COPIED",
     "PREFIX",
@@ -228,7 +230,7 @@ def hook(function: Any) -> Any:
 def add_hook(module: nn.Module, kind: str, function: Callable[..., Any]) -> None:
     """Register ``function`` by ``module.register_<kind>``, once."""
     if not any(given is function or getattr(given, "hook", None) is function for given in _hooks(module)):
-        getattr(module, f"register_{kind}")(function)
+        register_hook(module, kind, function)
 
 
 def remove_hooks(module: nn.Module, *functions: Callable[..., Any]) -> None:

@@ -22,6 +22,7 @@ from ..mechanisms import plan_mechanisms
 from ..record import RECORD
 from ..spec import Plugin, Spec, parse
 from ..swap import PREFIX
+from ..torch_names import tell_if_newer
 from .description import describe
 from .record import forget_record, stamp, write_records
 from .scales import Scales
@@ -85,6 +86,7 @@ def patch(
     Warns:
         UserWarning: some attention of the model is not reached by any adapter; the warning names it.
     """
+    tell_if_newer()
     parsed = parse(spec)
     fitted = None if scales is None else Scales.read(scales)
     if fitted is not None:
