@@ -32,8 +32,8 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..probes.command import data_options, mim_command
-    from ..probes.paths import config_file
+    from ..probes.run.command import data_options, mim_command
+    from ..probes.run.paths import config_file
 
     config = config_file(args.probe)
     for path in (args.checkpoint, args.data_root, *filter(None, (args.test, args.train_data_root))):

@@ -1,20 +1,34 @@
 """Linear probes on frozen ViTs, registered in mmseg; configs get them by `custom_imports`."""
 
 from .backbone import FrozenViT
-from .classification import ClassifierGrid, GridTop1
-from .depth_data import BorderCrop, ColorAugment, DepthSplit, KBCrop, LoadDepth, RandomDepthRotate
-from .depth_metric import DepthErrors
-from .heads import BNLinearHead, DepthBinsHead
-from .hooks import BackboneIdentityHook, ClassCountHook
-from .image_data import CheckLabels, LoadProbeImage
-from .imagenet_data import ImageNetFolder, PackImageLabel, RandomResizedCrop, ResizeCenterCrop
-from .loop import ProbeTrainLoop
-from .losses import LogGradientLoss, SigLoss
-from .paths import config_file, configs_dir
-from .reading import install_safe_loading
-from .recording import ProbeResultHook
-from .sampling import ProbeSampler, SeedDraw
-from .segmentors import DepthProbe, LinearProbe
+from .classification import (
+    ClassifierGrid,
+    GridTop1,
+    ImageNetFolder,
+    PackImageLabel,
+    RandomResizedCrop,
+    ResizeCenterCrop,
+)
+from .depth import (
+    BorderCrop,
+    ColorAugment,
+    DepthBinsHead,
+    DepthErrors,
+    DepthProbe,
+    DepthSplit,
+    KBCrop,
+    LoadDepth,
+    LogGradientLoss,
+    RandomDepthRotate,
+    SigLoss,
+)
+from .images import LoadProbeImage
+from .ownership import BackboneIdentityHook
+from .protocol import ProbeSampler, ProbeTrainLoop, SeedDraw
+from .run.paths import config_file, configs_dir
+from .run.reading import install_safe_loading
+from .run.recording import ProbeResultHook
+from .segmentation import BNLinearHead, CheckLabels, ClassCountHook, LinearProbe
 
 __all__ = [
     "BNLinearHead",

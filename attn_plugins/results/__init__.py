@@ -3,7 +3,16 @@
 Needs neither mmengine nor anything else beside the standard library.
 """
 
-from .record import FILE_NAME, DataSplit, Evaluation, ProbeResult, find_results, read_result, write_result
+from .record import (
+    FILE_NAME,
+    DataSplit,
+    Evaluation,
+    ProbeResult,
+    backbone_differences,
+    find_results,
+    read_result,
+    write_result,
+)
 from .table import COLUMNS, PAPER, Row, collect, render
 
 __all__ = [
@@ -14,6 +23,7 @@ __all__ = [
     "Evaluation",
     "ProbeResult",
     "Row",
+    "backbone_differences",
     "collect",
     "find_results",
     "read_result",

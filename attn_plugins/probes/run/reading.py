@@ -13,7 +13,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
-from ..checkpoints import CheckpointError, read
+from ...checkpoints import CheckpointError, read
 
 __all__ = ["install_safe_loading"]
 

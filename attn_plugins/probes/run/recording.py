@@ -14,8 +14,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop
 from mmseg.registry import HOOKS
 
-from ..results import FILE_NAME, DataSplit, Evaluation, ProbeResult, read_result, write_result
-from .hooks import probe_model
+from ...results import FILE_NAME, DataSplit, Evaluation, ProbeResult, read_result, write_result
+from ..ownership import probe_model
 from .paths import configs_dir
 
 __all__ = ["ProbeResultHook", "data_splits", "overrides"]
