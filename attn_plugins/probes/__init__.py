@@ -22,6 +22,7 @@ from .depth import (
     RandomDepthRotate,
     SigLoss,
 )
+from .fast import FastLinearProbe, FeaturePreProcessor, make_fast
 from .images import LoadProbeImage
 from .ownership import BackboneIdentityHook
 from .protocol import ProbeSampler, ProbeTrainLoop, SeedDraw
@@ -29,6 +30,7 @@ from .run.paths import config_file, configs_dir
 from .run.reading import install_safe_loading
 from .run.recording import ProbeResultHook
 from .segmentation import BNLinearHead, CheckLabels, ClassCountHook, LinearProbe
+from .views import FeatureStoreHook, StoredViews
 
 __all__ = [
     "BNLinearHead",
@@ -42,6 +44,9 @@ __all__ = [
     "DepthErrors",
     "DepthProbe",
     "DepthSplit",
+    "FastLinearProbe",
+    "FeaturePreProcessor",
+    "FeatureStoreHook",
     "FrozenViT",
     "GridTop1",
     "ImageNetFolder",
@@ -59,8 +64,10 @@ __all__ = [
     "ResizeCenterCrop",
     "SeedDraw",
     "SigLoss",
+    "StoredViews",
     "config_file",
     "configs_dir",
+    "make_fast",
 ]
 
 install_safe_loading()

@@ -97,7 +97,9 @@ def collect(work_dirs: Iterable[str | Path]) -> list[Row]:
 def _column_key(file: Path, result: ProbeResult) -> str:
     if result.probe not in _BY_PROBE:
         raise ValueError(f"{file}: probe={result.probe!r} is no column; known: {', '.join(sorted(_BY_PROBE))}")
-    differs = variant(result.probe, result.data)
+    differs = "; ".join(
+        filter(None, ("fast" if "fast" in (result.overrides or {}) else "", variant(result.probe, result.data)))
+    )
     return f"{result.probe} [{differs}]" if differs else result.probe
 
 

@@ -15,6 +15,7 @@ from mmengine.runner import BaseLoop
 from mmseg.registry import HOOKS
 
 from ...results import FILE_NAME, DataSplit, Evaluation, ProbeResult, read_result, write_result
+from ..fast import make_fast
 from ..ownership import probe_model
 from .paths import configs_dir
 
@@ -28,10 +29,13 @@ _NOT_COMPARED = (
     "vis_backends", "env_cfg", "custom_imports", "probe", "default_hooks.logger", "default_hooks.visualization",
     "default_hooks.checkpoint.interval", "default_hooks.checkpoint.max_keep_ckpts", "filename", "model_wrapper_cfg",
     "model.backbone.checkpoint", "model.backbone.arch", "model.backbone.plugins", "model.backbone.repo",
-    "model.backbone.random_init", "test_pipeline", "train_pipeline", "tta_pipeline",
+    "model.backbone.random_init", "test_pipeline", "train_pipeline", "tta_pipeline", "fast",
     *(
         f"{loader}_dataloader.{option}" for loader in ("train", "val", "test")
-        for option in ("batch_size", "num_workers", "persistent_workers", "pin_memory", "dataset.data_root")
+        for option in (
+            "batch_size", "num_workers", "persistent_workers", "pin_memory", "dataset.data_root",
+            "dataset.dataset.data_root", "dataset.store",
+        )
     ),
 )  # fmt: skip
 
@@ -106,6 +110,8 @@ def data_splits(runner: Any) -> dict[str, DataSplit]:
 
 
 def _split(dataset: Any) -> DataSplit:
+    while hasattr(dataset, "dataset"):  # the images that a wrapper gives, and how many there are of them
+        dataset = dataset.dataset
     root = getattr(dataset, "data_root", None) or ""
     listed = getattr(dataset, "ann_file", "") or getattr(dataset, "data_prefix", {}).get("img_path", "")
     split = os.path.relpath(listed, root) if root and listed else listed
@@ -120,8 +126,13 @@ def overrides(config: Config) -> dict[str, Any]:
     line = f'\nprobe = "{config.get("probe")}"'
     shipped = [file for file in sorted(configs_dir().glob("*.py")) if line in file.read_text()]
     base = Config.fromfile(shipped[0] if shipped else config.filename)
+    told = {}
+    if "fast" in config:
+        told["fast"] = f"{config.fast.views} fixed view(s), features computed once: not the published protocol"
+        if "fast" not in base:
+            make_fast(base, **config.fast)
     ours, theirs = dict(_flat(config._cfg_dict.to_dict())), dict(_flat(base._cfg_dict.to_dict()))
-    return {
+    return told | {
         key: ours.get(key)
         for key in sorted({*ours, *theirs})
         if ours.get(key) != theirs.get(key) and not key.startswith(_NOT_COMPARED)
