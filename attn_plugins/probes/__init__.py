@@ -24,12 +24,13 @@ from .depth import (
 )
 from .fast import FastLinearProbe, FeaturePreProcessor, make_fast
 from .images import LoadProbeImage
+from .own import LoadMask, OwnClasses, OwnDepth, OwnMasks
 from .ownership import BackboneIdentityHook
 from .protocol import ProbeSampler, ProbeTrainLoop, SeedDraw
 from .run.paths import config_file, configs_dir
 from .run.reading import install_safe_loading
 from .run.recording import ProbeResultHook
-from .segmentation import BNLinearHead, CheckLabels, ClassCountHook, LinearProbe
+from .segmentation import BNLinearHead, CheckLabels, ClassCountHook, ImageIoU, LinearProbe
 from .views import FeatureStoreHook, StoredViews
 
 __all__ = [
@@ -49,12 +50,17 @@ __all__ = [
     "FeatureStoreHook",
     "FrozenViT",
     "GridTop1",
+    "ImageIoU",
     "ImageNetFolder",
     "KBCrop",
     "LinearProbe",
     "LoadDepth",
+    "LoadMask",
     "LoadProbeImage",
     "LogGradientLoss",
+    "OwnClasses",
+    "OwnDepth",
+    "OwnMasks",
     "PackImageLabel",
     "ProbeResultHook",
     "ProbeSampler",

@@ -242,17 +242,28 @@ class ClassifierGrid(OwnedHead, BaseModel):
 
 @METRICS.register_module()
 class GridTop1(BaseMetric):
-    """Top-1 accuracy in percent of every classifier of the grid, and the best of them as `top1`."""
+    """Top-1 accuracy in percent of every classifier of the grid, and the best of them as `top1`.
+
+    Attributes:
+        images: {image's path: 100 where the best classifier is right, else 0} of the last evaluation.
+    """
 
     default_prefix = None
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.images: dict[str, float] = {}
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Compare `pred_labels` with `gt_label`."""
         for sample in data_samples:
             label = int(sample["gt_label"])
-            self.results.append({name: label == guess for name, guess in sample["pred_labels"].items()})
+            hits = {name: label == guess for name, guess in sample["pred_labels"].items()}
+            self.results.append((sample.get("img_path"), hits))
 
-    def compute_metrics(self, results: list[dict[str, bool]]) -> dict[str, float]:
+    def compute_metrics(self, results: list[tuple[str, dict[str, bool]]]) -> dict[str, float]:
         """`top1` (the best), and `top1_NAME` for every classifier."""
-        each = {name: 100 * sum(hit[name] for hit in results) / len(results) for name in results[0]}
+        each = {name: 100 * sum(hit[name] for _, hit in results) / len(results) for name in results[0][1]}
+        best = max(each, key=lambda name: each[name])
+        self.images = {path: 100.0 * hit[best] for path, hit in results}
         return {"top1": max(each.values()), **{f"top1_{name}": value for name, value in each.items()}}

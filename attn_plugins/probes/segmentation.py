@@ -11,14 +11,15 @@ import torch.distributed as dist
 from mmcv.transforms import BaseTransform
 from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop
+from mmseg.evaluation import IoUMetric
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.segmentors import EncoderDecoder
-from mmseg.registry import HOOKS, MODELS, TRANSFORMS
+from mmseg.registry import HOOKS, METRICS, MODELS, TRANSFORMS
 from torch import Tensor, nn
 
 from .ownership import OwnedHead, SizedHead, probe_model
 
-__all__ = ["BNLinearHead", "CheckLabels", "ClassCountHook", "GlobalBatchNorm", "LinearProbe"]
+__all__ = ["BNLinearHead", "CheckLabels", "ClassCountHook", "GlobalBatchNorm", "ImageIoU", "LinearProbe"]
 
 
 @MODELS.register_module()
@@ -92,6 +93,30 @@ class GlobalBatchNorm(nn.BatchNorm2d):
         self.get_buffer("running_mean").lerp_(mean, self.momentum or 0.0)
         self.get_buffer("running_var").lerp_(unbiased, self.momentum or 0.0)
         return mean, var
+
+
+@METRICS.register_module()
+class ImageIoU(IoUMetric):
+    """mmseg's `IoUMetric`, which also keeps what each image contributes, for differences between models.
+
+    Attributes:
+        images: {image's path: [intersections, unions] of each class, in pixels} of the last evaluation.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.images: dict[str, Any] = {}
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        """Add images; each keeps its path."""
+        for sample in data_samples:
+            super().process(data_batch, [sample])
+            self.results[-1] = (*self.results[-1], sample["img_path"])
+
+    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
+        """As `IoUMetric` does."""
+        self.images = {path: [intersect.tolist(), union.tolist()] for intersect, union, _, _, path in results}
+        return dict(super().compute_metrics([result[:4] for result in results]))
 
 
 @TRANSFORMS.register_module()

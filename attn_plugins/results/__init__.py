@@ -3,6 +3,7 @@
 Needs neither mmengine nor anything else beside the standard library.
 """
 
+from .images import IMAGES_FILE, Difference, difference, read_images, write_images
 from .record import (
     FILE_NAME,
     DataSplit,
@@ -13,20 +14,26 @@ from .record import (
     read_result,
     write_result,
 )
-from .table import COLUMNS, PAPER, Row, collect, render
+from .table import COLUMNS, PAPER, Row, collect, main_metric, render
 
 __all__ = [
     "COLUMNS",
     "FILE_NAME",
+    "IMAGES_FILE",
     "PAPER",
     "DataSplit",
+    "Difference",
     "Evaluation",
     "ProbeResult",
     "Row",
     "backbone_differences",
     "collect",
+    "difference",
     "find_results",
+    "main_metric",
+    "read_images",
     "read_result",
     "render",
+    "write_images",
     "write_result",
 ]
