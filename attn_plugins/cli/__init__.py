@@ -21,6 +21,7 @@ COMMANDS = {
     "inspect": "probes",
     "verify": "probes",
     "probe": "probes",
+    "predict": "probes",
     "table": None,
     "data": "probes",
     "analyze": "probes,analysis",

@@ -26,6 +26,7 @@ from .fast import FastLinearProbe, FeaturePreProcessor, make_fast
 from .images import LoadProbeImage
 from .own import LoadMask, OwnClasses, OwnDepth, OwnMasks
 from .ownership import BackboneIdentityHook
+from .predict import Prediction, Predictor, load
 from .protocol import ProbeSampler, ProbeTrainLoop, SeedDraw
 from .run.paths import config_file, configs_dir
 from .run.reading import install_safe_loading
@@ -62,6 +63,8 @@ __all__ = [
     "OwnDepth",
     "OwnMasks",
     "PackImageLabel",
+    "Prediction",
+    "Predictor",
     "ProbeResultHook",
     "ProbeSampler",
     "ProbeTrainLoop",
@@ -73,6 +76,7 @@ __all__ = [
     "StoredViews",
     "config_file",
     "configs_dir",
+    "load",
     "make_fast",
 ]
 

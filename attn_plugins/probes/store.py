@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ..files import written
@@ -72,7 +72,8 @@ class FeatureStore:
         path.parent.mkdir(parents=True, exist_ok=True)
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         with written(path) as partial:
-            save_file(plain, partial, metadata={"key": key, "sha256": _checksum(plain)})
+            # save_file would keep the file from other users.
+            partial.write_bytes(save(plain, metadata={"key": key, "sha256": _checksum(plain)}))
 
     def _opened(self, key: str) -> tuple[dict[str, Tensor], Mapping[str, str]] | None:
         path = self.path(key)

@@ -189,6 +189,6 @@ def _palette(values: Sequence[Value], stored: Mapping[int, tuple[int, int, int]]
     for number in range(len(values)):
         # The golden ratio spreads hues; brightness tells neighbours apart.
         hue = number * 0.618034 % 1
-        red, green, blue = colorsys.hsv_to_rgb(hue, 0.85 - 0.3 * (number // 7 % 2), (0.95, 0.7, 0.5)[number % 3])
+        red, green, blue = colorsys.hsv_to_rgb(hue, 0.85 - 0.3 * (number // 7 % 2), (0.95, 0.78, 0.62)[number % 3])
         colours.append((round(255 * red), round(255 * green), round(255 * blue)))
     return tuple(colours)

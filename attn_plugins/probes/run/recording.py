@@ -19,6 +19,7 @@ from mmseg.registry import HOOKS
 from ...results import FILE_NAME, DataSplit, Evaluation, ProbeResult, read_result, write_images, write_result
 from ..fast import make_fast
 from ..ownership import probe_model
+from ..told import META_KEY, record_of_run
 from .folder import OWN
 from .paths import configs_dir
 
@@ -75,6 +76,12 @@ class ProbeResultHook(Hook):
                 f"{folder} holds the result of another run: {error}. Give another --work-dir, or delete "
                 f"{folder / FILE_NAME} if it is not wanted"
             ) from None
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """Add to its `meta` what predicting needs; see `attn_plugins.probes.load`."""
+        record = record_of_run(runner)
+        if record is not None:
+            checkpoint["meta"][META_KEY] = record.text()
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         """Add a validation; those that a resumed run repeats are replaced."""
