@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -257,4 +256,4 @@ def describe(prediction: Prediction, record: ProbeRecord) -> dict[str, Any]:
         told["metres"] = {"least": low, "median": median, "most": high}
     if prediction.scores is not None:
         told["scores"] = dict(list(prediction.scores.items())[:5])
-    return json.loads(json.dumps(told))  # type: ignore[no-any-return]
+    return told
