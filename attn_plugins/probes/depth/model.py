@@ -1,4 +1,4 @@
-"""Decode heads: one linear layer, for classes and for depth."""
+"""Depth as a mean over bins of one linear layer's logits."""
 
 from __future__ import annotations
 
@@ -7,40 +7,31 @@ from typing import Any
 
 import torch
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.models.segmentors import DepthEstimator
 from mmseg.models.utils import resize
 from mmseg.registry import MODELS
 from torch import Tensor
 
-from .norm import GlobalBatchNorm
+from ..ownership import OwnedHead, SizedHead
 
-__all__ = ["BNLinearHead", "DepthBinsHead"]
+__all__ = ["DepthBinsHead", "DepthProbe"]
 
 
 @MODELS.register_module()
-class BNLinearHead(BaseDecodeHead):
-    """Batch norm over the channels, then a 1x1 convolution; DINOv2, eval/segmentation/…/linear_head.py `BNHead`.
+class DepthProbe(OwnedHead, SizedHead, DepthEstimator):
+    """mmseg's `DepthEstimator` whose head is sized from a `FrozenViT`.
 
-    Args:
-        in_channels: channels of each feature map; `LinearProbe` fills them in from the backbone.
-        num_classes: classes.
-        kwargs: of mmseg's `BaseDecodeHead`.
+    `test_cfg`: `flip=True` averages the depth with that of the mirrored image (DINOv2 evaluates so); images are taken
+    whole.
     """
 
-    def __init__(self, in_channels: Sequence[int], num_classes: int, **kwargs: Any) -> None:
-        super().__init__(
-            in_channels=list(in_channels),
-            channels=sum(in_channels),
-            num_classes=num_classes,
-            in_index=list(range(len(in_channels))),
-            input_transform="resize_concat",
-            dropout_ratio=0,
-            **kwargs,
-        )
-        self.bn = GlobalBatchNorm(self.channels)
-
-    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Class logits `[B, classes, h, w]` from feature maps `[B, C, h, w]`, resized to the first and concatenated."""
-        return self.cls_seg(self.bn(self._transform_inputs(inputs)))
+    def inference(self, inputs: Tensor, batch_img_metas: list[dict[str, Any]]) -> Tensor:
+        """Depth `[B, 1, H, W]` in metres of `inputs [B, 3, H, W]`, normalised."""
+        if not self.test_cfg.get("flip", False):
+            return self.encode_decode(inputs, batch_img_metas)
+        both = self.encode_decode(torch.cat([inputs, inputs.flip(3)]), [*batch_img_metas, *batch_img_metas])
+        depth, mirrored = both.chunk(2)
+        return (depth + mirrored.flip(3)) / 2
 
 
 @MODELS.register_module()

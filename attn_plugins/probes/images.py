@@ -1,4 +1,4 @@
-"""Loading that names what is wrong: unreadable images, and labels that do not fit the classes."""
+"""Loading that names what is wrong with an image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from mmseg.registry import TRANSFORMS
 
 from ..data.images import TurnedImageError, decode_image, opened
 
-__all__ = ["CheckLabels", "LoadProbeImage"]
+__all__ = ["LoadProbeImage"]
+
 
 # mmseg's inference API looks for a transform that is called LoadImageFromFile, and puts the other two in its place. In
 # this scope, the name is ours.
@@ -82,37 +83,3 @@ def _labels(results: dict[str, Any]) -> Any:
         return height, width
 
     return size
-
-
-@TRANSFORMS.register_module()
-class CheckLabels(BaseTransform):
-    """Stops at a segmentation map with a label that is no class, naming the file; passes an image without labels.
-
-    Args:
-        classes: number of classes; by default the data set's, which `ClassCountHook` fills in.
-        ignore: the label that means "none".
-
-    Raises:
-        ValueError: a label is neither below `classes` nor `ignore`; or nobody has said how many classes there are.
-    """
-
-    def __init__(self, classes: int | None = None, ignore: int = 255) -> None:
-        self.classes = classes
-        self.ignore = ignore
-
-    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        if "gt_seg_map" not in results:
-            return results
-        if self.classes is None:
-            raise ValueError(
-                "CheckLabels does not know the number of classes: ClassCountHook takes it from the data set "
-                "(default_hooks.class_count=dict(type='ClassCountHook')), or give classes="
-            )
-        labels = np.unique(results["gt_seg_map"])
-        wrong = labels[(labels >= self.classes) & (labels != self.ignore)]
-        if len(wrong):
-            raise ValueError(
-                f"{results['seg_map_path']} has labels {wrong.tolist()}; expected 0 to {self.classes - 1} and "
-                f"{self.ignore}. Is it a colour-coded mask, or another data set's? See `attn-plugins data check`"
-            )
-        return results

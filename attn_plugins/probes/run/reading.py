@@ -13,8 +13,8 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
-from ..checkpoints import CheckpointError, read
-from ..torch_names import safe_globals
+from ...checkpoints import CheckpointError, read
+from ...torch_names import safe_globals
 
 __all__ = ["install_safe_loading"]
 

@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 
 from .paths import config_file
 
-__all__ = ["build_runner"]
+__all__ = ["build_runner", "parsed_options"]
 
 _number = itertools.count()
 
@@ -34,7 +34,7 @@ def build_runner(
         change: edits of the config that no option can make.
     """
     config = Config.fromfile(config_file(probe))
-    config.merge_from_dict({key: _parsed(value) for key, value in options.items()})
+    config.merge_from_dict(parsed_options(options))
     config.work_dir, config.resume, config.log_level = str(work_dir), resume, "ERROR"
     if change is not None:
         change(config)
@@ -42,6 +42,11 @@ def build_runner(
     config.experiment_name = f"probe_{next(_number)}"
     config.visualizer.name = config.experiment_name
     return Runner.from_cfg(config)
+
+
+def parsed_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with texts read as `--cfg-options` reads them."""
+    return {key: _parsed(value) for key, value in options.items()}
 
 
 def _parsed(value: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,8 +16,11 @@ from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop
 from mmseg.registry import HOOKS
 
-from ..results import FILE_NAME, DataSplit, Evaluation, ProbeResult, read_result, write_result
-from .hooks import probe_model
+from ...results import FILE_NAME, DataSplit, Evaluation, ProbeResult, read_result, write_images, write_result
+from ..fast import make_fast
+from ..ownership import probe_model
+from ..told import META_KEY, record_of_run
+from .folder import OWN
 from .paths import configs_dir
 
 __all__ = ["ProbeResultHook", "data_splits", "overrides"]
@@ -28,10 +33,13 @@ _NOT_COMPARED = (
     "vis_backends", "env_cfg", "custom_imports", "probe", "default_hooks.logger", "default_hooks.visualization",
     "default_hooks.checkpoint.interval", "default_hooks.checkpoint.max_keep_ckpts", "filename", "model_wrapper_cfg",
     "model.backbone.checkpoint", "model.backbone.arch", "model.backbone.plugins", "model.backbone.repo",
-    "model.backbone.random_init", "test_pipeline", "train_pipeline", "tta_pipeline",
+    "model.backbone.random_init", "test_pipeline", "train_pipeline", "tta_pipeline", "fast",
     *(
         f"{loader}_dataloader.{option}" for loader in ("train", "val", "test")
-        for option in ("batch_size", "num_workers", "persistent_workers", "pin_memory", "dataset.data_root")
+        for option in (
+            "batch_size", "num_workers", "persistent_workers", "pin_memory", "dataset.data_root",
+            "dataset.dataset.data_root", "dataset.store",
+        )
     ),
 )  # fmt: skip
 
@@ -69,13 +77,21 @@ class ProbeResultHook(Hook):
                 f"{folder / FILE_NAME} if it is not wanted"
             ) from None
 
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """Add to its `meta` what predicting needs; see `attn_plugins.probes.load`."""
+        record = record_of_run(runner)
+        if record is not None:
+            checkpoint["meta"][META_KEY] = record.text()
+
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         """Add a validation; those that a resumed run repeats are replaced."""
         self._add(runner, "val", runner.iter, metrics)
+        self._add_images(runner, runner.val_evaluator, runner.iter)
 
     def after_test_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         """Add a test."""
         self._add(runner, "test", 0, metrics)
+        self._add_images(runner, runner.test_evaluator, 0)
 
     def after_run(self, runner: Any) -> None:
         """Leave the work dir to others."""
@@ -87,6 +103,13 @@ class ProbeResultHook(Hook):
         self.result = self.result.with_evaluation(Evaluation(split, iteration, numbers))
         if is_main_process():
             write_result(Path(runner.work_dir), self.result)
+
+    @staticmethod
+    def _add_images(runner: Any, evaluator: Any, iteration: int) -> None:
+        """Keep what each image contributed to the last evaluation, where a metric has it."""
+        images = {path: value for metric in evaluator.metrics for path, value in getattr(metric, "images", {}).items()}
+        if images and is_main_process():
+            write_images(Path(runner.work_dir), iteration, images)
 
 
 def _this_run(runner: Any) -> ProbeResult:
@@ -106,6 +129,8 @@ def data_splits(runner: Any) -> dict[str, DataSplit]:
 
 
 def _split(dataset: Any) -> DataSplit:
+    while hasattr(dataset, "dataset"):  # the images that a wrapper gives, and how many there are of them
+        dataset = dataset.dataset
     root = getattr(dataset, "data_root", None) or ""
     listed = getattr(dataset, "ann_file", "") or getattr(dataset, "data_prefix", {}).get("img_path", "")
     split = os.path.relpath(listed, root) if root and listed else listed
@@ -120,12 +145,31 @@ def overrides(config: Config) -> dict[str, Any]:
     line = f'\nprobe = "{config.get("probe")}"'
     shipped = [file for file in sorted(configs_dir().glob("*.py")) if line in file.read_text()]
     base = Config.fromfile(shipped[0] if shipped else config.filename)
+    told = {}
+    if "fast" in config:
+        told["fast"] = f"{config.fast.views} fixed view(s), features computed once: not the published protocol"
+        if "fast" not in base:
+            make_fast(base, **config.fast)
     ours, theirs = dict(_flat(config._cfg_dict.to_dict())), dict(_flat(base._cfg_dict.to_dict()))
-    return {
+    if str(config.get("probe")).startswith(OWN):
+        return told | _own_settings(ours)
+    return told | {
         key: ours.get(key)
         for key in sorted({*ours, *theirs})
         if ours.get(key) != theirs.get(key) and not key.startswith(_NOT_COMPARED)
     }
+
+
+def _own_settings(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """What runs on a user's own data have to share to be compared: no shipped config tells it."""
+    kept = {
+        key: value
+        for key, value in flat.items()
+        if not key.startswith(_NOT_COMPARED) and ".data_prefix." not in key and ".lists" not in key
+    }
+    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+    shown = ("train_cfg.max_iters", "train_cfg.total_batch_size", "randomness.seed", "optim_wrapper.optimizer.lr")
+    return {**{key: kept[key] for key in shown if key in kept}, "settings": digest}
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -99,6 +99,9 @@ class DepthErrors(BaseMetric):
         cap: metres; ground truth and predictions beyond it are set to it first, as the toolbox does on SUN RGB-D,
             so that whatever is farther counts as that far. None changes nothing.
         kwargs: of mmengine's `BaseMetric`.
+
+    Attributes:
+        images: {image's path: RMSE} of the last evaluation.
     """
 
     default_prefix = None
@@ -114,6 +117,7 @@ class DepthErrors(BaseMetric):
         self.max_depth = max_depth
         self.crop = crop
         self.cap = cap
+        self.images: dict[str, float] = {}
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Add the errors of `pred_depth_map` `[1, H, W]` against `gt_depth_map` `[1, H, W]`."""
@@ -132,15 +136,15 @@ class DepthErrors(BaseMetric):
             errors = None
             if valid.any():
                 errors = depth_errors(prediction[valid].clamp(self.min_depth, self.max_depth), target[valid])
-            self.results.append(errors)
+            self.results.append((sample.get("img_path"), errors))
 
-    def compute_metrics(self, results: list[dict[str, float] | None]) -> dict[str, float]:
+    def compute_metrics(self, results: list[tuple[str, dict[str, float] | None]]) -> dict[str, float]:
         """Means over images.
 
         Raises:
             ValueError: no image had a valid pixel.
         """
-        measured = [errors for errors in results if errors is not None]
+        measured = [errors for _, errors in results if errors is not None]
         if not measured:
             raise ValueError(
                 f"none of {len(results)} images has depth in ({self.min_depth}, {self.max_depth}) m inside "
@@ -148,4 +152,5 @@ class DepthErrors(BaseMetric):
             )
         if len(measured) < len(results):
             print_log(f"{len(results) - len(measured)} of {len(results)} images had no valid depth", logger="current")
+        self.images = {path: errors["rmse"] for path, errors in results if errors is not None}
         return {name: sum(errors[name] for errors in measured) / len(measured) for name in NAMES}

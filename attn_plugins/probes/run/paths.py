@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..shipped import shipped
+from ...shipped import shipped
 
 __all__ = ["config_file", "configs_dir"]
 

@@ -13,8 +13,8 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from mmseg.registry import DATASETS, TRANSFORMS
 
-from ..files import read_lines
-from .depth_metric import scaled_crop
+from ...files import read_lines
+from .metric import scaled_crop
 
 __all__ = ["BorderCrop", "ColorAugment", "DepthSplit", "KBCrop", "LoadDepth", "RandomDepthRotate"]
 
