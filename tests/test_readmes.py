@@ -15,12 +15,12 @@ import runpy
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tomllib
 import torch
 from packaging.requirements import Requirement
 
@@ -31,7 +31,14 @@ from attn_plugins.registry import NORMALIZERS
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     page.relative_to(ROOT).as_posix()
-    for pattern in ("*.md", "attn_plugins/**/*.md", "integration/**/*.md", "mmseg_configs/*.md", "tests/golden/*.md")
+    for pattern in (
+        "*.md",
+        "docs/*.md",
+        "attn_plugins/**/*.md",
+        "integration/**/*.md",
+        "mmseg_configs/*.md",
+        "tests/golden/*.md",
+    )
     for page in ROOT.glob(pattern)
 )
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
@@ -68,13 +75,9 @@ def test_python(page: str, text: str, tmp_path: Path, monkeypatch: pytest.Monkey
         attn_plugins.patch(model, "entmax15")
     images = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     q, k, v = torch.randn(3, 1, 3, 17, 8, generator=torch.Generator().manual_seed(1))
-    known = dict(NORMALIZERS._entries)
     names = {"torch": torch, "attn_plugins": attn_plugins, "model": model, "images": images, "q": q, "k": k, "v": v}
-    try:
+    with NORMALIZERS.temporarily():
         exec(compile(text, page, "exec"), names)
-    finally:
-        NORMALIZERS._entries.clear()
-        NORMALIZERS._entries.update(known)
 
 
 @pytest.fixture(scope="module")

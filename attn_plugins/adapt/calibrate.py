@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Calibration", "Likeness", "calibrate", "features", "likeness"]
 
-ROUNDS = 2
-"""Passes after the first, each on what the factors of the one before make of the images."""
+CHUNK = 8
+"""Images that are compared at a time: all weights of a layer are looked at."""
+CORRECTIONS = 2
+"""Of a share of zeros that was asked for, by what the whole model makes."""
 TRIED = (0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 """Shares of zeros of the trade-off curve."""
 
@@ -127,15 +129,20 @@ def calibrate(
     fitted_on = _batches(images)
     shown = fitted_on if held_out is None else _batches(held_out)
     vit = ViTFeatures(model.eval())
-    work = _Work(vit, [features(vit, batch) for batch in shown], shown, progress, 2 + ROUNDS + len(TRIED) * curve)
+    work = _Work(vit, [features(vit, batch) for batch in shown], shown, progress, 3 + len(TRIED) * curve)
     with swap.all_or_nothing(model):
         backbone = fingerprint(find_attention(model))
         patch(model, wanted)
         sites = find_attention(model)
         before = work.likeness()
-        logs, curves = _fitted(sites, work, fitted_on, sparsity)
+        curves = measured(sites, work.run, fitted_on)
+        work.step()
+        logs = curves.nearest()
+        if sparsity is not None:
+            logs = _for_zeros(sites, vit, fitted_on[0], curves, sparsity)
         low, high = curves.reach()
         tried = [share for share in TRIED if curve and low < share < high]
+        work.total = 3 + len(tried)
         points = [work.at(sites, curves.at_zeros(share)) for share in tried]
         _put(sites, logs)
         after = work.likeness()
@@ -168,7 +175,7 @@ class _Work:
     def step(self) -> None:
         self.done += 1
         if self.progress is not None:
-            self.progress(min(self.done, self.total), self.total)
+            self.progress(self.done, self.total)
 
     def run(self, batch: Tensor) -> Any:
         return self.vit(batch, [self.vit.depth - 1])
@@ -187,24 +194,27 @@ class _Work:
 
 def likeness(vit: ViTFeatures, images: Tensor, softmax: tuple[Tensor, Tensor]) -> Likeness:
     """Compare the features of a model as it is now with what :func:`features` gave of it with softmax."""
-    zeros: list[float] = []
-    with observed(_counting(zeros)):
-        patches, cls = features(vit, images)
+    (patches, cls), zeros = _counted(vit, images)
     centred = (tokens - tokens.mean(1, keepdim=True) for tokens in (patches, softmax[0]))
     alike = _cosine(patches, softmax[0]), _cosine(*centred), _cosine(cls, softmax[1])
-    return Likeness(_size(images), sum(zeros) / len(zeros) if zeros else 0.0, *alike)
+    return Likeness(_size(images), zeros, *alike)
 
 
-def _fitted(
-    sites: Sequence[Site], work: _Work, batches: Sequence[Tensor], sparsity: float | None
-) -> tuple[Tensor, Curves]:
-    """Logarithms of the factors ``[L, H]``, and the curves that the last pass gave."""
-    curves = measured(sites, work.run, batches, None)
-    for _ in range(ROUNDS):
-        logs = curves.nearest() if sparsity is None else curves.at_zeros(sparsity)
-        curves = measured(sites, work.run, batches, logs)
-        work.step()
-    return curves.nearest() if sparsity is None else curves.at_zeros(sparsity), curves
+def _counted(vit: ViTFeatures, images: Tensor) -> tuple[tuple[Tensor, Tensor], float]:
+    """Features, and the share of weights that are zero; 0 where no layer is patched."""
+    zeros: list[float] = []
+    with observed(_counting(zeros)):
+        found = features(vit, images)
+    return found, sum(zeros) / len(zeros) if zeros else 0.0
+
+
+def _for_zeros(sites: Sequence[Site], vit: ViTFeatures, images: Tensor, curves: Curves, share: float) -> Tensor:
+    """Logarithms ``[L, H]`` that make this share of zeros in the model: the curves are of each layer by itself."""
+    goal, (low, high) = share, curves.reach()
+    for _ in range(CORRECTIONS):
+        _put(sites, curves.at_zeros(goal))
+        goal = min(max(goal + share - _counted(vit, images)[1], low), high)
+    return curves.at_zeros(goal)
 
 
 def _put(sites: Sequence[Site], logs: Tensor) -> None:
@@ -231,16 +241,20 @@ def _batches(images: Tensor | Sequence[Tensor]) -> list[Tensor]:
 
 
 def features(vit: ViTFeatures, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the last layer, after its norm: ``[B, N, C]`` of patches and ``[B, C]`` of [CLS]."""
+    """Of the last layer, after its norm: ``[B, N, C]`` of patches and ``[B, C]`` of [CLS]; a few images at a time."""
+    found = []
     with torch.no_grad():
-        ((patches, cls),) = vit(images, [vit.depth - 1])
-    return patches.flatten(2).transpose(1, 2), cls
+        for chunk in images.split(CHUNK):
+            ((patches, cls),) = vit(chunk, [vit.depth - 1])
+            found.append((patches.flatten(2).transpose(1, 2), cls))
+    patches, cls = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return patches, cls
 
 
 def _counting(zeros: list[float]) -> Callable[..., None]:
     def note(layer: Any, weights: Tensor | None = None, **told: Any) -> None:
         if weights is not None:
-            zeros.append(float((weights == 0).double().mean()))
+            zeros.extend([float((weights == 0).double().mean())] * len(weights))
 
     return note
 

@@ -81,17 +81,14 @@ class Curves:
 
 
 class _Trying(HeadScale):
-    """In a layer's place: tries all factors on the scores that come along, and goes on with the given or the best."""
+    """In a layer's place: tries all factors on the scores that come along, and goes on with the best."""
 
-    def __init__(self, scaled: HeadScale, given: Tensor | None) -> None:
+    def __init__(self, scaled: HeadScale) -> None:
         super().__init__(scaled.inner, len(scaled.log_scale))
         self.to(scaled.log_scale.device)
         self.plugin = scaled.plugin
         self.logs = torch.linspace(math.log(LOWEST), math.log(HIGHEST), POINTS)
         self.error = self.zeros = torch.zeros(0)
-        if given is not None:
-            self.log_scale.copy_(given)
-        self.given = given
 
     def factor(self, call: Any) -> Tensor:
         if call.lengths is not None:
@@ -119,9 +116,8 @@ class _Trying(HeadScale):
                 zeros[:, point] += (weights == 0).double().mean((-1, -2)).cpu() / len(scores)
         self.error = (off / size.unsqueeze(-1)).sqrt().float()
         self.zeros = zeros.float()
-        if self.given is None:
-            own = Curves(self.logs, self.error.unsqueeze(0), self.zeros.unsqueeze(0))
-            self.log_scale.copy_(own.nearest()[0])
+        own = Curves(self.logs, self.error.unsqueeze(0), self.zeros.unsqueeze(0))
+        self.log_scale.copy_(own.nearest()[0])
 
 
 def _output(weights: Tensor, values: Tensor | None) -> Tensor:
@@ -129,9 +125,9 @@ def _output(weights: Tensor, values: Tensor | None) -> Tensor:
 
 
 @contextlib.contextmanager
-def _trying(sites: Sequence[Site], given: Tensor | None) -> Iterator[list[_Trying]]:
+def _trying(sites: Sequence[Site]) -> Iterator[list[_Trying]]:
     kept = [site.module._modules[NORMALIZER] for site in sites]
-    tried = [_Trying(scaled, None if given is None else given[i]) for i, scaled in enumerate(_heads(kept))]
+    tried = [_Trying(scaled) for scaled in _heads(kept)]
     try:
         for site, module in zip(sites, tried, strict=True):
             site.module._modules[NORMALIZER] = module
@@ -145,21 +141,20 @@ def _heads(modules: Sequence[nn.Module | None]) -> list[HeadScale]:
     return [module for module in modules if isinstance(module, HeadScale)]
 
 
-def measured(
-    sites: Sequence[Site], run: Callable[[Tensor], Any], batches: Sequence[Tensor], given: Tensor | None
-) -> Curves:
+def measured(sites: Sequence[Site], run: Callable[[Tensor], Any], batches: Sequence[Tensor]) -> Curves:
     """The curves of a patched model on images, errors averaged over batches, zeros those of the first.
+
+    Every layer goes on with each head's best, so that it is fitted on what those before it make of the images. Further
+    passes, on what the chosen factors make of them, were tried and lost as much as they won.
 
     Args:
         sites: attention layers with a factor for each head.
         run: runs the model on a batch.
         batches: ``[B, 3, H, W]`` each.
-        given: ``[L, H]``, logarithms of the factors by which layers go on; None for each layer's best, so that every
-            layer is fitted on what those before it make of the images.
     """
     every = []
     for images in batches:
-        with torch.no_grad(), _trying(sites, given) as tried:
+        with torch.no_grad(), _trying(sites) as tried:
             run(images)
         every.append(tried)
         missed = [site.path for site, one in zip(sites, tried, strict=True) if not one.error.numel()]

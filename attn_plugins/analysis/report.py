@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from .figures import (
     pca_exhibit,
     pib_exhibit,
 )
-from .findings import KINDS, Findings, Settings, examine
-from .images import Images
+from .findings import BOXED, KINDS, Findings, Settings, examine
+from .images import MEAN, STD, Batch, Images
 from .layers import collect_layers
+from .measured import diffusion_exhibit
 from .page import Section, page
 from .subjects import Subject
 
@@ -32,25 +33,31 @@ def exhibits(
     images: Images,
     settings: Settings | None = None,
     kinds: Sequence[str] = KINDS,
+    boxed: Images | None = None,
 ) -> list[Exhibit]:
     """Examine each model in turn, one in memory at a time, and draw the figures.
 
     Args:
         subjects: the models.
-        images: what they are shown; point-in-box is left out where no annotations are known.
+        images: what they are shown.
         settings: sizes and limits.
-        kinds: which of "pca", "pib", "attention", "norms".
+        kinds: of :data:`.findings.KINDS`; what needs boxes is left out of several where no annotations are known.
+        boxed: images with boxes, for what needs them; by default ``images``.
 
     Raises:
         ValueError: no models, or no such kind.
     """
     settings = settings or Settings()
-    found = examine_all(subjects, images, settings, kinds)
-    return draw(found, images, settings, kinds)
+    found = examine_all(subjects, images, settings, kinds, boxed)
+    return draw(found, images, settings, kinds, boxed)
 
 
 def examine_all(
-    subjects: Sequence[Subject], images: Images, settings: Settings, kinds: Sequence[str] = KINDS
+    subjects: Sequence[Subject],
+    images: Images,
+    settings: Settings,
+    kinds: Sequence[str] = KINDS,
+    boxed: Images | None = None,
 ) -> list[Findings]:
     """Examine each model in turn; arguments and errors are those of :func:`exhibits`."""
     if not subjects:
@@ -58,8 +65,9 @@ def examine_all(
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
         raise ValueError(f"unknown analysis {unknown[0]!r}; choose from {', '.join(KINDS)}")
-    wanted = [kind for kind in kinds if kind != "pib" or images.annotations is not None or len(kinds) == 1]
-    return [examine(subject, images, settings, wanted) for subject in subjects]
+    annotated = (boxed or images).annotations is not None
+    wanted = [kind for kind in kinds if kind not in BOXED or annotated or len(kinds) == 1]
+    return [examine(subject, images, settings, wanted, boxed) for subject in subjects]
 
 
 def draw(
@@ -67,21 +75,39 @@ def draw(
     images: Images,
     settings: Settings,
     kinds: Sequence[str],
+    boxed: Images | None = None,
 ) -> list[Exhibit]:
     """The figures of what was found."""
     drawn = []
     shown = images.sample(settings.pictures, settings.seed)
     if {"pca", "attention"} & set(kinds):
-        rgb = next(shown.batches(settings.size, settings.pictures)).rgb()
+        rgb = next(shown.batches(settings.view, settings.pictures)).rgb()
     if "pca" in kinds:
-        drawn.append(pca_exhibit(found, rgb, settings.basis, settings.foreground))
+        drawn.append(pca_exhibit(found, rgb, settings))
     if "pib" in kinds and all(one.pib is not None for one in found):
-        drawn.append(pib_exhibit(found))
+        drawn.append(pib_exhibit(found, settings, _examples(found, boxed or images, settings)))
+    if "diffusion" in kinds:
+        drawn.append(diffusion_exhibit(found))
     if "attention" in kinds:
-        drawn += [attention_exhibit(found), overlay_exhibit(found, rgb[0], settings.layer, settings.heads)]
+        drawn += [attention_exhibit(found), overlay_exhibit(found, rgb, settings)]
     if "norms" in kinds:
-        drawn.append(norms_exhibit(found))
+        drawn.append(norms_exhibit(found, settings))
     return drawn
+
+
+def _examples(found: Sequence[Findings], boxed: Images, settings: Settings) -> list[tuple[int, Batch]]:
+    """Some of the images whose points were taken down, evenly chosen, with their place among these."""
+    first = found[0].pib
+    if first is None:
+        return []
+    some = boxed.sample(settings.limit, settings.seed)
+    count = min(settings.pictures, first.images)
+    chosen = [round((index + 0.5) * first.images / count - 0.5) for index in range(count)]
+    examples = []
+    for image in chosen:
+        one = replace(some, files=(some.files[first.kept[image]],))
+        examples.append((image, next(one.batches(settings.view, 1, rule=settings.rule))))
+    return examples
 
 
 def verdict_of(found: Findings) -> str:
@@ -95,15 +121,23 @@ def verdict_of(found: Findings) -> str:
     return f"verified: {said['layers']} layers computed by {', '.join(said['backends'])}{zeros} on noise"
 
 
-def provenance(found: Sequence[Findings], images: Images, settings: Settings, command: str) -> list[tuple[str, str]]:
+def provenance(
+    found: Sequence[Findings], images: Images, settings: Settings, command: str, boxed: Images | None = None
+) -> list[tuple[str, str]]:
     """What made the figures, line by line."""
     lines = [("command", command), ("images", f"{images.root} ({len(images)} files)")]
+    if boxed is not None:
+        lines.append(("images with boxes", f"{boxed.root} ({len(boxed)} files)"))
     for subject, one in ((one.subject, one) for one in found):
-        told = [f"spec {subject.spec} ({subject.source})", verdict_of(one)]
+        told = [f"spec {subject.spec} ({subject.source})", one.arch, verdict_of(one)]
         if subject.checkpoint is not None:
             told += [str(subject.checkpoint), f"sha256 {subject.sha256}"]
         lines.append((subject.name, ", ".join(told)))
+    plain, with_boxes = found[0].images
     lines += [
+        ("statistics over", f"{plain} images" + (f"; {with_boxes} images with boxes" if with_boxes else "")),
+        ("pictures", f"{settings.view}; normalised with mean {MEAN} and standard deviation {STD}"),
+        ("boxes", str(settings.rule)),
         ("settings", ", ".join(f"{key}={value}" for key, value in asdict(settings).items())),
         ("seed", str(settings.seed)),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions().items())),
@@ -118,6 +152,7 @@ def write_report(
     images: Images,
     settings: Settings | None = None,
     *,
+    boxed: Images | None = None,
     work_dirs: Sequence[Path] = (),
     layer_dirs: Sequence[Path] = (),
     tables: Sequence[Section] = (),
@@ -131,6 +166,7 @@ def write_report(
         subjects: the models.
         images: what they are shown.
         settings: sizes and limits.
+        boxed: images with boxes, for what needs them; by default ``images``.
         work_dirs: finished probes, for Table 1.
         layer_dirs: finished probes of single layers, for Figure 2b.
         tables: further tables, shown first.
@@ -151,11 +187,13 @@ def write_report(
     if work_dirs:
         sections.append(_table_1(work_dirs))
     by_layer = [layers_exhibit(collect_layers(layer_dirs))] if layer_dirs else []
-    found = examine_all(subjects, images, settings)
-    figures = draw(found, images, settings, KINDS) + by_layer
+    found = examine_all(subjects, images, settings, boxed=boxed)
+    figures = draw(found, images, settings, KINDS, boxed) + by_layer
     for exhibit in figures:
         exhibit.write(out.with_suffix(""))
-    content = page(title, sections, figures, provenance(found, images, settings, command))
+    content = page(
+        title, sections, figures, provenance(found, images, settings, command, boxed), out.with_suffix("").name
+    )
     write_bytes(out, content.encode(errors="backslashreplace"))  # names of files may hold bytes that are no UTF-8
     return out
 

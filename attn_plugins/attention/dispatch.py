@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..functional import plain
+from ..torch_names import forward_mode
 from . import cpu, jagged, proxies, reference, sdpa, triton
 from .backend import BACKENDS, Backend, register_backend
 from .call import AttentionCall, NormalizerLike, default_scale, resolve_normalizer, split_mask
@@ -205,7 +206,7 @@ def choose_backend(call: AttentionCall, backend: str = "auto") -> Backend:
             raise ValueError(f"backend {backend!r} cannot run this call: {reason}; use backend='auto'")
         return chosen
     if plain.wanted():  # torch's own softmax kernel has no forward-mode derivative
-        return reference.BACKEND if plain.forward_mode() or sdpa.unsupported(call) else sdpa.BACKEND
+        return reference.BACKEND if forward_mode() or sdpa.unsupported(call) else sdpa.BACKEND
     for chosen in reversed(BACKENDS.values()):
         if chosen.unsupported(call) is None:
             if chosen.run is reference.run and call.alpha is not None and call.query.device.type not in ("cpu", "meta"):

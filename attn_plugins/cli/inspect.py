@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..checkpoints import CheckpointInfo, Shape, identify
+if TYPE_CHECKING:
+    from ..checkpoints import CheckpointInfo, Shape
 
 __all__ = ["add_parser"]
 
@@ -26,6 +27,8 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from ..checkpoints import identify
+
     info = identify(args.file, args.key)
     rows = _rows(info)
     alphas = _annealed(args.file, args.key, info)

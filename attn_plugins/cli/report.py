@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .analyze import add_subject_options, add_view_options, settings
+from .analyze import add_subject_options, add_view_options, find_data, settings
 
 __all__ = ["add_parser", "run"]
 
@@ -25,12 +25,11 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the page, and PNG and CSV of every figure beside it."""
-    from ..analysis.images import find_images
     from ..analysis.report import write_report
     from ..analysis.subjects import from_checkpoints
 
     looked_at = settings(args)
-    images = find_images(args.data, args.split, args.annotations)
+    images, boxed = find_data(args)
     subjects = from_checkpoints(args.checkpoints, args.arch, args.plugins, args.repo)
     command = shlex.join(["attn-plugins", *sys.argv[1:]])
     write_report(
@@ -38,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
         subjects,
         images,
         looked_at,
+        boxed=boxed,
         work_dirs=args.work_dirs,
         layer_dirs=args.layer_dirs,
         command=command,

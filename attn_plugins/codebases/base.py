@@ -118,9 +118,15 @@ class Layer:
     container: int | None = None
     methods: tuple[str, ...] = ()
 
-    def __call__(self, base: Any) -> dict[str, Any]:
+    @property
+    def made_by(self) -> Adapter:
+        """The adapter that has the name now."""
         CODEBASES.values()  # as in `adapter_for`
         adapter: Adapter = ADAPTERS.get(self.adapter)
+        return adapter
+
+    def __call__(self, base: Any) -> dict[str, Any]:
+        adapter = self.made_by
         if self.container is not None:
             return adapter.around[self.container].overrides(base)
         if adapter.finds is None:
@@ -148,7 +154,8 @@ def register_adapter(adapter: Adapter) -> Adapter:
     Raises:
         ValueError: the name is taken.
     """
-    return ADAPTERS.register(adapter.name, adapter)
+    ADAPTERS.register(adapter.name, adapter)
+    return adapter
 
 
 def adapter_for(module: nn.Module) -> tuple[Adapter, Layer] | None:

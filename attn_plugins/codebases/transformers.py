@@ -115,7 +115,7 @@ def _attend(module: Any, return_weights: bool, **arguments: Any) -> tuple[Tensor
 
 def _wants_weights(module: Any) -> bool:
     config = module.__dict__["config"]
-    return module.attn_plugins_asked or config.output_attentions or config._attn_implementation == "eager"
+    return bool(module.attn_plugins_asked or config.output_attentions or config._attn_implementation == "eager")
 
 
 def _merge(mask: Any, bias: Tensor | None) -> Tensor | None:
@@ -194,8 +194,10 @@ INSERT = "attn_plugins_registers__insert"
 def _embeds(base: Any) -> dict[str, Any]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
         insert = vars(self).get(INSERT)
-        x = base.forward(self, *args, **kwargs)
-        return x if insert is None else insert(x)
+        x: Tensor = base.forward(self, *args, **kwargs)
+        if insert is not None:
+            x = insert(x)
+        return x
 
     return {"forward": forward}
 

@@ -141,10 +141,10 @@ def build(plugin: Plugin, num_heads: int | None, head_dim: int | None = None) ->
     if num_heads is None:
         raise ValueError(f"{plugin.name!r} has one parameter per head, and the layer does not tell its number of heads")
     try:
-        module = factory(num_heads=num_heads, **plugin.kwargs)
+        module: nn.Module = factory(num_heads=num_heads, **plugin.kwargs)
     except TypeError as error:
         raise ValueError(f"{plugin.name!r} cannot be built as {factory.__name__}(num_heads=H): {error}") from error
-    module.plugin = plugin
+    module.plugin = plugin  # type: ignore[assignment]
     return module
 
 

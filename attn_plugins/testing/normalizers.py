@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -149,9 +149,9 @@ class _Checks:
 
         def weights(scores: Tensor, *values: Tensor) -> Tensor:
             if not learned:
-                return made(scores, dim=-1)
+                return cast(Tensor, made(scores, dim=-1))
             given = dict(zip(learned, values, strict=True))
-            return torch.func.functional_call(made, given, (scores,), {"dim": -1})
+            return cast(Tensor, torch.func.functional_call(made, given, (scores,), {"dim": -1}))
 
         inputs = [self.scores, *learned.values()]
         torch.autograd.gradcheck(weights, [x.detach().clone().requires_grad_() for x in inputs])

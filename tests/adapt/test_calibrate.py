@@ -118,7 +118,7 @@ def test_the_trade_off_has_more_zeros_for_less_likeness() -> None:
     zeros = [line.zeros for line in found.curve]
     assert len(zeros) >= 4 and zeros == sorted(zeros)
     assert found.curve[0].centred > found.curve[-1].centred
-    assert done[-1][0] == 4 + len(zeros) and [d for d, _ in done] == sorted(d for d, _ in done)
+    assert done[-1] == (3 + len(zeros),) * 2 and [d for d, _ in done] == sorted(d for d, _ in done)
 
 
 def test_a_layer_that_takes_its_softmax_itself_is_fitted_by_its_weights() -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from importlib import metadata
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from attn_plugins.data.layouts.voc import write_voc
 
 SPECS = ("softmax", "registers:num=4", "specialization", "entmax15")
 OPTIONS = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3, "dynamic_img_size": True}
-FIGURES = ("pca", "pib", "attention", "overlay", "norms")
+FIGURES = ("pca", "pib", "diffusion", "attention", "overlay", "norms")
 
 
 @pytest.fixture(scope="module")
@@ -79,15 +80,22 @@ def test_the_page_needs_nothing_from_elsewhere(report):
     text = report.read_text()
     page = Page(text)
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
-    assert not re.search(r"""(?:src|href)=["'](?!data:|\#)""", text)
+    assert not re.search(r"""src=["'](?!data:)""", text)
     assert "url(" not in text.split("</style>")[0] and "@import" not in text
-    assert len(page.images) == len(FIGURES) + 1
+    assert len(page.images) > len(FIGURES) + len(SPECS)
     for image in page.images:
-        assert len(image["alt"]) > 30
-        kind, data = re.fullmatch(r"data:image/(svg\+xml|png);base64,(.+)", image["src"]).groups()
+        assert len(image["alt"]) > 10
+        kind, data = re.fullmatch(r"data:image/(svg\+xml|webp);base64,(.+)", image["src"]).groups()
         content = base64.b64decode(data)
-        assert content.startswith(b"\x89PNG" if kind == "png" else b"<?xml")
+        assert content.startswith(b"RIFF" if kind == "webp" else b"<?xml")
     assert 'name="viewport"' in text and "default-src 'none'" in text
+
+
+def test_every_link_leads_to_a_file_beside_it(report):
+    linked = {unquote(href) for href in re.findall(r'href="([^#"]+)"', report.read_text())}
+    assert linked == {f"report/{path.name}" for path in report.with_suffix("").iterdir()} - {
+        f"report/{name}.png" for name in ("pca", "pib", "overlay")
+    }
 
 
 def test_it_tells_what_made_it(report, run):
@@ -101,8 +109,11 @@ def test_it_tells_what_made_it(report, run):
 def test_pictures_and_numbers_of_every_figure_lie_beside_it(report):
     folder = report.with_suffix("")
     for name in (*FIGURES, "layers"):
-        with Image.open(folder / f"{name}.png") as picture:
-            assert min(picture.size) > 150
+        pictures = list(folder.glob(f"{name}*.png"))
+        assert pictures
+        for path in pictures:
+            with Image.open(path) as picture:
+                assert min(picture.size) > 150
         rows = list(csv.DictReader((folder / f"{name}.csv").open()))
         assert {row.get("model", row.get("method")) for row in rows} == set(SPECS), name
     rows = {(r["model"], r["layer"]): r for r in csv.DictReader((folder / "pib.csv").open())}
@@ -111,6 +122,7 @@ def test_pictures_and_numbers_of_every_figure_lie_beside_it(report):
         assert float(row["low"]) <= float(row["pib"]) <= float(row["high"])
     zeros = {r["model"]: float(r["zero_share"]) for r in csv.DictReader((folder / "attention.csv").open())}
     assert zeros["softmax"] == 0
+    assert {row["norm"] for row in rows.values()} == {"final"}
 
 
 def test_nothing_partial_is_left_behind(report):
@@ -146,22 +158,24 @@ def test_a_figure_gives_the_same_bytes_again(run):
     first, second = (exhibits(subjects, find_images(data), settings, ["norms", "pca"]) for _ in range(2))
     for a, b in zip(first, second, strict=True):
         assert isinstance(a, Exhibit) and a.table() == b.table()
-        assert a.render("png") == b.render("png") and a.render("svg") == b.render("svg")
+        for one, other in zip(a.panels, b.panels, strict=True):
+            assert [one.render(form) for form in one.forms] == [other.render(form) for form in other.forms]
 
 
-@pytest.mark.parametrize("kind", ["pib", "pca", "attention", "norms"])
+@pytest.mark.parametrize("kind", ["pib", "pca", "diffusion", "attention", "norms"])
 def test_analyze_writes_each_figure(run, kind, tmp_path, capsys):
     folder, data = run
     arguments = ["analyze", kind, str(folder / "0.pth"), str(folder / "3.pth"), "--data", str(data), "--size", "32"]
     assert main([*arguments, "--limit", "4", "--out", str(tmp_path)]) == 0
-    assert {path.suffix for path in tmp_path.iterdir()} == {".png", ".csv", ".svg"}
+    drawn = {path.suffix for path in tmp_path.iterdir()}
+    assert drawn == ({".png", ".csv"} if kind == "pca" else {".png", ".csv", ".svg"})
     assert "entmax15" in capsys.readouterr().out
 
 
 def test_analyze_layers_and_what_is_refused(run, tmp_path, capsys):
     folder, data = run
     assert main(["analyze", "layers", str(folder), "--out", str(tmp_path)]) == 0
-    assert (tmp_path / "layers.png").exists()
+    assert list(tmp_path.glob("layers*.png"))
     assert main(["analyze", "layers", str(tmp_path), "--out", str(tmp_path)]) == 2
     assert f"no probe.json below {tmp_path}" in capsys.readouterr().err
     odd = ["analyze", "norms", str(folder / "0.pth"), "--data", str(data), "--size", "30", "--out", str(tmp_path)]
@@ -251,11 +265,12 @@ def test_names_of_folders_are_drawn_as_they_are(run, tmp_path):
     settings = Settings(size=32, pictures=1, limit=2)
     drawn = exhibits([*subjects, Subject("_alone$^$", subjects[0].load)], find_images(run[1]), settings)
     assert {exhibit.name for exhibit in drawn} == set(FIGURES)
-    for exhibit in drawn:
-        assert exhibit.render("svg") and exhibit.render("png")
-    legend = next(exhibit for exhibit in drawn if exhibit.name == "norms").figure.legends[0]
+    for panel in (panel for exhibit in drawn for panel in exhibit.panels):
+        assert all(panel.render(form) for form in panel.forms)
+    few = exhibits([*subjects[:3], Subject("_alone$^$", subjects[0].load)], find_images(run[1]), settings, ["norms"])
+    legend = few[0].panels[0].drawing.legends[0]
     shown = [text.get_text().replace(r"\$", "$").strip() for text in legend.get_texts()]
-    assert shown == [*(subject.name for subject in subjects), "_alone$^$"]
+    assert shown == [*(subject.name for subject in subjects[:3]), "_alone$^$"]
 
 
 @pytest.mark.parametrize("out", ["page", "there", "link.html", "taken.html"])

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-import trainers
+from helpers import official_trainers as trainers
 
 from attn_plugins.checkpoints import identify, load_backbone_state, read
 from attn_plugins.record import RECORD, decode
