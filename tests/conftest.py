@@ -7,6 +7,7 @@ with it, the dispatcher would take the interpreter for CPU tensors.
 import importlib.util
 import os
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -20,3 +21,9 @@ if importlib.util.find_spec("triton") is not None and not torch.cuda.is_availabl
 settings.register_profile("same draws", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None, print_blob=True)
 settings.load_profile("same draws")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: two workers, who take whole files, then end at about the same time."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
