@@ -15,6 +15,8 @@ from typing import Any
 
 from torch import nn
 
+from .torch_names import register_hook
+
 __all__ = [
     "COPIED",
     "PREFIX",
@@ -31,6 +33,7 @@ __all__ = [
     "is_patched",
     "layers_of",
     "remove",
+    "remove_hooks",
     "remove_layers",
     "restore",
     "snapshot",
@@ -227,7 +230,15 @@ def hook(function: Any) -> Any:
 def add_hook(module: nn.Module, kind: str, function: Callable[..., Any]) -> None:
     """Register ``function`` by ``module.register_<kind>``, once."""
     if not any(given is function or getattr(given, "hook", None) is function for given in _hooks(module)):
-        getattr(module, f"register_{kind}")(function)
+        register_hook(module, kind, function)
+
+
+def remove_hooks(module: nn.Module, *functions: Callable[..., Any]) -> None:
+    """Take these off ``module``, whatever they were registered for."""
+    for store in _HOOKS:
+        held: dict[Any, Any] = vars(module).get(store, {})
+        for key in [key for key, given in held.items() if getattr(given, "hook", given) in functions]:
+            del held[key]
 
 
 def _hooks(module: nn.Module) -> list[Any]:

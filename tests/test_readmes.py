@@ -15,12 +15,12 @@ import runpy
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tomllib
 import torch
 from packaging.requirements import Requirement
 
@@ -31,7 +31,14 @@ from attn_plugins.registry import NORMALIZERS
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     page.relative_to(ROOT).as_posix()
-    for pattern in ("*.md", "attn_plugins/**/*.md", "integration/**/*.md", "mmseg_configs/*.md", "tests/golden/*.md")
+    for pattern in (
+        "*.md",
+        "docs/*.md",
+        "attn_plugins/**/*.md",
+        "integration/**/*.md",
+        "mmseg_configs/*.md",
+        "tests/golden/*.md",
+    )
     for page in ROOT.glob(pattern)
 )
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)

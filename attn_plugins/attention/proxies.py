@@ -7,11 +7,11 @@ import operator
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import UnsupportedModelError
 from ..functional import plain
+from ..torch_names import assert_in_graph
 from . import reference, sdpa
 from .call import AttentionCall
 
@@ -90,5 +90,5 @@ def _settled(value: Any, name: str) -> Any:
         )
     (default,) = node.args
     same = value.tracer.create_proxy("call_function", operator.is_, (value, default), {})
-    torch._assert(same, f"this graph was traced with {node.target}={default}; trace again with concrete_args")
+    assert_in_graph(same, f"this graph was traced with {node.target}={default}; trace again with concrete_args")
     return default

@@ -9,6 +9,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from ..files import sha256
+
 __all__ = ["add_parser", "run"]
 
 
@@ -66,6 +68,5 @@ def _name(checkpoint: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(checkpoint.rglob("*")) if checkpoint.is_dir() else [checkpoint]:
         if file.is_file():
-            with file.open("rb") as opened:
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
+            digest.update(bytes.fromhex(sha256(file)))
     return f"{checkpoint.resolve().stem}-{digest.hexdigest()[:8]}"

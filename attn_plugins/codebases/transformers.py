@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..attention import attention
 from ..errors import UnsupportedModelError
-from .base import SPEC, Adapter, Codebase, Container
+from .base import SPEC, WHOLE, Adapter, Codebase, Container
 from .parts import Features, Parts, StateDict
 from .recognise import unwrapped
 from .registers import inserted
@@ -171,8 +171,9 @@ def _is_model(cls: type) -> bool:
 
 def _model_overrides(base: Any) -> dict[str, Any]:
     def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
-        """Upstream's; ``config.json`` tells the spec, where all patched layers have the same."""
-        specs = {vars(module)[SPEC] for module in self.modules() if SPEC in vars(module)}
+        """Upstream's; ``config.json`` tells the spec, where all patched layers tell the same."""
+        layers = [vars(module) for module in self.modules() if SPEC in vars(module)]
+        specs = {told.get(WHOLE, told[SPEC]) for told in layers}
         if len(specs) != 1:
             return base.save_pretrained(self, *args, **kwargs)
         self.config.attn_plugins = {"spec": specs.pop()}

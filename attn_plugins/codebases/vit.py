@@ -112,7 +112,7 @@ def find_vits(model: nn.Module) -> list[ViT]:
     if not found:
         raise UnsupportedModelError(
             f"{type(model).__qualname__} has no ViT that token mechanisms know (DINOv1, v2, v3, lightly-train, timm "
-            "and transformers ViTs): use a normalizer alone, or pass the ViT itself"
+            "from 0.6 and transformers ViTs): use a normalizer alone, or pass the ViT itself"
         )
     return found
 

@@ -218,9 +218,9 @@ class _Checks:
         torch.manual_seed(0)
         layer, x = nn.MultiheadAttention(8 * HEADS, HEADS, batch_first=True).eval(), torch.randn(2, 5, 8 * HEADS)
         before, keys = layer(x, x, x)[0], list(layer.state_dict())
-        patch(layer, Spec(self.plugin))
+        patch(layer, Spec((self.plugin,)))
         patched = layer(x, x, x)[0]
-        other = patch(nn.MultiheadAttention(8 * HEADS, HEADS, batch_first=True).eval(), Spec(self.plugin))
+        other = patch(nn.MultiheadAttention(8 * HEADS, HEADS, batch_first=True).eval(), Spec((self.plugin,)))
         other.load_state_dict(layer.state_dict())
         close(other(x, x, x)[0], patched, "a patched layer with the state dict of another")
         unpatch(layer)
