@@ -34,3 +34,9 @@ def _same_random_numbers() -> None:
     """Every test starts from the same state, whichever run before it in its process."""
     torch.manual_seed(0)
     random.seed(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: two workers, who take whole files, then end at about the same time."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

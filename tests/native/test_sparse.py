@@ -92,7 +92,7 @@ class TestEveryInstructionSet:
             masks["attn_mask"] = masks["attn_mask"].double()
         exact = [t.detach().double().requires_grad_() for t in x]
         for name, a, b in zip(
-            "o q k v alpha".split(), found, results(exact, alpha, "reference", **masks), strict=False
+            ["o", "q", "k", "v", "alpha"], found, results(exact, alpha, "reference", **masks), strict=False
         ):
             # A weight that is nearly zero may be zero in float32: sparsemax's gradient jumps there. That of alpha is a
             # sum over all rows, whose terms cancel.
