@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..files import sha256 as sha256_of
+from ..checkpoints.digest import sha256_of
 
 __all__ = ["find_backbone"]
 

@@ -1,4 +1,4 @@
-"""Products over the support alone (sparse.h): equal to the dense ones, on every instruction set, whatever the scores."""
+"""Products over the support alone (sparse.h) equal the dense ones, on every instruction set, whatever the scores."""
 
 from __future__ import annotations
 
