@@ -58,8 +58,8 @@ class AttentionStatistics:
 
 def entropy(weights: Tensor) -> Tensor:
     """Entropy in nats of each row of ``weights: [..., S]``; zeros count as zero. Returns ``[...]``."""
-    rows: Tensor = torch.special.entr(weights).sum(dim=-1)
-    return rows
+    terms: Tensor = torch.special.entr(weights)
+    return terms.sum(dim=-1)
 
 
 class _Layer:
@@ -180,7 +180,8 @@ def cls_attention(model: nn.Module, images: Tensor, layer: int = -1) -> Tensor:
     if not -features.depth <= layer < features.depth:
         raise ValueError(f"layer={layer}: the model has layers 0 to {features.depth - 1}")
     h, w = (size // features.patch_size for size in images.shape[-2:])
-    wanted, maps = layer % features.depth, dict[int, Tensor]()
+    wanted = layer % features.depth
+    maps: dict[int, Tensor] = {}
 
     def seen(index: int, answer: Answer) -> None:
         if index == wanted:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import nn
 
 from ..patching import find_attention, patch
-from ..spec import parse, settled
+from ..spec import Spec, parse, settled
 from .errors import CheckpointError
 from .identity import CheckpointInfo
 from .layout import flat_key
@@ -86,6 +86,19 @@ def choose(
     return Choice(spec, "recorded" if requested is None else "asked for", said.layers, said.order)
 
 
+def _by_itself(spec: str, paths: Sequence[str]) -> dict[str, str]:
+    """{attention layer: its spec} of a model with these layers that is patched with ``spec``."""
+    parsed = parse(spec)
+    plugins = zip(paths, parsed.for_layers(len(paths)), strict=True)
+    return {path: str(Spec((plugin,), parsed.mechanisms)) for path, plugin in plugins if plugin is not None}
+
+
+def _check_whole(spec: str, where: str) -> None:
+    """Raise where layers of a file contradict what it tells of each of them."""
+    if parse(spec).by_layer:
+        raise CheckpointError(f"{where} tells {spec!r}, and its layers record something else: it was put together")
+
+
 def apply_plugins(model: nn.Module, choice: Choice, where: str) -> None:
     """Patch `model`: the layers that are recorded with what is recorded for each, or all with the spec.
 
@@ -111,10 +124,11 @@ def apply_plugins(model: nn.Module, choice: Choice, where: str) -> None:
     unknown = sorted(layers.keys() - set(paths))
     if unknown:
         raise CheckpointError(f"{where} records plugins of layers that {type(model).__name__} lacks: {unknown}")
-    groups: dict[str, list[str] | None] = {choice.spec: None}
-    if layers and (layers.keys() != set(paths) or set(layers.values()) != {choice.spec}):
-        groups = {spec: [path for path in layers if layers[path] == spec] for spec in layers.values()}
     try:
+        groups: dict[str, list[str] | None] = {choice.spec: None}
+        if layers and layers != _by_itself(choice.spec, paths):
+            _check_whole(choice.spec, where)
+            groups = {spec: [path for path in layers if layers[path] == spec] for spec in layers.values()}
         for spec, chosen in groups.items():
             patch(model, spec, chosen)
     except ValueError as error:

@@ -55,8 +55,11 @@ def told(
     """
     result = Told()
     places: dict[str, str] = {}
+    wholes: dict[str, None] = {}  # of each layer, what the model was patched with; in order
     for prefix, state in states:
-        result.layers |= _records(state, prefix, where)
+        found = _records(state, prefix, where)
+        result.layers |= {layer: entry["spec"] for layer, entry in found.items()}
+        wholes |= dict.fromkeys(entry.get("whole", entry["spec"]) for entry in found.values())
         record = _metadata(state, prefix, where)
         if record is not None:
             places["state dict metadata"] = _spec_in(record, f"the _metadata of {where}")
@@ -65,7 +68,7 @@ def told(
         places |= _top_level(checkpoint, where)
     if config and METADATA_KEY in config:
         places["config.json"] = _spec_in(config[METADATA_KEY], f"config.json of {where}")
-    recorded = list(dict.fromkeys(canonical(spec, where) for spec in result.layers.values()))
+    recorded = list(dict.fromkeys(canonical(spec, where) for spec in wholes))
     others = {place: canonical(spec, where) for place, spec in places.items()}
     contradicting = {place: spec for place, spec in others.items() if recorded and spec not in recorded}
     if contradicting or len(set(others.values())) > 1 or len({_mechanisms(spec) for spec in recorded}) > 1:
@@ -168,7 +171,7 @@ def _mechanisms(spec: str) -> tuple[str, ...]:
     return () if _unregistered(spec) else tuple(map(str, parse(spec).mechanisms))
 
 
-def _records(state: State, prefix: str, where: str) -> dict[str, str]:
+def _records(state: State, prefix: str, where: str) -> dict[str, dict[str, Any]]:
     try:
         found = records_in({key: value for key, value in state.items() if is_record(key) and key.startswith(prefix)})
     except ValueError as error:
@@ -176,7 +179,10 @@ def _records(state: State, prefix: str, where: str) -> dict[str, str]:
     gone = sorted(layer for layer, entry in found.items() if entry.get("lost"))
     if gone:
         raise CheckpointError(_lost(where, gone))
-    return {flat_key(layer[len(prefix) :] + ".").removesuffix("."): entry["spec"] for layer, entry in found.items()}
+    for layer, entry in found.items():
+        if not isinstance(entry.get("whole", ""), str):
+            raise CheckpointError(f"{where}: the record of {layer} tells no spec: {entry!r:.80}")
+    return {flat_key(layer[len(prefix) :] + ".").removesuffix("."): entry for layer, entry in found.items()}
 
 
 def _metadata(state: State, prefix: str, where: str) -> Mapping[str, Any] | None:
@@ -189,7 +195,7 @@ def _metadata(state: State, prefix: str, where: str) -> Mapping[str, Any] | None
             continue
         place = f"{module}." if module else ""
         if place.startswith(prefix) or prefix.startswith(place):
-            record = metadata[METADATA_KEY]
+            record: Mapping[str, Any] = metadata[METADATA_KEY]
             _spec_in(record, f"the _metadata of {where}")
             if record.get("lost") is not None:
                 raise CheckpointError(_lost(where, record["lost"]))

@@ -20,6 +20,7 @@ KINDS = {
     "maps": "norm maps, what outliers attend to, similar patches; attention sinks and distances per layer",
     "norms": "norms of patch tokens and outliers per layer",
     "layers": "mIoU of probes of single layers, from their work dirs (Figure 2b)",
+    "monitor": "exact zeros, entropy, support, [CLS] mass and alpha over a training run, from a Monitor's RUN.jsonl",
 }
 
 
@@ -30,6 +31,8 @@ def add_parser(subparsers: Any) -> None:
         one = kinds.add_parser(kind, help=summary, description=summary)
         if kind == "layers":
             one.add_argument("work_dirs", nargs="+", type=Path, help="searched for probe.json files")
+        elif kind == "monitor":
+            one.add_argument("run", type=Path, metavar="RUN.jsonl", help="what attn_plugins.Monitor wrote")
         else:
             add_subject_options(one)
             add_view_options(one)
@@ -136,6 +139,10 @@ def _exhibits(args: argparse.Namespace) -> Any:
         from ..analysis.layers import collect_layers
 
         return [layers_exhibit(collect_layers(args.work_dirs))]
+    if args.kind == "monitor":
+        from ..analysis.monitor import run_exhibit
+
+        return [run_exhibit(args.run)]
     from ..analysis.report import draw, examine_all, verdict_of
     from ..analysis.subjects import from_checkpoints
 

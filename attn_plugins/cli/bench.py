@@ -1,4 +1,4 @@
-"""``attn-plugins bench attention | step | methods``: how fast it is here, beside its peers."""
+"""``attn-plugins bench attention | step | methods | monitor | probes``: how fast it is here, beside its peers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ __all__ = ["add_parser", "run"]
 def add_parser(subparsers: Any) -> None:
     """Add ``bench`` to the command line."""
     parser = subparsers.add_parser("bench", help="time attention, or a whole training step, beside its peers")
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="attention | step | methods | probes")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="attention | step | methods | monitor | probes")
     attention = kinds.add_parser("attention", help="forward and backward of one attention call")
     attention.add_argument("--shape", type=int, nargs=4, metavar=("B", "H", "N", "D"), help="default: 16 6 197 64")
     step = kinds.add_parser("step", help="forward, backward and AdamW of a timm model (needs timm)")
     methods = kinds.add_parser("methods", help="that step with the four methods of Table 1 (needs timm)")
-    for kind in (step, methods):
+    monitor = kinds.add_parser("monitor", help="that step looked at by a Monitor, and as it is (needs timm)")
+    for kind in (step, methods, monitor):
         kind.add_argument("--arch", default="vit_small_patch16_224", help="timm model name (default: %(default)s)")
         kind.add_argument("--batch", type=int, help="images per step (default: 16)")
     for kind in (attention, step):
@@ -27,7 +28,7 @@ def add_parser(subparsers: Any) -> None:
     probes.add_argument("--probe", default="voc2012", help="config with the head to time (default: %(default)s)")
     probes.add_argument("--size", type=int, help="pixels of a side (default: 512)")
     probes.add_argument("--batch", type=int, help="images per step (default: 2)")
-    for kind in (attention, step, methods, probes):
+    for kind in (attention, step, methods, monitor, probes):
         kind.add_argument("--device", default="cpu", help="default: %(default)s")
         kind.add_argument("--threads", type=int, help="CPU threads (default: as torch chooses)")
         kind.add_argument("--repeats", type=int, help="samples of each peer")
@@ -40,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure, print the table, write the JSON."""
     import torch
 
+    from ..bench.monitor import monitor_table
     from ..bench.probes import bench_probes, probes_table
     from ..bench.report import table, write_json
 
@@ -68,6 +70,12 @@ def run(args: argparse.Namespace) -> int:
         if args.batch or args.quick:
             options["batch"] = args.batch or 1
         result = bench_methods(args.arch, **options)
+    elif args.kind == "monitor":
+        from ..bench.monitor import bench_monitor
+
+        if args.batch or args.quick:
+            options["batch"] = args.batch or 1
+        result = bench_monitor(args.arch, **options)
     else:
         from ..bench.step import bench_step
 
@@ -76,7 +84,8 @@ def run(args: argparse.Namespace) -> int:
         if args.specs:
             options["specs"] = args.specs
         result = bench_step(args.arch, **options)
-    print(probes_table(result) if args.kind == "probes" else table(result))
+    shown = {"probes": probes_table, "monitor": monitor_table}.get(args.kind, table)
+    print(shown(result))
     if args.json:
         write_json(result, args.json)
     return 0

@@ -163,7 +163,8 @@ class ViTFeatures:
         if cls_norm is not None:
             prefix = tokens.shape[1] - patches
             return torch.cat([cls_norm(tokens[:, :prefix]), self.norm(tokens[:, prefix:])], dim=1)
-        return self.norm(tokens)
+        normed: Tensor = self.norm(tokens)
+        return normed
 
 
 def _places(model: nn.Module) -> Features:

@@ -30,7 +30,8 @@ def low_pass(x: Tensor, sigma: float | None = None, offset: int = 0) -> Tensor:
     bins = torch.where(bins < (channels + 1) // 2, bins, bins - channels)
     # Cut open at the Nyquist frequency, as a filter that was laid out from the lowest to the highest bin is.
     gain = torch.exp(-0.5 * ((bins - offset) / (sigma or channels**0.5)) ** 2)
-    return torch.fft.ifft(torch.fft.fft(x.float()) * gain).real
+    filtered: Tensor = torch.fft.ifft(torch.fft.fft(x.float()) * gain)
+    return filtered.real
 
 
 def stable_features(x: Tensor, k: int = 7, sigma: float | None = None, eps: float = 1e-6) -> Tensor:

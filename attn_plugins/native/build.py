@@ -108,6 +108,8 @@ def _openmp_runtimes(maps: str) -> list[str]:
 
 
 def _cached_library() -> ctypes.CDLL:
+    if not hasattr(os, "getuid"):  # that nobody else may write the cache cannot be seen
+        raise _BuildError("they are built on Linux and macOS alone")
     compiler = _compiler()
     folder = _cache_dir()
     path = folder / f"kernels-{_key(compiler)}.so"

@@ -6,10 +6,10 @@ import ast
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
+import tomllib
 
 import attn_plugins
 from attn_plugins.cli import COMMANDS, SEPARATE, main
@@ -19,7 +19,7 @@ PROJECT = PACKAGE.parent / "pyproject.toml"
 
 # Modules of distributions whose names differ, and of those that a distribution requires itself.
 MODULES = {
-    "onedl-mmcv": {"mmcv"},
+    "onedl-mmcv": {"mmcv", "cv2"},
     "onedl-mmengine": {"mmengine", "yaml"},
     "onedl-mmsegmentation": {"mmseg"},
     "onedl-mim": {"mim"},
@@ -27,7 +27,7 @@ MODULES = {
     "timm": {"timm", "safetensors", "huggingface_hub", "yaml", "torchvision"},
     "lightly": {"lightly"},
 }
-TORCH = {"torch", "jinja2", "filelock"}
+TORCH = {"torch", "jinja2", "filelock", "typing_extensions"}
 
 
 def provided(extras: str) -> set[str]:
