@@ -220,7 +220,8 @@ def _nearest(labels: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]:
     rows, columns = (
         ((np.arange(to) + 0.5) * size / to).astype(int) for size, to in zip(labels.shape[:2], shape, strict=True)
     )
-    return labels[rows[:, None], columns]
+    near: NDArray[Any] = labels[rows[:, None], columns]
+    return near
 
 
 @HOOKS.register_module()
