@@ -198,19 +198,14 @@ class DiffusionWatcher(Watcher):
         self._values[name].setdefault(layer, []).append(values.double().cpu())
 
     def found(self) -> dict[str, Measured]:
-        """What was taken down, by name.
-
-        Raises:
-            ValueError: there were no images.
-        """
-        if not any(self._values.values()):
-            raise ValueError("no images: measures of diffusion need at least one batch")
+        """What was taken down, by name; nothing where there were no images."""
         return {
             name: Measured(
                 self.definitions[name],
                 torch.stack([torch.cat(layers[layer]) for layer in sorted(layers)], dim=1).numpy(),
             )
             for name, layers in self._values.items()
+            if layers
         }
 
 
@@ -249,7 +244,8 @@ def diffusion(model: nn.Module, batches: Iterable[Batch], boxes: bool = False) -
         ValueError: there are no images.
     """
     watcher = DiffusionWatcher(boxes)
-    watch(model, batches, [watcher])
+    if watch(model, batches, [watcher]) == 0:
+        raise ValueError("no images: measures of diffusion need at least one batch")
     return watcher.found()
 
 

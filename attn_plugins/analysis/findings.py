@@ -14,19 +14,22 @@ from ..codebases.features import ViTFeatures
 from ..progress import printed_progress
 from .attention import AttentionStatistics, AttentionWatcher, cls_attention
 from .boxes import Rule
+from .compare import DriftWatcher
+from .dense import DenseWatcher
 from .diffusion import DiffusionWatcher
-from .images import Images, View
-from .measure import Measured
+from .discovery import JaccardWatcher, LostWatcher
+from .images import Images, Sources, View
+from .measure import Measured, Score
 from .norms import THRESHOLD, NormWatcher, TokenNorms
 from .pib import HITS, PiB, PiBWatcher
 from .subjects import Subject
 from .watch import NORMS, Watcher, watch
 
-__all__ = ["KINDS", "PRESETS", "Findings", "Settings", "examine"]
+__all__ = ["KINDS", "NEEDS", "PRESETS", "Findings", "Settings", "examine"]
 
-KINDS = ("pca", "pib", "diffusion", "attention", "norms")
-BOXED = frozenset({"pib"})
-"""Kinds that are nothing without boxes."""
+KINDS = ("pca", "pib", "diffusion", "discovery", "attention", "norms", "drift")
+NEEDS = {"pib": "boxes", "discovery": "boxes or masks", "drift": "a second model"}
+"""Kinds that are nothing without."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "last-vit": {
@@ -53,6 +56,8 @@ class Settings:
         norm_threshold: absolute norm above which a token is an outlier.
         layer: layer of the overlays, negative from the end.
         heads: heads of the overlays; None for the first four.
+        background: classes of masks that are no foreground.
+        ignored: classes of masks that do not count.
         basis, foreground: of the PCA, see :func:`.pca.pca_rgb`.
         device: "cpu" or "cuda".
         seed: which images are drawn.
@@ -75,6 +80,8 @@ class Settings:
     norm_threshold: float = THRESHOLD
     layer: int = -1
     heads: Sequence[int] | None = None
+    background: Sequence[int] = (0,)
+    ignored: Sequence[int] = (255,)
     basis: str = "shared"
     foreground: float | None = None
     device: str = "cpu"
@@ -119,8 +126,10 @@ class Findings:
         arch: its class, depth, width and patch size.
         features: last layer's patches of the pictures under the final norm, ``[N, h, w, C]``.
         overlay: what [CLS] looks at in them, ``[N, H, h, w]``.
-        measures: by name, image by image.
-        images: images that statistics are over, without and with boxes.
+        measures: by name, image by image and layer by layer.
+        scores: of the whole model.
+        drift: of the first model, what others are compared with.
+        images: images that statistics are over: all, those with boxes, those with masks.
     """
 
     subject: Subject
@@ -132,30 +141,33 @@ class Findings:
     attention: AttentionStatistics | None = None
     norms: TokenNorms | None = None
     measures: Mapping[str, Measured] = field(default_factory=dict)
-    images: tuple[int, int] = (0, 0)
+    scores: Sequence[Score] = ()
+    drift: DriftWatcher | None = None
+    images: tuple[int, int, int] = (0, 0, 0)
 
 
 @torch.no_grad()
 def examine(
     subject: Subject,
-    images: Images,
+    images: Images | Sources,
     settings: Settings,
     kinds: Collection[str] = KINDS,
-    boxed: Images | None = None,
+    first: Findings | None = None,
 ) -> Findings:
     """Load a model and look at it.
 
     Args:
         subject: the model.
-        images: what it is shown.
+        images: what it is shown; boxes and masks may be of images of their own.
         settings: sizes and limits.
         kinds: of :data:`KINDS`.
-        boxed: images with boxes, for what needs them; by default ``images``.
+        first: what was found in the first of several models, with which drift compares.
 
     Raises:
         ValueError: the image size is no multiple of the model's patch size, there is no such layer or head, or
             point-in-box is asked for where no image has a box.
     """
+    sources = Sources.of(images)
     model = subject.load().to(settings.device)
     verified = verdict(model, subject.name)
     features = ViTFeatures(model)
@@ -164,55 +176,85 @@ def examine(
             f"size={settings.size} is no multiple of the patch size {features.patch_size} of {subject.name}"
         )
     arch = f"{type(model).__name__}, {features.depth} blocks, width {features.embed_dim}, patch {features.patch_size}"
-    seen, overlay = _pictures(model, features, subject, images, settings, kinds)
-
-    attention, norms = AttentionWatcher(), NormWatcher()
-    point = PiBWatcher(settings.norm, settings.hit, settings.view)
-    plain: list[Watcher] = [w for kind, w in (("attention", attention), ("norms", norms)) if kind in kinds]
-    with_boxes: list[Watcher] = [point] if "pib" in kinds else []
-    diffusion = [DiffusionWatcher(), DiffusionWatcher(boxes=True)]
-    if "diffusion" in kinds:
-        annotated = (boxed or images).annotations is not None
-        diffusion = diffusion if annotated else diffusion[:1]
-        plain.append(diffusion[0])
-        with_boxes += diffusion[1:]
-    counts = _watched(model, subject.name, images, boxed, settings, plain, with_boxes)
+    seen, overlay = _pictures(model, features, subject, sources.images, settings, kinds)
+    watchers = _Watchers(kinds, settings, features.depth - 1, first)
+    counts = watchers.run(model, subject.name, sources)
     return Findings(
         subject,
         verified,
         arch,
         seen,
         overlay,
-        point.found() if "pib" in kinds else None,
-        attention.found() if "attention" in kinds else None,
-        norms.found() if "norms" in kinds else None,
-        {name: one for watcher in diffusion for name, one in watcher.found().items()} if "diffusion" in kinds else {},
+        watchers.pib.found() if "pib" in kinds else None,
+        watchers.attention.found() if "attention" in kinds else None,
+        watchers.norms.found() if "norms" in kinds else None,
+        watchers.measures(),
+        watchers.scores(),
+        watchers.drift if first is None and "drift" in kinds else None,
         counts,
     )
 
 
-def _watched(
-    model: nn.Module,
-    name: str,
-    images: Images,
-    boxed: Images | None,
-    settings: Settings,
-    plain: list[Watcher],
-    with_boxes: list[Watcher],
-) -> tuple[int, int]:
-    """Run the model once over the images, and once more where those with boxes are others; the number of each."""
+class _Watchers:
+    """All that looks on while one model runs, by what it needs: images, boxes, or masks."""
 
-    def passed(over: Images, watchers: list[Watcher], what: str) -> int:
-        if not watchers:
-            return 0
-        some = over.sample(settings.limit, settings.seed)
-        show = printed_progress(f"{name}, {what}")
-        return watch(model, some.batches(settings.view, settings.batch, settings.device, show, settings.rule), watchers)
+    def __init__(self, kinds: Collection[str], settings: Settings, last: int, first: Findings | None) -> None:
+        self.kinds, self.settings = kinds, settings
+        self.attention, self.norms = AttentionWatcher(), NormWatcher()
+        self.pib = PiBWatcher(settings.norm, settings.hit, settings.view)
+        self.diffusion, self.foreground = DiffusionWatcher(), DiffusionWatcher(boxes=True)
+        self.drift = DriftWatcher(first.drift if first is not None else None)
+        self.lost = LostWatcher()
+        self.jaccard = JaccardWatcher(last, settings.background, settings.ignored)
+        self.dense = DenseWatcher(last, settings.ignored, settings.seed)
 
-    if boxed is None or boxed is images:
-        count = passed(images, [*plain, *with_boxes], "images")
-        return count, count
-    return passed(images, plain, "images"), passed(boxed, with_boxes, "images with boxes")
+    def run(self, model: nn.Module, name: str, sources: Sources) -> tuple[int, int, int]:
+        """Run the model once over each set of images; the number of each."""
+        wanted: list[tuple[Images | None, str, list[tuple[str, Watcher]]]] = [
+            (
+                sources.images,
+                "images",
+                [
+                    ("attention", self.attention),
+                    ("norms", self.norms),
+                    ("diffusion", self.diffusion),
+                    ("drift", self.drift),
+                ],
+            ),
+            (
+                sources.boxed,
+                "images with boxes",
+                [("pib", self.pib), ("diffusion", self.foreground), ("discovery", self.lost)],
+            ),
+            (sources.masked, "images with masks", [("discovery", self.jaccard), ("discovery", self.dense)]),
+        ]
+        counts = [0, 0, 0]
+        for place, (over, what, _) in enumerate(wanted):
+            same = [n for n, (other, _, _) in enumerate(wanted) if other is over]
+            if over is None or same[0] != place:
+                continue
+            watchers = [w for n in same for kind, w in wanted[n][2] if kind in self.kinds]
+            if watchers:
+                some = over.sample(self.settings.limit, self.settings.seed)
+                show = printed_progress(f"{name}, {what}")
+                view, batch, device = self.settings.view, self.settings.batch, self.settings.device
+                counts[place] = watch(model, some.batches(view, batch, device, show, self.settings.rule), watchers)
+            for n in same:
+                counts[n] = counts[place]
+        return counts[0], counts[1], counts[2]
+
+    def measures(self) -> dict[str, Measured]:
+        """By name; those for which there were images."""
+        found: dict[str, Measured] = {}
+        for kind, watcher in (("diffusion", self.diffusion), ("diffusion", self.foreground), ("drift", self.drift)):
+            found |= watcher.found() if kind in self.kinds else {}
+        return found
+
+    def scores(self) -> list[Score]:
+        """Those for which there were images."""
+        if "discovery" not in self.kinds:
+            return []
+        return [*self.lost.found(), *self.jaccard.found(), *self.dense.found()]
 
 
 def _pictures(

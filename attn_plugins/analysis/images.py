@@ -18,7 +18,7 @@ from ..files import read_lines
 from ..progress import Progress
 from .boxes import Box, Objects, Rule, read_coco, read_xml
 
-__all__ = ["Batch", "Images", "View", "find_images"]
+__all__ = ["Batch", "Images", "Sources", "View", "find_images"]
 
 Size = tuple[int, int]
 
@@ -155,6 +155,28 @@ class Images:
             )
             if progress is not None:
                 progress(start + len(files), len(self.files))
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The images of an analysis; what needs boxes or masks may have images of its own.
+
+    Attributes:
+        images: what everything else is over.
+        boxed: images with boxes; None where there are none.
+        masked: images with masks; None where there are none.
+    """
+
+    images: Images
+    boxed: Images | None = None
+    masked: Images | None = None
+
+    @classmethod
+    def of(cls, images: Images | Sources) -> Sources:
+        """One set of images for all, as far as it has boxes and masks."""
+        if isinstance(images, Sources):
+            return images
+        return cls(images, images if images.annotations else None, images if images.masks else None)
 
 
 @dataclass(frozen=True)

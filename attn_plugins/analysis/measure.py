@@ -17,6 +17,7 @@ __all__ = [
     "Definition",
     "Floats",
     "Measured",
+    "Score",
     "bootstrap",
     "mcnemar",
     "paired",
@@ -109,6 +110,37 @@ class Measured:
             | {name: float(values[layer]) for name, values in columns.items()}
             for layer in range(self.values.shape[1])
         ]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A measure of a whole model: one number, with its interval.
+
+    Attributes:
+        definition: what it is.
+        value, low, high: the number and its 95 % interval by bootstrap over images.
+        images: images that it is over.
+        values: ``[N]``, image by image, where it is their mean; None where it is made of all of them together.
+    """
+
+    definition: Definition
+    value: float
+    low: float
+    high: float
+    images: int
+    values: Floats | None = None
+
+    @classmethod
+    def of(cls, definition: Definition, values: Floats) -> Score:
+        """The mean of one number an image, ``values: [N]``."""
+        measured = Measured(definition, values[:, None])
+        (low,), (high,) = measured.interval()
+        return cls(definition, float(measured.mean[0]), float(low), float(high), int(measured.images[0]), values)
+
+    def row(self) -> dict[str, Any]:
+        """As a row of a table."""
+        told = {"measure": self.definition.name, "value": self.value, "low": self.low, "high": self.high}
+        return told | {"images": self.images}
 
 
 def bootstrap(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .compare import MEASURES as DRIFT
+from .diffusion import BOXED_MEASURES, MEASURES
 from .exhibit import Exhibit, Panel
-from .findings import Findings
-from .panels import Series, by_layer
+from .findings import Findings, Settings
+from .panels import Series, by_layer, dots
 
-__all__ = ["diffusion_exhibit", "measures_exhibit"]
+__all__ = ["diffusion_exhibit", "discovery_exhibit", "drift_exhibit", "measures_exhibit"]
 
 
 def measures_exhibit(
@@ -51,8 +53,6 @@ def measures_exhibit(
 
 def diffusion_exhibit(found: Sequence[Findings]) -> Exhibit:
     """How far an image's tokens have become alike, and where its global meaning sits."""
-    from .diffusion import BOXED_MEASURES, MEASURES
-
     return measures_exhibit(
         "diffusion",
         "Semantic diffusion",
@@ -60,4 +60,47 @@ def diffusion_exhibit(found: Sequence[Findings]) -> Exhibit:
         "are means over images, bands 95 % intervals by bootstrap over images.",
         found,
         [*BOXED_MEASURES, *MEASURES],
+    )
+
+
+def drift_exhibit(found: Sequence[Findings]) -> Exhibit:
+    """How far each model's features are from the first's, layer by layer."""
+    return measures_exhibit(
+        "drift",
+        "Drift of features",
+        f"Against {found[0].subject.name}, on the same images. Lines are means over images, bands 95 % intervals by "
+        "bootstrap over images.",
+        found[1:],
+        list(DRIFT),
+    )
+
+
+def discovery_exhibit(found: Sequence[Findings], settings: Settings) -> Exhibit:
+    """Object discovery and dense quality without training a head: one number a model."""
+    panels, rows, told = [], [], []
+    for name in dict.fromkeys(score.definition.name for one in found for score in one.scores):
+        own = [(one.subject, score) for one in found for score in one.scores if score.definition.name == name]
+        what = own[0][1].definition
+        scale = what.scale
+        panels.append(
+            dots(
+                name,
+                what.title,
+                what.unit,
+                [(subject.name, scale * s.value, scale * s.low, scale * s.high) for subject, s in own],
+                bounds=(scale * what.bounds[0], scale * what.bounds[1]),
+                note=f"{what.text} Source: {what.source}. {own[0][1].images} images.",
+            )
+        )
+        rows += [{"model": subject.name, "epoch": subject.epoch} | score.row() for subject, score in own]
+        told.append(f"{what.title}: " + ", ".join(f"{s.name} {scale * score.value:.3g}" for s, score in own))
+    background, ignored = (", ".join(map(str, classes)) for classes in (settings.background, settings.ignored))
+    return Exhibit(
+        "discovery",
+        "Objects and parts, without training",
+        "What the last layer knows of objects without a head: bars are 95 % intervals by bootstrap over images. Masks: "
+        f"background {background or 'none'}, left out {ignored or 'none'}.",
+        f"{'; '.join(told)}.",
+        tuple(panels),
+        rows,
     )

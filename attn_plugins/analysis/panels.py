@@ -90,7 +90,7 @@ def styles(series: Sequence[Series]) -> list[dict[str, Any]]:
     epochs = sorted({one.epoch for one in series if one.epoch is not None})
     if len(epochs) < 2 or any(one.epoch is None for one in series):
         return [style(index) for index in range(len(series))]
-    colours = matplotlib.colormaps["plasma"](np.linspace(0, 0.68, len(epochs)))
+    colours = matplotlib.colormaps["plasma"](np.linspace(0, 0.6, len(epochs)))
     found = []
     for one in series:
         rank = epochs.index(one.epoch or 0)
@@ -182,6 +182,41 @@ def by_layer(
     legend(figure, axes)
     ends = "; ".join(f"{one.label}: {_last(one.value):.3g} in the last layer" for one in series)
     return [Panel(name, "", f"Line chart of {told} by layer. {ends}.", figure, note=note)]
+
+
+def dots(
+    name: str,
+    title: str,
+    unit: str,
+    scores: Sequence[tuple[str, float, float, float]],
+    *,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+    note: str = "",
+) -> Panel:
+    """One number a model, a row each, with its interval; as many as there are.
+
+    Args:
+        name: of the files.
+        title, unit: of the measure.
+        scores: name, value, lower and upper end.
+        bounds: values that can be, within which the axis stays.
+        note: of the panel.
+    """
+    told = f"{title}, {unit}" if unit else title
+    names = [textwrap.fill(label, 30) for label, *_ in scores]
+    lines = sum(label.count("\n") + 1 for label in names)
+    figure, axes = panel(told, 0.8 + 0.21 * lines)
+    for row, (_, value, low, high) in enumerate(scores):
+        axes.plot([low, high], [row, row], color=COLOURS[0], linewidth=2, alpha=0.45, solid_capstyle="butt")
+        axes.plot(value, row, "o", color=COLOURS[0], markersize=5)
+    dress(axes, unit)
+    axes.grid(axis="x", color=RULE, linewidth=0.7)
+    axes.set_yticks(range(len(scores)), [text(label) for label in names])
+    axes.set_ylim(len(scores) - 0.5, -0.5)
+    low, high = axes.get_xlim()
+    axes.set_xlim(max(low, bounds[0]), min(high, bounds[1]))
+    values = "; ".join(f"{label}: {value:.3g} ({low:.3g} to {high:.3g})" for label, value, low, high in scores)
+    return Panel(name, "", f"{told}. {values}.", figure, note=note)
 
 
 def heat_panels(

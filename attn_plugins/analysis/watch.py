@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..codebases.features import ViTFeatures
 from ..codebases.vit import find_vits
@@ -63,6 +64,10 @@ class Watcher:
 
     attention = False
 
+    def attach(self, features: ViTFeatures) -> list[RemovableHandle]:
+        """Hooks of its own on the model, which are taken off at the end."""
+        return []
+
     def begin(self, batch: Batch, grid: tuple[int, int]) -> None:
         """A batch is about to run; ``grid``: rows and columns of patches."""
 
@@ -71,6 +76,9 @@ class Watcher:
 
     def weights(self, layer: int, answer: Answer) -> None:
         """A layer's attention."""
+
+    def end(self) -> None:
+        """The batch has run."""
 
 
 @torch.no_grad()
@@ -97,7 +105,11 @@ def watch(model: nn.Module, batches: Iterable[Batch], watchers: Sequence[Watcher
         for watcher in looking:
             watcher.weights(layer, answer)
 
-    with recorded(model, attended) if looking else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        if looking:
+            stack.enter_context(recorded(model, attended))
+        for handle in [handle for watcher in watchers for handle in watcher.attach(features)]:
+            stack.callback(handle.remove)
         for batch in batches:
             h, w = (size // features.patch_size for size in batch.pixels.shape[-2:])
             images += len(batch.pixels)
@@ -110,6 +122,8 @@ def watch(model: nn.Module, batches: Iterable[Batch], watchers: Sequence[Watcher
                     watcher.tokens(shown)
 
             features.visit(batch.pixels, passed)
+            for watcher in watchers:
+                watcher.end()
     return images
 
 

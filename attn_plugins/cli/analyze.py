@@ -14,6 +14,8 @@ KINDS = {
     "pib": "share of images whose patch most like [CLS] lies on the object, per layer (Figure 2a)",
     "pca": "principal components of patch features as colours (Figure 1)",
     "diffusion": "how alike an image's tokens are, and whether what is like [CLS] lies on the object, per layer",
+    "discovery": "LOST CorLoc on boxes, attention Jaccard, k-NN and k-means mIoU of patches on masks",
+    "drift": "how far each model's features are from the first's, per layer (cosine, CKA)",
     "attention": "entropy, exact zeros, support and [CLS] mass per layer and head; overlays",
     "norms": "norms of patch tokens and outliers per layer",
     "layers": "mIoU of probes of single layers, from their work dirs (Figure 2b)",
@@ -37,17 +39,21 @@ def add_parser(subparsers: Any) -> None:
         one.set_defaults(func=run)
 
 
-def add_subject_options(parser: argparse.ArgumentParser) -> None:
-    """Which models, on which images."""
+def add_subject_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Which models, on which images; a report of probes alone needs neither."""
     parser.add_argument(
         "checkpoints",
-        nargs="+",
+        nargs="+" if required else "*",
         metavar="FILE[=SPEC]",
         help="one or more; what they are is read from the files, and FILE=SPEC shows one under another spec",
     )
-    parser.add_argument("--data", type=Path, required=True, help="image folder, or root of VOC, ImageNet, ADE20K, ...")
+    parser.add_argument(
+        "--data", type=Path, required=required, help="image folder, or root of VOC, ImageNet, ADE20K, ..."
+    )
     parser.add_argument("--split", default="val", help="of the data set (default: %(default)s)")
     parser.add_argument("--boxed", type=Path, help="other images, with boxes, for what needs them (default: --data)")
+    parser.add_argument("--masks", type=Path, help="class masks: a folder of PNG files named like the images")
+    parser.add_argument("--masked", type=Path, help="other images, with those masks, for what needs them")
     parser.add_argument("--annotations", type=Path, help="boxes: COCO JSON, or a folder of VOC or ImageNet XML")
     parser.add_argument("--arch", default="auto", help="where a checkpoint does not tell: timm/NAME, dinov2/NAME, ...")
     parser.add_argument("--plugins", default="auto", help="spec, where a checkpoint does not tell (default: its own)")
@@ -64,6 +70,8 @@ def add_view_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--single", action="store_true", default=None, help="only images with exactly one object")
     parser.add_argument("--below", type=float, help="only images whose objects cover less than this share of them")
     parser.add_argument("--difficult", action="store_true", default=None, help="count VOC's difficult objects too")
+    parser.add_argument("--background", type=int, nargs="*", help="classes of masks that are no object (default: 0)")
+    parser.add_argument("--ignored", type=int, nargs="*", help="classes of masks that do not count (default: 255)")
     parser.add_argument("--norm-threshold", type=float, help="absolute norm of outliers (default: 150, Darcet et al.)")
     parser.add_argument("--batch", type=int, help="images a forward (default: 32)")
     parser.add_argument(
@@ -100,13 +108,19 @@ def settings(args: argparse.Namespace) -> Any:
     return Settings(**chosen)
 
 
-def find_data(args: argparse.Namespace) -> tuple[Any, Any]:
-    """The images, and those with boxes if they are others."""
-    from ..analysis.images import find_images
+def find_data(args: argparse.Namespace) -> Any:
+    """The images, and those with boxes and masks if they are others."""
+    from ..analysis.images import Sources, find_images
 
-    if args.boxed is None:
-        return find_images(args.data, args.split, args.annotations), None
-    return find_images(args.data, args.split), find_images(args.boxed, args.split, args.annotations)
+    masks = args.masks if args.masked is None else None
+    images = find_images(args.data, args.split, args.annotations if args.boxed is None else None, masks)
+    every = Sources.of(images)
+    boxed = every.boxed if args.boxed is None else find_images(args.boxed, args.split, args.annotations)
+    if args.masked is None:
+        return Sources(images, boxed, every.masked)
+    if args.masks is None:
+        raise ValueError(f"--masked {args.masked} are images with masks: name the folder of these with --masks")
+    return Sources(images, boxed, find_images(args.masked, args.split, None, args.masks))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -132,9 +146,9 @@ def _exhibits(args: argparse.Namespace) -> Any:
     from ..analysis.subjects import from_checkpoints
 
     looked_at = settings(args)
-    images, boxed = find_data(args)
+    sources = find_data(args)
     subjects = from_checkpoints(args.checkpoints, args.arch, args.plugins, args.repo)
-    found = examine_all(subjects, images, looked_at, [args.kind], boxed)
+    found = examine_all(subjects, sources, looked_at, [args.kind])
     for one in found:
         print(f"{one.subject.name}: {verdict_of(one)}")
-    return draw(found, images, looked_at, [args.kind], boxed)
+    return draw(found, sources, looked_at)

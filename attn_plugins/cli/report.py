@@ -15,7 +15,7 @@ __all__ = ["add_parser", "run"]
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("report", help="every analysis on one self-contained HTML page")
-    add_subject_options(parser)
+    add_subject_options(parser, required=False)
     add_view_options(parser)
     parser.add_argument("--work-dirs", nargs="+", type=Path, default=[], help="finished probes, for Table 1")
     parser.add_argument("--layer-dirs", nargs="+", type=Path, default=[], help="probes of single layers, for Figure 2b")
@@ -29,15 +29,14 @@ def run(args: argparse.Namespace) -> int:
     from ..analysis.subjects import from_checkpoints
 
     looked_at = settings(args)
-    images, boxed = find_data(args)
+    sources = find_data(args) if args.data is not None else None
     subjects = from_checkpoints(args.checkpoints, args.arch, args.plugins, args.repo)
     command = shlex.join(["attn-plugins", *sys.argv[1:]])
     write_report(
         args.out,
         subjects,
-        images,
+        sources,
         looked_at,
-        boxed=boxed,
         work_dirs=args.work_dirs,
         layer_dirs=args.layer_dirs,
         command=command,

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from ..analysis.pca import pca_rgb
-from ..analysis.recording import recorded
+from ..analysis.recording import Answer, recorded
 from ..codebases.features import ViTFeatures
 from ..files import written
 
@@ -54,8 +54,8 @@ def look(model: nn.Module, images: Tensor, queries: Sequence[tuple[int, int]]) -
     vit, maps = ViTFeatures(model.eval()), dict[int, Tensor]()
     height, width = (side // vit.patch_size for side in images.shape[-2:])
 
-    def seen(layer: int, weights: Tensor) -> None:
-        patches = weights[:, :, -height * width :, -height * width :]
+    def seen(layer: int, answer: Answer) -> None:
+        patches = answer.weights[:, :, -height * width :, -height * width :]
         rows = [patches[n, :, row * width + column] for n, (row, column) in enumerate(queries)]
         maps[layer] = torch.stack(rows).mean(1).unflatten(-1, (height, width))
 
