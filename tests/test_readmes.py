@@ -31,7 +31,14 @@ from attn_plugins.registry import NORMALIZERS
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     page.relative_to(ROOT).as_posix()
-    for pattern in ("*.md", "docs/**/*.md", "attn_plugins/**/*.md", "integration/**/*.md", "mmseg_configs/*.md", "tests/golden/*.md")
+    for pattern in (
+        "*.md",
+        "docs/**/*.md",
+        "attn_plugins/**/*.md",
+        "integration/**/*.md",
+        "mmseg_configs/*.md",
+        "tests/golden/*.md",
+    )
     for page in ROOT.glob(pattern)
 )
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
