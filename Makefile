@@ -1,10 +1,10 @@
-# Each target sets up what it needs in a virtual environment of its own.
-PYTHON ?= python3.11
+# Each target sets up what it needs in a virtual environment of its own, by any Python from 3.10 (or PYTHON=...).
+PYTHON ?=
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 ARGS   ?=
 
-.PHONY: demo test quick nightly lint wheel bench clean
+.PHONY: demo test quick nightly lint wheel pages release compat bench clean
 
 # Two small ViTs (softmax, entmax-1.5, ...) from rendered scenes to a table, a picture and a report in demo_out/.
 demo: $(VENV)/.demo
@@ -26,18 +26,35 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The wheel, and whether it works where nothing else of this repository is.
+# The source distribution, the wheel that is built from it, and whether that works where nothing of this folder is.
 wheel: $(VENV)/.test
-	rm -rf build/wheel build/installed
-	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/installed build/wheel/*.whl
-	cd build && PYTHONPATH=installed $(abspath $(BIN))/python ../tests/smoke.py
+	rm -rf build/dist
+	$(BIN)/python -m build --outdir build/dist . >/dev/null
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target "$$folder/installed" build/dist/*.whl && \
+	  cp tests/smoke.py "$$folder" && cd "$$folder" && \
+	  PYTHONPATH=installed $(abspath $(BIN))/python smoke.py $(abspath build/dist)
+
+# The pages of docs/, strictly, in build/site.
+pages: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# To the index that twine is set up for. First: the version in attn_plugins/__init__.py, CHANGELOG.md, a tag.
+release: wheel
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check twine
+	$(BIN)/python -m twine check --strict build/dist/*
+	$(BIN)/python -m twine upload $(ARGS) build/dist/*
+
+# The environments of .ci/compat.json, one after another, each made and removed; `make compat ARGS=floor` for one.
+compat: $(VENV)/.venv
+	$(BIN)/python .ci/compat.py $(ARGS)
 
 bench: $(VENV)/.test
 	$(BIN)/attn-plugins bench attention $(ARGS)
 
 $(VENV)/.venv:
-	$(PYTHON) -m venv $(VENV)
+	python="$(PYTHON)"; python="$${python:-$$(.ci/find-python)}" && "$$python" -m venv $(VENV) && \
+	  echo "$(VENV) has $$("$$python" --version) of $$python"
 	touch $@
 
 # The stamp carries the extra's name: make installs again when the requirements change.

@@ -22,6 +22,7 @@ __all__ = [
     "remove_abandoned",
     "replace_together",
     "require_plain",
+    "sha256",
     "write_bytes",
     "write_text",
     "written",
@@ -51,6 +52,15 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     # ValueError: no JSON, no UTF-8, or a number of thousands of digits; RecursionError: thousands of brackets.
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no readable JSON: {type(error).__name__} {error}") from error
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """Digest of a file's contents, in hexadecimal; the file is never whole in memory."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @contextmanager
@@ -155,6 +165,8 @@ def _machine() -> str:
 
 
 def _runs(process: int) -> bool:
+    if os.name == "nt":
+        return True  # os.kill would end the process that it is asked about
     try:
         os.kill(process, 0)
     except ProcessLookupError:

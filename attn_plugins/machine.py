@@ -9,8 +9,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 __all__ = ["PACKAGES", "machine", "versions"]
 
 PACKAGES = (
@@ -32,6 +30,8 @@ def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
 
 def machine(device: str = "cpu") -> dict[str, Any]:
     """`device`, the processor's `name`, its `threads` (None for a GPU) and the version of `torch`."""
+    import torch
+
     if device.startswith("cuda"):
         name, threads = torch.cuda.get_device_name(device), None
     else:

@@ -17,6 +17,9 @@ __all__ = ["ADAPTERS", "MECHANISMS", "NORMALIZERS", "Registry", "register_mechan
 
 T = TypeVar("T")
 
+BEFORE_LOOKING: list[Callable[[], object]] = []
+"""Called before the first look-up: they import what registers the built-in plugins."""
+
 UNREGISTERED = "unregistered"
 """What precedes the name of a callable that was used without being registered: ``unregistered:MODULE.QUALNAME``."""
 
@@ -49,12 +52,13 @@ class Registry(Generic[T]):
         """Add ``entry`` under ``name``.
 
         Raises:
-            ValueError: the name is taken, in whatever case, or has a character that spec strings use (``+ : , =``).
+            ValueError: the name is taken, in whatever case, or has a character that spec strings use (``+ : , = @``).
         """
         name, given = name.lower(), name
-        if not name or set(name) & set("+:,= ") or name == UNREGISTERED:
+        if not name or set(name) & set("+:,=@ ") or name == UNREGISTERED:
             raise ValueError(
-                f"{given!r} cannot name a {self.kind}: spec strings use '+', ':', ',', '=', spaces and {UNREGISTERED!r}"
+                f"{given!r} cannot name a {self.kind}: spec strings use '+', ':', ',', '=', '@', spaces and "
+                f"{UNREGISTERED!r}"
             )
         if name in self._entries:
             case = f" ({given!r} differs in case only)" if given != name else ""
@@ -110,7 +114,7 @@ class Registry(Generic[T]):
                 forget()
 
     def load(self) -> None:
-        """Import the modules that the environment names, and what installed packages add; once.
+        """Import the built-in plugins, the modules that the environment names, and what installed packages add; once.
 
         Raises:
             PluginImportError: one of them does not import.
@@ -119,6 +123,8 @@ class Registry(Generic[T]):
             return
         self._loaded = True  # first: what is loaded may ask for names itself
         try:
+            for register_built_in in BEFORE_LOOKING:
+                register_built_in()
             import_plugin_modules()
             for point in entry_points(group=self.group):
                 self._add(point)

@@ -1,24 +1,28 @@
 """Spec strings: ``"entmax15+registers:num=4"`` to objects and back.
 
-Grammar: ``name[:key=value[,key=value]]``, joined with ``+``; at most one normalizer, any number of mechanisms.
+Grammar: ``name[@layers][:key=value[,key=value]]``, joined with ``+``; one normalizer a layer, any number of mechanisms.
 The same string is used in Python, trainer flags, YAML, mmseg configs, checkpoint metadata and result tables.
+
+``entmax15@6-11`` is entmax15 in the attention layers 6 to 11, counted from 0 as :func:`attn_plugins.describe` lists
+them; the others keep their own softmax. ``sparsemax@0-2/9-11+entmax15@3-8`` gives each its own.
+``entmax:alpha=1.1..1.5`` has a value for every layer, evenly from the first to the last of those that the name is for.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral, Real
+from itertools import combinations
 from typing import Any
 
+from .by_layer import Ramp, format_layers, read_layers
 from .errors import UnknownPluginError
+from .params import Value, check_params, format_value, plain_params, read_value
 from .registry import MECHANISMS, NORMALIZERS, UNREGISTERED
 from .unregistered import check_picklable, named, registered_since
 
-__all__ = ["Plugin", "Spec", "parse"]
+__all__ = ["Plugin", "Spec", "parse", "settled"]
 
-Value = bool | int | float | str
 Factory = Callable[..., Any]
 """A callable normalizer: ``f(scores, dim=-1) -> weights``, or a module class called as ``cls(num_heads=H)``."""
 
@@ -31,20 +35,33 @@ class Plugin:
         name: as it is registered; ``unregistered:MODULE.QUALNAME`` of a callable that is not.
         params: names and values, sorted.
         factory: that callable; None for what is registered.
+        layers: indices of the attention layers that it is for, sorted; empty for all of them.
     """
 
     name: str
     params: tuple[tuple[str, Value], ...] = ()
     factory: Factory | None = field(default=None, repr=False)
+    layers: tuple[int, ...] = ()
 
     @property
     def kwargs(self) -> dict[str, Value]:
         return dict(self.params)
 
+    @property
+    def by_layer(self) -> bool:
+        """Whether it means something only for a model's layers, one by one."""
+        return bool(self.layers) or any(isinstance(value, Ramp) for _, value in self.params)
+
+    def at(self, index: int, count: int) -> Plugin:
+        """What layer ``index`` of the ``count`` that it is for gets."""
+        params = [(key, value.at(index, count) if isinstance(value, Ramp) else value) for key, value in self.params]
+        return Plugin(self.name, tuple(params), self.factory)
+
     def __str__(self) -> str:
+        name = f"{self.name}@{format_layers(self.layers)}" if self.layers else self.name
         if not self.params:
-            return self.name
-        return self.name + ":" + ",".join(f"{key}={_format(value)}" for key, value in self.params)
+            return name
+        return name + ":" + ",".join(f"{key}={format_value(value)}" for key, value in self.params)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plugin:
         return self  # nothing in it changes, and copying asks for less than pickling
@@ -52,30 +69,71 @@ class Plugin:
     def __reduce__(self) -> tuple[Any, ...]:
         if self.factory is not None:
             check_picklable(self.factory)
-        return Plugin, (self.name, self.params, self.factory)
+        return Plugin, (self.name, self.params, self.factory, self.layers)
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A parsed spec: one normalizer (``softmax`` if none was named) and token mechanisms.
+    """A parsed spec: a normalizer (``softmax`` if none was named), or several with layers of their own, and mechanisms.
 
     ``Spec.of("entmax", alpha=1.3) + Spec.of("registers", num=4)`` is ``parse("entmax:alpha=1.3+registers:num=4")``.
 
     Attributes:
-        normalizer: the row normalizer.
+        normalizers: the row normalizer; or several, each for its own layers, in their order.
         mechanisms: token mechanisms, sorted by name, so that equal specs compare equal.
     """
 
-    normalizer: Plugin = field(default_factory=lambda: Plugin("softmax"))
+    normalizers: tuple[Plugin, ...] = (Plugin("softmax"),)
     mechanisms: tuple[Plugin, ...] = ()
+
+    @property
+    def normalizer(self) -> Plugin:
+        """The one normalizer of all layers.
+
+        Raises:
+            ValueError: it differs from layer to layer; :meth:`for_layers` tells.
+        """
+        if self.by_layer:
+            raise ValueError(f"{str(self)!r} says something for each layer of a model; here one normalizer applies")
+        return self.normalizers[0]
+
+    @property
+    def by_layer(self) -> bool:
+        """Whether layers are named, or values differ from layer to layer."""
+        return any(plugin.by_layer for plugin in self.normalizers)
+
+    @property
+    def names_layers(self) -> bool:
+        """Whether layers are named: those that are not keep the model's own attention."""
+        return any(plugin.layers for plugin in self.normalizers)
+
+    def for_layers(self, count: int) -> list[Plugin | None]:
+        """The normalizer of each of ``count`` attention layers; None for those that are not named.
+
+        Raises:
+            ValueError: a layer is named that there is not.
+        """
+        found: list[Plugin | None] = [None] * count
+        for plugin in self.normalizers:
+            beyond = [index for index in plugin.layers if index >= count]
+            if beyond:
+                raise ValueError(
+                    f"spec {str(self)!r} names layer {format_layers(beyond)}, and there are {count} attention layers: "
+                    f"0-{count - 1}"
+                )
+            own = plugin.layers or range(count)
+            for place, index in enumerate(own):
+                found[index] = plugin.at(place, len(own))
+        return found
 
     @classmethod
     def of(cls, plugin: str | Factory, /, **params: Value) -> Spec:
         """The spec of one plugin.
 
         Args:
-            plugin: a registered name, or a callable as :func:`attn_plugins.patch` takes it.
-            params: its parameters; what a spec string can say: bool, int, float or str.
+            plugin: a registered name, with ``@layers`` if it is for some; or a callable as :func:`attn_plugins.patch`
+                takes it.
+            params: its parameters; what a spec string can say: bool, int, float or str (``"1.1..1.5"`` too).
 
         Raises:
             UnknownPluginError: the name is not registered.
@@ -85,30 +143,31 @@ class Spec:
         if isinstance(plugin, str):
             if set(plugin) & set("+:,="):
                 raise ValueError(f"Spec.of takes one name, not {plugin!r}; a whole spec string is attn_plugins.parse's")
-            made = Plugin(plugin.strip().lower(), _params(plugin, params))
+            name, layers = _named_layers(plugin, plugin)
+            made = Plugin(name.lower(), plain_params(plugin, params), layers=layers)
         elif isinstance(bound := getattr(plugin, "plugin", None), Plugin) and not hasattr(plugin, "parameters"):
             made = bound  # of a Normalizer, whose parameters are bound; a module with parameters is a layer's own
         else:
-            name, bound, factory = named(plugin)
-            made = Plugin(name, _params(name, bound | params), factory)
+            label, bound, factory = named(plugin)
+            made = Plugin(label, plain_params(label, bound | params), factory)
         return _assemble([made], str(made))
 
     def __add__(self, other: Spec) -> Spec:
         """Both together; ``softmax`` is what a spec has that names no normalizer, and gives way.
 
         Raises:
-            ValueError: two normalizers, or the same mechanism twice.
+            ValueError: two normalizers for the same layer, or the same mechanism twice.
         """
         if not isinstance(other, Spec):
             return NotImplemented
-        normalizers = [spec.normalizer for spec in (self, other) if spec.normalizer != Plugin("softmax")]
+        normalizers = [p for spec in (self, other) for p in spec.normalizers if p != Plugin("softmax")]
         return _assemble([*normalizers, *self.mechanisms, *other.mechanisms], f"{self}+{other}")
 
     def __str__(self) -> str:
-        parts = [str(plugin) for plugin in self.mechanisms]
-        if self.normalizer.name != "softmax" or not parts:
-            parts.insert(0, str(self.normalizer))
-        return "+".join(parts)
+        mechanisms = [str(plugin) for plugin in self.mechanisms]
+        if mechanisms and self.normalizers == (Plugin("softmax"),):
+            return "+".join(mechanisms)
+        return "+".join([*map(str, self.normalizers), *mechanisms])
 
 
 def parse(spec: str | Spec | Factory) -> Spec:
@@ -125,8 +184,8 @@ def parse(spec: str | Spec | Factory) -> Spec:
 
     Raises:
         UnknownPluginError: a name is not registered.
-        ValueError: bad grammar, two normalizers, the same mechanism twice, or a parameter that is unknown, missing
-            or of another type than its default.
+        ValueError: bad grammar, two normalizers for the same layer, layers of a mechanism, the same mechanism twice, or
+            a parameter that is unknown, missing or of another type than its default.
     """
     if isinstance(spec, Spec):
         return spec
@@ -140,48 +199,64 @@ def parse(spec: str | Spec | Factory) -> Spec:
     return _assemble([_parse_plugin(part.strip(), spec) for part in spec.split("+")], spec)
 
 
-def parameters(factory: Factory, *, normalizer: bool) -> Mapping[str, inspect.Parameter] | None:
-    """What a spec can set: the arguments of a registered callable less those that the library passes; None for any.
+def settled(spec: Spec, *, new: bool) -> Spec:
+    """A spec in which every mechanism says what it means (``Mechanism.settled``).
 
-    The library passes a normalizer function its scores, whatever they are called, and ``dim``; a normalizer class
-    ``num_heads``; a mechanism nothing.
+    Args:
+        spec: as it was read.
+        new: whether it is of a patch that is made now; otherwise of a file.
+
+    Raises:
+        ValueError: parameters contradict each other.
     """
-    try:
-        found = dict(inspect.signature(factory).parameters)
-    except ValueError:  # a builtin such as torch.softmax
-        return {}
-    if normalizer and not isinstance(factory, type):
-        found.pop(next(iter(found), ""), None)
-    if any(p.kind is p.VAR_KEYWORD for p in found.values()):
-        return None
-    passed = {"num_heads", "dim"} if normalizer else set()
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {name: p for name, p in found.items() if p.kind in named and name not in passed}
+
+    def said(plugin: Plugin) -> Plugin:
+        settle = getattr(MECHANISMS.get(plugin.name), "settled", None)
+        return plugin if settle is None else Plugin(plugin.name, tuple(sorted(settle(plugin.kwargs, new=new).items())))
+
+    return Spec(spec.normalizers, tuple(map(said, spec.mechanisms)))
 
 
 def _assemble(plugins: Sequence[Plugin], spec: str) -> Spec:
-    normalizer: Plugin | None = None
+    normalizers: list[Plugin] = []
     mechanisms: dict[str, Plugin] = {}
     for plugin in plugins:
         if plugin.factory is not None or plugin.name in NORMALIZERS:
-            if normalizer is not None:
-                raise ValueError(
-                    f"spec {spec!r} names two normalizers, {normalizer.name!r} and {plugin.name!r}; keep one"
-                )
             factory = NORMALIZERS.get(plugin.name).factory if plugin.factory is None else plugin.factory
-            _check_params(plugin, factory, normalizer=True)
-            normalizer = plugin
+            check_params(plugin.name, plugin.kwargs, factory, normalizer=True)
+            normalizers.append(plugin)
         elif plugin.name in MECHANISMS:
             if plugin.name in mechanisms:
                 raise ValueError(f"spec {spec!r} names the mechanism {plugin.name!r} twice; keep one")
-            _check_params(plugin, MECHANISMS.get(plugin.name), normalizer=False)
+            if plugin.by_layer:
+                raise ValueError(
+                    f"spec {spec!r}: {plugin.name!r} is a token mechanism, which changes the whole ViT; only "
+                    "normalizers take layers and values for each"
+                )
+            check_params(plugin.name, plugin.kwargs, MECHANISMS.get(plugin.name), normalizer=False)
             mechanisms[plugin.name] = plugin
         else:
             raise UnknownPluginError(
                 f"in spec {spec!r}: {NORMALIZERS.unknown(plugin.name)} {MECHANISMS.unknown(plugin.name)}"
             )
+    _check_apart(normalizers, spec)
     ordered = tuple(mechanisms[name] for name in sorted(mechanisms))
-    return Spec(normalizer or Plugin("softmax"), ordered)
+    return Spec(tuple(sorted(normalizers, key=lambda plugin: plugin.layers)) or Spec().normalizers, ordered)
+
+
+def _check_apart(normalizers: Sequence[Plugin], spec: str) -> None:
+    for one, other in combinations(normalizers, 2):
+        if not one.layers or not other.layers:
+            raise ValueError(
+                f"spec {spec!r} names two normalizers, {one.name!r} and {other.name!r}; keep one, or give each its own "
+                f"layers ({one.name}@0-5+{other.name}@6-11)"
+            )
+        shared = sorted(set(one.layers) & set(other.layers))
+        if shared:
+            raise ValueError(
+                f"spec {spec!r} names two normalizers, {one.name!r} and {other.name!r}, for layer "
+                f"{format_layers(shared)}; give each layer to one"
+            )
 
 
 def _parse_plugin(part: str, spec: str) -> Plugin:
@@ -189,9 +264,14 @@ def _parse_plugin(part: str, spec: str) -> Plugin:
     name = name.strip().lower()
     if name == UNREGISTERED:
         label, colon, rest = rest.partition(":")
-        name = registered_since(f"{UNREGISTERED}:{label.strip()}", spec)
+        label, layers = _named_layers(label, spec)
+        name = registered_since(f"{UNREGISTERED}:{label}", spec)
+    else:
+        name, layers = _named_layers(name, spec)
     if not name or (colon and not rest):
-        raise ValueError(f"spec {spec!r} has an empty part; write name[:key=value[,key=value]] joined with '+'")
+        raise ValueError(
+            f"spec {spec!r} has an empty part; write name[@layers][:key=value[,key=value]] joined with '+'"
+        )
     params: dict[str, Value] = {}
     for item in rest.split(",") if rest else ():
         key, equals, value = (piece.strip() for piece in item.partition("="))
@@ -199,68 +279,11 @@ def _parse_plugin(part: str, spec: str) -> Plugin:
             raise ValueError(f"spec {spec!r}: {item!r} is not key=value")
         if key in params:
             raise ValueError(f"spec {spec!r}: parameter {key!r} of {name!r} is given twice")
-        params[key] = _value(value)
-    return Plugin(name, tuple(sorted(params.items())))
+        params[key] = read_value(value)
+    return Plugin(name, tuple(sorted(params.items())), layers=layers)
 
 
-def _value(text: str) -> Value:
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def _format(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value).replace("e+", "e")  # 1e+20: '+' joins plugins
-
-
-def _params(name: str, given: Mapping[str, Any]) -> tuple[tuple[str, Value], ...]:
-    """Parameters as a spec string would give them.
-
-    Raises:
-        ValueError: one that it could not.
-    """
-    params: dict[str, Value] = {}
-    for key, value in given.items():
-        if isinstance(value, Real) and not isinstance(value, bool):  # NumPy's numbers are Real too
-            value = int(value) if isinstance(value, Integral) else float(value)
-        text = _format(value)
-        same = not set(text) & set("+:,=") and text == text.strip() != "" and _value(text) == value
-        if not same or type(_value(text)) is not type(value):
-            raise ValueError(f"{name!r}: {key}={value!r} is nothing that a spec string can say")
-        params[key] = value
-    return tuple(sorted(params.items()))
-
-
-def _check_params(plugin: Plugin, factory: object, *, normalizer: bool) -> None:
-    if not callable(factory):
-        raise ValueError(f"what is registered as {plugin.name!r} is not callable: {factory!r}")
-    known = parameters(factory, normalizer=normalizer)
-    if known is None:
-        return
-    for key, value in plugin.params:
-        if key not in known:
-            has = f"it has {', '.join(known)}" if known else "it has none"
-            raise ValueError(f"{plugin.name!r} has no parameter {key!r}; {has}")
-        default = known[key].default
-        wanted = _wanted(value, default)
-        if wanted is not None:
-            raise ValueError(f"{plugin.name}: {key}={value!r}; it is {wanted}, such as {_format(default)}")
-    missing = [name for name, p in known.items() if p.default is p.empty and name not in plugin.kwargs]
-    if missing:
-        raise ValueError(f"{plugin.name!r} needs {', '.join(f'{name}=' for name in missing)}, which has no default")
-
-
-def _wanted(value: Value, default: object) -> str | None:
-    """What a parameter with this default takes, if ``value`` is not that."""
-    if isinstance(default, bool):
-        return None if isinstance(value, bool) else "true or false"
-    if isinstance(default, (int, float)) and (isinstance(value, bool) or not isinstance(value, (int, float))):
-        return "a number"
-    return None
+def _named_layers(text: str, spec: str) -> tuple[str, tuple[int, ...]]:
+    """``name@layers`` apart."""
+    name, at, layers = (piece.strip() for piece in text.partition("@"))
+    return name, read_layers(layers, spec) if at else ()

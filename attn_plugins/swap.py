@@ -15,6 +15,8 @@ from typing import Any
 
 from torch import nn
 
+from .torch_names import register_hook
+
 __all__ = [
     "COPIED",
     "PREFIX",
@@ -31,6 +33,7 @@ __all__ = [
     "is_patched",
     "layers_of",
     "remove",
+    "remove_hooks",
     "remove_layers",
     "restore",
     "snapshot",
@@ -46,6 +49,7 @@ PREFIX = "attn_plugins_"
 
 _LAYER = "_attn_plugins_layer"
 _BASE = "_attn_plugins_base"
+_MADE_BY = "_attn_plugins_made_by"
 _STORES = ("_modules", "_buffers", "_parameters")
 _HOOKS = {
     "_state_dict_hooks": (),
@@ -62,11 +66,16 @@ def add_layer(module: nn.Module, overrides: Overrides) -> None:
 
 
 def layered(base: type, overrides: Overrides) -> type:
-    """The subclass of ``base`` with ``overrides(base)``; the same one at every call."""
+    """The subclass of ``base`` with ``overrides(base)``; the same one at every call.
+
+    Overrides that look up by a name what they do tell what has it as ``made_by``: where that is another thing than it
+    was, the subclass is made anew.
+    """
+    made_by = getattr(overrides, "made_by", None)
     # Found among the subclasses and not in a cache, which would keep classes alive for ever.
     subclasses: list[type] = type.__subclasses__(base)
     for cls in subclasses:
-        if vars(cls).get(_LAYER) == overrides:
+        if vars(cls).get(_LAYER) == overrides and vars(cls)[_MADE_BY] is made_by:
             return cls
     namespace = {
         "__module__": base.__module__,
@@ -76,10 +85,24 @@ def layered(base: type, overrides: Overrides) -> type:
         "__prepare_scriptable__": _refuse_script,
         _BASE: base_class(base),
         _LAYER: overrides,
+        _MADE_BY: made_by,
+        **_container(base),
         **overrides(base),
     }
     metaclass: Any = type(base)
-    return metaclass(base.__name__, (base,), namespace)
+    made: type = metaclass(base.__name__, (base,), namespace)
+    return made
+
+
+def _container(base: Any) -> dict[str, Any]:
+    """For a ``Sequential`` or ``ModuleList``, which run what they hold: what a patch adds is none of it."""
+    if not issubclass(base, nn.Sequential | nn.ModuleList) or _LAYER in vars(base):
+        return {}
+
+    def its_own(self: Any) -> list[nn.Module]:
+        return [module for name, module in self._modules.items() if not name.startswith(PREFIX)]
+
+    return {"__iter__": lambda self: iter(its_own(self)), "__len__": lambda self: len(its_own(self))}
 
 
 def remove_layers(module: nn.Module, keep: Callable[[Overrides], bool] = lambda overrides: False) -> None:
@@ -93,7 +116,8 @@ def remove_layers(module: nn.Module, keep: Callable[[Overrides], bool] = lambda 
 
 def base_class(cls: type) -> type:
     """The class that ``cls`` was made from by layers, or ``cls`` itself."""
-    return vars(cls).get(_BASE, cls)
+    base: type = vars(cls).get(_BASE, cls)
+    return base
 
 
 def bare(module: nn.Module) -> type:
@@ -144,7 +168,8 @@ def _rebuild(base: type, *layers: Overrides) -> nn.Module:
     cls: Any = base
     for overrides in layers:
         cls = layered(cls, overrides)
-    return cls.__new__(cls)
+    module: nn.Module = cls.__new__(cls)
+    return module
 
 
 class Starts:
@@ -205,7 +230,15 @@ def hook(function: Any) -> Any:
 def add_hook(module: nn.Module, kind: str, function: Callable[..., Any]) -> None:
     """Register ``function`` by ``module.register_<kind>``, once."""
     if not any(given is function or getattr(given, "hook", None) is function for given in _hooks(module)):
-        getattr(module, f"register_{kind}")(function)
+        register_hook(module, kind, function)
+
+
+def remove_hooks(module: nn.Module, *functions: Callable[..., Any]) -> None:
+    """Take these off ``module``, whatever they were registered for."""
+    for store in _HOOKS:
+        held: dict[Any, Any] = vars(module).get(store, {})
+        for key in [key for key, given in held.items() if getattr(given, "hook", given) in functions]:
+            del held[key]
 
 
 def _hooks(module: nn.Module) -> list[Any]:

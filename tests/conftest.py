@@ -6,7 +6,9 @@ with it, the dispatcher would take the interpreter for CPU tensors.
 
 import importlib.util
 import os
+import random
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -16,7 +18,25 @@ if importlib.util.find_spec("triton") is not None and not torch.cuda.is_availabl
 
     del os.environ["TRITON_INTERPRET"]
 
+# An empty name is none: `DINOV2_ROOT= make test` runs without that checkout.
+for _variable in ("DINO_ROOT", "DINOV2_ROOT", "DINOV3_ROOT", "ATTN_PLUGINS_REAL_DATA"):
+    if not os.environ.get(_variable, "unset"):
+        del os.environ[_variable]
+
 # A change is judged by the same draws every time; `make nightly` (--hypothesis-profile explore) draws new ones.
 settings.register_profile("same draws", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None, print_blob=True)
 settings.load_profile("same draws")
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    """Every test starts from the same state, whichever run before it in its process."""
+    torch.manual_seed(0)
+    random.seed(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: two workers, who take whole files, then end at about the same time."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

@@ -12,7 +12,7 @@ import attn_plugins
 
 PACKAGE = Path(attn_plugins.__file__).parent
 GROUND = ("errors", "spec", "registry", "record", "swap", "native", "text", "files", "machine", "progress", "shipped")
-GROUND += ("plugin_modules", "unregistered", "results")
+GROUND += ("plugin_modules", "unregistered", "results", "by_layer", "params", "torch_names")
 FLOORS = (
     GROUND,
     ("functional",),
@@ -21,7 +21,7 @@ FLOORS = (
     ("mechanisms",),
     ("patching",),
     ("checkpoints",),
-    ("adapt", "trainers", "probes", "analysis", "export", "data", "testing"),
+    ("adapt", "trainers", "training", "probes", "analysis", "export", "data", "testing"),
     ("bench", "demo"),
     ("cli",),
 )
@@ -42,7 +42,8 @@ def modules() -> list[Path]:
 
 
 def room(file: Path) -> str:
-    return file.relative_to(PACKAGE).with_suffix("").parts[0]
+    name = file.relative_to(PACKAGE).with_suffix("").parts[0]
+    return {"_public": "__init__", "__main__": "cli"}.get(name, name)
 
 
 def imported(file: Path) -> Iterator[tuple[int, str]]:
@@ -61,7 +62,7 @@ def imported(file: Path) -> Iterator[tuple[int, str]]:
             if parts[0] == "attn_plugins":
                 found = parts[1] if len(parts) > 1 else "__init__"
                 known = (PACKAGE / found).is_dir() or (PACKAGE / f"{found}.py").is_file()
-                yield getattr(node, "lineno", 0), found if known else "__init__"
+                yield getattr(node, "lineno", 0), found if known and found != "_public" else "__init__"
 
 
 def floor(name: str) -> int:

@@ -15,30 +15,25 @@ import runpy
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tomllib
 import torch
 from packaging.requirements import Requirement
 
 import attn_plugins
+from attn_plugins.cli import COMMANDS as COMMANDS_OF_THE_PROGRAM
 from attn_plugins.cli import main
 from attn_plugins.registry import NORMALIZERS
 
 ROOT = Path(__file__).parents[1]
+FOLDERS = ("attn_plugins", "docs", "integration", "mmseg_configs", "tests/golden")
 PAGES = sorted(
     page.relative_to(ROOT).as_posix()
-    for pattern in (
-        "*.md",
-        "docs/**/*.md",
-        "attn_plugins/**/*.md",
-        "integration/**/*.md",
-        "mmseg_configs/*.md",
-        "tests/golden/*.md",
-    )
+    for pattern in ("*.md", *(f"{folder}/**/*.md" for folder in FOLDERS))
     for page in ROOT.glob(pattern)
 )
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
@@ -61,6 +56,19 @@ def test_every_block_is_of_a_kind_that_is_run() -> None:
     assert {kind for _, kind, _ in BLOCKS} == {"console", "python"}
 
 
+def test_the_pages_have_every_public_name_and_every_command() -> None:
+    reference = (ROOT / "docs/reference.md").read_text()
+    named = set(re.findall(r"^::: [\w.]+\.(\w+)$", reference, re.M))
+    assert set(attn_plugins.__all__) <= named
+    told = set(re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/commands.md").read_text(), re.M))
+    assert told == set(COMMANDS_OF_THE_PROGRAM)
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    pages = re.findall(r"^  - [^:\n]+: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
+    assert sorted(pages) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
+
+
 PYTHON = [(page, text) for page, kind, text in BLOCKS if kind == "python"]
 
 
@@ -75,13 +83,9 @@ def test_python(page: str, text: str, tmp_path: Path, monkeypatch: pytest.Monkey
         attn_plugins.patch(model, "entmax15")
     images = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     q, k, v = torch.randn(3, 1, 3, 17, 8, generator=torch.Generator().manual_seed(1))
-    known = dict(NORMALIZERS._entries)
     names = {"torch": torch, "attn_plugins": attn_plugins, "model": model, "images": images, "q": q, "k": k, "v": v}
-    try:
+    with NORMALIZERS.temporarily():
         exec(compile(text, page, "exec"), names)
-    finally:
-        NORMALIZERS._entries.clear()
-        NORMALIZERS._entries.update(known)
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,14 @@ from attn_plugins.spec import Plugin, _parse_plugin
         ("softmax+registers", "registers"),
         ("Entmax15+REGISTERS:num=4", "entmax15+registers:num=4"),
         ("entmax:alpha=1", "entmax:alpha=1"),  # is softmax, and says what was said
+        ("entmax15@6-11", "entmax15@6-11"),
+        ("Entmax15 @ 11/6 - 10/3", "entmax15@3/6-11"),
+        ("entmax15@3-3", "entmax15@3"),
+        ("entmax15@6-11+sparsemax@0-2", "sparsemax@0-2+entmax15@6-11"),
+        ("softmax@0-2+registers", "softmax@0-2+registers"),
+        ("entmax:alpha=1.10..1.50", "entmax:alpha=1.1..1.5"),
+        ("entmax@6-11:alpha=1e-1..2", "entmax@6-11:alpha=0.1..2.0"),
+        ("entmax:alpha=1.5..1.5", "entmax:alpha=1.5"),
     ],
 )
 def test_canonical_form(text: str, canonical: str) -> None:
@@ -79,9 +87,23 @@ def test_any_parameters_survive_the_string(params: dict[str, bool | int | float 
         ("entmax:=2", "is not key=value"),
         ("entmax:alpha=1.2,alpha=1.3", "'alpha' of 'entmax' is given twice"),
         ("entmax15+softmax", "two normalizers, 'entmax15' and 'softmax'"),
+        ("entmax15@6-11+softmax", "two normalizers, 'entmax15' and 'softmax'; keep one, or give each its own layers"),
+        ("entmax15@6-11+softmax@0-7", "'softmax' and 'entmax15'|'entmax15' and 'softmax', for layer 6-7"),
+        ("entmax15@", "'' names no layers; write indices"),
+        ("entmax15@6-", "'6-' names no layers"),
+        ("entmax15@-1", "'-1' names no layers"),
+        ("entmax15@11-6", "'11-6' names no layers"),
+        ("entmax15@0-99999999999", "names no layers"),
+        ("entmax15@six", "'six' names no layers"),
+        ("@6-11", "empty part"),
+        ("registers@6-11", "'registers' is a token mechanism, which changes the whole ViT"),
+        ("registers:num=2..4", "'registers' is a token mechanism, which changes the whole ViT"),
+        ("entmax_alpha:learnable=0..1", "it is true or false"),
+        ("entmax:alpha=1.1..x", "it is a number"),
+        ("entmax:alpha=1..inf", "it is a number"),
         ("registers+registers:num=2", "'registers' twice"),
         ("entmax:beta=1", "'entmax' has no parameter 'beta'; it has alpha"),
-        ("entmax15:alpha=1", "'entmax15' has no parameter 'alpha'; it has none"),
+        ("entmax15:alpha=1", "'entmax15' has no parameter 'alpha'; it has scale"),
         ("entmax15:dim=0", "no parameter 'dim'"),
         ("entmax_alpha:num_heads=3", "no parameter 'num_heads'"),
         ("entmax:alpha=x", "entmax: alpha='x'; it is a number, such as 1.5"),
@@ -215,3 +237,29 @@ def test_a_parameter_without_a_default_must_be_given(new_names: None) -> None:
     with pytest.raises(ValueError, match="'tempered' needs tau=, which has no default"):
         parse("tempered")
     assert str(parse("tempered:tau=2")) == "tempered:tau=2"
+
+
+LAYERED = st.lists(st.sets(st.integers(0, 30), min_size=1), min_size=1, max_size=3)
+
+
+@given(LAYERED)
+def test_layers_survive_the_string(sets: list[set[int]]) -> None:
+    names, taken = ["entmax15", "sparsemax", "softmax"], set[int]()
+    parts = []
+    for name, own in zip(names, sets, strict=False):
+        if own - taken:
+            parts.append(f"{name}@{'/'.join(map(str, own - taken))}")
+        taken |= own
+    spec = parse("+".join(parts))
+    assert parse(str(spec)) == spec and spec.names_layers
+    given_out = spec.for_layers(31)
+    assert {index for index, plugin in enumerate(given_out) if plugin is not None} == taken
+    with pytest.raises(ValueError, match="says something for each layer"):
+        _ = spec.normalizer
+
+
+def test_values_run_evenly_from_the_first_layer_to_the_last() -> None:
+    given_out = parse("entmax@2-12:alpha=1.5..1.1").for_layers(14)
+    values = [plugin.kwargs["alpha"] for plugin in given_out if plugin is not None]
+    torch.testing.assert_close(torch.tensor(values), torch.linspace(1.5, 1.1, 11))
+    assert Spec.of("entmax@2-12", alpha="1.5..1.1") == parse("entmax@2-12:alpha=1.5..1.1")

@@ -1,6 +1,7 @@
 """How many attention calls this thread has answered, and for which layer: what proves that a patched layer ran.
 
-An observer (:func:`observed`) is told every answer, while :func:`attn_plugins.verify` runs.
+An observer (:func:`observed`) is told every answer, while :func:`attn_plugins.verify` runs. Watchers (:func:`watch`)
+are told what is about to be computed, and compute what they want to know of it themselves.
 """
 
 from __future__ import annotations
@@ -10,9 +11,20 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["answers", "layer", "note_answer", "observed", "observing", "within"]
+__all__ = [
+    "answers",
+    "layer",
+    "note_answer",
+    "observed",
+    "observing",
+    "tell_watchers",
+    "unwatch",
+    "watch",
+    "within",
+]
 
 Observer = Callable[..., None]
+Watcher = Callable[..., None]
 
 
 class _State(threading.local):
@@ -58,3 +70,28 @@ def observed(observer: Observer) -> Iterator[None]:
         yield
     finally:
         _STATE.observer = before
+
+
+_WATCHERS: list[Watcher] = []
+
+
+def watch(watcher: Watcher) -> None:
+    """From now on ``watcher(layer, call=)`` is told every attention of eager code, in any thread, before it runs.
+
+    Attention whose scores the layer's own code has made is told as ``watcher(layer, weights=, heads=)``. A watcher
+    is called within the training step: it waits for nothing, and leaves gradients and random numbers alone.
+    """
+    if watcher not in _WATCHERS:
+        _WATCHERS.append(watcher)
+
+
+def unwatch(watcher: Watcher) -> None:
+    """No longer."""
+    if watcher in _WATCHERS:
+        _WATCHERS.remove(watcher)
+
+
+def tell_watchers(module: Any, **told: Any) -> None:
+    """Tell them of an attention of the layer ``module``."""
+    for watcher in tuple(_WATCHERS):
+        watcher(module, **told)

@@ -67,6 +67,7 @@ def run(call: AttentionCall) -> Tensor:
         if mask.dtype == torch.bool:
             mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, -torch.inf)
         mask = four_dims(mask.float().expand(*mask.shape[:-2], q.shape[-2], k.shape[-2]))
+    out: Tensor
     out, _ = _Attention.apply(four_dims(q), four_dims(k), four_dims(v), alpha, mask, call.is_causal, call.scale)
     return out.reshape(*lead, *out.shape[-2:])
 
@@ -80,7 +81,8 @@ class _Attention(torch.autograd.Function):
     def forward(
         query: Tensor, key: Tensor, value: Tensor, alpha: Tensor, mask: Tensor | None, is_causal: bool, scale: float
     ) -> tuple[Tensor, Tensor]:
-        return kernel.attention(query, key, value, alpha, mask, is_causal, scale)
+        found: tuple[Tensor, Tensor] = kernel.attention(query, key, value, alpha, mask, is_causal, scale)
+        return found
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -113,7 +115,10 @@ class _AttentionBackward(torch.autograd.Function):
         scale: float,
         alpha_grad: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return kernel.attention_backward(grad, query, key, value, alpha, mask, stats, is_causal, scale, alpha_grad)
+        found: tuple[Tensor, Tensor, Tensor, Tensor] = kernel.attention_backward(
+            grad, query, key, value, alpha, mask, stats, is_causal, scale, alpha_grad
+        )
+        return found
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from ..functional import plain
+from ..torch_names import forward_mode, refuse_sharded
 from . import cpu, jagged, proxies, reference, sdpa, triton
 from .backend import BACKENDS, Backend, register_backend
 from .call import AttentionCall, NormalizerLike, default_scale, resolve_normalizer, split_mask
-from .counting import layer, note_answer, observing
+from .counting import layer, note_answer, observing, tell_watchers
 from .packed import run_packed
+from .scaling import unscaled
 
 __all__ = ["attention", "choose_backend"]
 
@@ -114,11 +116,13 @@ def attention(
 
     Raises:
         UnknownPluginError: the normalizer's name is not registered.
+        UnsupportedModelError: query, key or value are spread over several processes.
         ValueError: an unknown backend, or one that cannot run this call; masks that contradict or have another dtype;
             heads that cannot be shared.
     """
     watched = None
     if not torch.compiler.is_compiling():
+        refuse_sharded(query, key, value)
         note_answer()
         watched = observing()
     function = resolve_normalizer(normalizer)
@@ -127,7 +131,7 @@ def attention(
             *(query, key, value, function, getattr(function, "alpha", None), attn_mask, None, dropout_p, is_causal),
             query.shape[-1] ** -0.5 if scale is None else scale,
         )
-        return proxies.attention(call, enable_gqa, return_weights)
+        return proxies.attention(unscaled(call), enable_gqa, return_weights)
     if query.is_nested or key.is_nested:
         if return_weights:
             raise ValueError("return_weights is not available for nested tensors: their weights have no common shape")
@@ -155,6 +159,9 @@ def attention(
         is_causal,
         default_scale(query) if scale is None else scale,
     )
+    call = unscaled(call)
+    if not torch.compiler.is_compiling():
+        tell_watchers(layer(), call=call)
     if return_weights:
         if lengths is not None:
             raise ValueError("return_weights is not available for packed batches: their weights have no common shape")
@@ -201,7 +208,7 @@ def choose_backend(call: AttentionCall, backend: str = "auto") -> Backend:
             raise ValueError(f"backend {backend!r} cannot run this call: {reason}; use backend='auto'")
         return chosen
     if plain.wanted():  # torch's own softmax kernel has no forward-mode derivative
-        return reference.BACKEND if plain.forward_mode() or sdpa.unsupported(call) else sdpa.BACKEND
+        return reference.BACKEND if forward_mode() or sdpa.unsupported(call) else sdpa.BACKEND
     for chosen in reversed(BACKENDS.values()):
         if chosen.unsupported(call) is None:
             if chosen.run is reference.run and call.alpha is not None and call.query.device.type not in ("cpu", "meta"):

@@ -41,4 +41,5 @@ def run_packed(call: AttentionCall, run: Callable[[AttentionCall], Tensor]) -> T
 
 def _unpack(tokens: Tensor, count: int) -> Tensor:
     """``[B, H, R*L, D]`` to ``[B, R, H, L, D]``."""
-    return tokens.unflatten(-2, (count, -1)).transpose(-4, -3)
+    rows: Tensor = tokens.unflatten(-2, (count, -1))
+    return rows.transpose(-4, -3)

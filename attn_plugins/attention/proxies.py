@@ -7,11 +7,11 @@ import operator
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import UnsupportedModelError
 from ..functional import plain
+from ..torch_names import assert_in_graph
 from . import reference, sdpa
 from .call import AttentionCall
 
@@ -41,7 +41,7 @@ def refuse_outside(what: str) -> None:
         )
 
 
-def attention(call: AttentionCall, enable_gqa: bool, return_weights: bool) -> Any:
+def attention(call: AttentionCall, enable_gqa: bool, return_weights: bool) -> Tensor | tuple[Tensor, Tensor]:
     """``call`` on proxies, recorded as plain torch operations.
 
     Arguments of the traced function that were left out (``attn_mask=None``, ``is_causal=False``) stay at their
@@ -59,7 +59,7 @@ def attention(call: AttentionCall, enable_gqa: bool, return_weights: bool) -> An
     return out
 
 
-def _attention(call: AttentionCall, enable_gqa: bool, return_weights: bool) -> Any:
+def _attention(call: AttentionCall, enable_gqa: bool, return_weights: bool) -> Tensor | tuple[Tensor, Tensor]:
     query, key, value = call.query, call.key, call.value
     if enable_gqa:
         groups = query.shape[-3] // key.shape[-3]
@@ -74,7 +74,8 @@ def _attention(call: AttentionCall, enable_gqa: bool, return_weights: bool) -> A
     if return_weights:
         weights = reference.attention_weights(call)
         return reference.weighted_values(call, weights), weights
-    return (reference if sdpa.unsupported(call) else sdpa).run(call)
+    run = reference.run if sdpa.unsupported(call) else sdpa.run
+    return run(call)
 
 
 def _settled(value: Any, name: str) -> Any:
@@ -89,5 +90,5 @@ def _settled(value: Any, name: str) -> Any:
         )
     (default,) = node.args
     same = value.tracer.create_proxy("call_function", operator.is_, (value, default), {})
-    torch._assert(same, f"this graph was traced with {node.target}={default}; trace again with concrete_args")
+    assert_in_graph(same, f"this graph was traced with {node.target}={default}; trace again with concrete_args")
     return default

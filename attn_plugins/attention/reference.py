@@ -9,11 +9,11 @@ from torch import Tensor
 from .backend import Backend
 from .call import AttentionCall
 
-__all__ = ["BACKEND", "attention_weights", "run", "weighted_values"]
+__all__ = ["BACKEND", "attention_scores", "attention_weights", "run", "weighted_values"]
 
 
-def attention_weights(call: AttentionCall) -> Tensor:
-    """Weights ``[..., H, N, S]`` before dropout; rows with every key masked are zero."""
+def attention_scores(call: AttentionCall) -> Tensor:
+    """Scores ``[..., H, N, S]``, masks among them, as the normalizer gets them."""
     scores = (call.query * call.scale) @ call.key.transpose(-2, -1)
     if call.is_causal:
         n, s = scores.shape[-2:]
@@ -24,7 +24,12 @@ def attention_weights(call: AttentionCall) -> Tensor:
             scores = scores.masked_fill(~call.attn_mask, -torch.inf)
         else:
             scores = scores + call.attn_mask.to(scores.dtype)
-    return call.normalizer(scores, dim=-1)
+    return scores
+
+
+def attention_weights(call: AttentionCall) -> Tensor:
+    """Weights ``[..., H, N, S]`` before dropout; rows with every key masked are zero."""
+    return call.normalizer(attention_scores(call), dim=-1)
 
 
 def run(call: AttentionCall) -> Tensor:

@@ -13,7 +13,12 @@ __all__ = ["BACKEND", "run", "unsupported"]
 
 def unsupported(call: AttentionCall) -> str | None:
     """Why torch's kernels cannot run this call, or None."""
-    return None if isinstance(call.alpha, float) and call.alpha == 1.0 else "it computes softmax only"
+    if not (isinstance(call.alpha, float) and call.alpha == 1.0):
+        return "it computes softmax only"
+    if call.is_causal and isinstance(call.scale, int | float) and call.scale <= 0:
+        # They fill in -inf first and scale afterwards: 0 * -inf is NaN, and -1 * -inf shows what was hidden.
+        return f"its fused kernels take is_causal with a positive scale only, not {call.scale}"
+    return None
 
 
 def run(call: AttentionCall) -> Tensor:

@@ -66,12 +66,14 @@ def _adasplash() -> dict[str, Peer]:
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         from adasplash import adasplash_v1
 
-        return adasplash_v1(q.contiguous(), k.contiguous(), v.contiguous(), alpha=1.5)
+        out: Tensor = adasplash_v1(q.contiguous(), k.contiguous(), v.contiguous(), alpha=1.5)
+        return out
 
     def normalize(scores: Tensor, dim: int) -> Tensor:
         from adasplash import triton_entmax
 
-        return triton_entmax(scores.contiguous(), alpha=1.5)
+        weights: Tensor = triton_entmax(scores.contiguous(), alpha=1.5)
+        return weights
 
     return {ENTMAX[1]: attend, ENTMAX[2]: composed(normalize)}
 
@@ -85,7 +87,8 @@ def _xformers(shape: Shape) -> Peer:
         if not biases:
             biases.append(fmha.BlockDiagonalMask.from_seqlens(list(shape.lengths)) if shape.packed else None)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        return fmha.memory_efficient_attention(q, k, v, attn_bias=biases[0]).transpose(1, 2)
+        out: Tensor = fmha.memory_efficient_attention(q, k, v, attn_bias=biases[0])
+        return out.transpose(1, 2)
 
     return run
 

@@ -34,7 +34,8 @@ def official_dino() -> nn.Module | None:
         raise FileNotFoundError(f"DINO_ROOT={root} holds no vision_transformer.py; point it at a checkout of DINO")
     sys.path.insert(0, root)
     try:
-        return importlib.import_module("vision_transformer").vit_small(patch_size=16)
+        model: nn.Module = importlib.import_module("vision_transformer").vit_small(patch_size=16)
+        return model
     finally:
         sys.path.remove(root)
 

@@ -56,7 +56,7 @@ def cuda_clock(function: Callable[[], object], calls: int = 1) -> float:
         function()
     end.record()
     end.synchronize()
-    return start.elapsed_time(end) / calls
+    return float(start.elapsed_time(end)) / calls
 
 
 def in_turns(

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import nn
 
 from ..patching import find_attention, patch
-from ..spec import parse
+from ..spec import Spec, parse, settled
 from .errors import CheckpointError
 from .identity import CheckpointInfo
 from .layout import flat_key
-from .told import Told, agree
+from .told import Told, agree, repeats
 
 __all__ = ["Choice", "apply_plugins", "choose"]
 
@@ -63,8 +63,8 @@ def choose(
     """
     requested = None if plugins == "auto" else str(parse(plugins))
     nameless = said.spec is not None and "unregistered:" in said.spec  # what its layers record has no name either
-    if requested is not None and requested != said.spec and (other_spec or nameless):
-        return Choice(requested, "asked for")
+    if requested is not None and (other_spec or nameless) and not (said.spec and repeats(requested, said.spec)):
+        return Choice(str(settled(parse(requested), new=True)), "asked for")
     spec = agree(said.spec, requested, where)
     if spec is None:
         if learned:
@@ -84,6 +84,19 @@ def choose(
             "attn_plugins.register_normalizer and give that name with plugins=... (--plugins)"
         )
     return Choice(spec, "recorded" if requested is None else "asked for", said.layers, said.order)
+
+
+def _by_itself(spec: str, paths: Sequence[str]) -> dict[str, str]:
+    """{attention layer: its spec} of a model with these layers that is patched with ``spec``."""
+    parsed = parse(spec)
+    plugins = zip(paths, parsed.for_layers(len(paths)), strict=True)
+    return {path: str(Spec((plugin,), parsed.mechanisms)) for path, plugin in plugins if plugin is not None}
+
+
+def _check_whole(spec: str, where: str) -> None:
+    """Raise where layers of a file contradict what it tells of each of them."""
+    if parse(spec).by_layer:
+        raise CheckpointError(f"{where} tells {spec!r}, and its layers record something else: it was put together")
 
 
 def apply_plugins(model: nn.Module, choice: Choice, where: str) -> None:
@@ -111,10 +124,11 @@ def apply_plugins(model: nn.Module, choice: Choice, where: str) -> None:
     unknown = sorted(layers.keys() - set(paths))
     if unknown:
         raise CheckpointError(f"{where} records plugins of layers that {type(model).__name__} lacks: {unknown}")
-    groups: dict[str, list[str] | None] = {choice.spec: None}
-    if layers and (layers.keys() != set(paths) or set(layers.values()) != {choice.spec}):
-        groups = {spec: [path for path in layers if layers[path] == spec] for spec in layers.values()}
     try:
+        groups: dict[str, list[str] | None] = {choice.spec: None}
+        if layers and layers != _by_itself(choice.spec, paths):
+            _check_whole(choice.spec, where)
+            groups = {spec: [path for path in layers if layers[path] == spec] for spec in layers.values()}
         for spec, chosen in groups.items():
             patch(model, spec, chosen)
     except ValueError as error:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..files import sha256
+
 __all__ = ["backbone_digest", "sha256_of"]
 
 
@@ -43,10 +45,7 @@ def backbone_digest(
 
 def sha256_of(path: Path) -> str | None:
     """Of the file, in hexadecimal; None of a folder."""
-    if path.is_dir():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return None if path.is_dir() else sha256(path)
 
 
 def _plain(value: Any) -> Any:

@@ -238,7 +238,8 @@ def from_config(config: Mapping[str, Any], state: Mapping[str, Tensor], where: s
         )
     arguments = {"add_pooling_layer": any(key.startswith("pooler.") for key in state)} if _pools(cls) else {}
     try:
-        return cls(config_class.from_dict(_settings(config)), **arguments)
+        model: nn.Module = cls(config_class.from_dict(_settings(config)), **arguments)
+        return model
     except Exception as error:  # whatever odd values make of transformers' constructors: there is no model then
         raise CheckpointError(
             f"{where}: its config makes no {cls.__name__}: {type(error).__name__}: {error}"

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from .. import torch_names
 from .errors import CheckpointError
 from .plain import WEIGHTS, read_json
 
@@ -43,8 +44,7 @@ def allowed_globals() -> list[Any]:
 
 def safe_globals() -> Any:
     """A context in which `torch.load(weights_only=True)` takes `allowed_globals` as well."""
-    known = torch.serialization.get_safe_globals()  # left alone: the context takes its own back at the end
-    return torch.serialization.safe_globals([entry for entry in allowed_globals() if entry not in known])
+    return torch_names.safe_globals(allowed_globals())
 
 
 def read(path: str | os.PathLike[str], *, mmap: bool = False) -> Any:

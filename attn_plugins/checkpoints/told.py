@@ -11,12 +11,12 @@ from typing import Any
 
 from ..patching.record import METADATA_KEY
 from ..record import records_in
-from ..spec import parse
+from ..spec import parse, settled
 from ..swap import PREFIX
 from .errors import CheckpointError
 from .layout import flat_key, is_record
 
-__all__ = ["Told", "agree", "canonical", "config_of_run", "plugin_keys", "told"]
+__all__ = ["Told", "agree", "canonical", "config_of_run", "plugin_keys", "repeats", "told"]
 
 State = Mapping[str, Any]
 
@@ -55,8 +55,11 @@ def told(
     """
     result = Told()
     places: dict[str, str] = {}
+    wholes: dict[str, None] = {}  # of each layer, what the model was patched with; in order
     for prefix, state in states:
-        result.layers |= _records(state, prefix, where)
+        found = _records(state, prefix, where)
+        result.layers |= {layer: entry["spec"] for layer, entry in found.items()}
+        wholes |= dict.fromkeys(entry.get("whole", entry["spec"]) for entry in found.values())
         record = _metadata(state, prefix, where)
         if record is not None:
             places["state dict metadata"] = _spec_in(record, f"the _metadata of {where}")
@@ -65,7 +68,7 @@ def told(
         places |= _top_level(checkpoint, where)
     if config and METADATA_KEY in config:
         places["config.json"] = _spec_in(config[METADATA_KEY], f"config.json of {where}")
-    recorded = list(dict.fromkeys(canonical(spec, where) for spec in result.layers.values()))
+    recorded = list(dict.fromkeys(canonical(spec, where) for spec in wholes))
     others = {place: canonical(spec, where) for place, spec in places.items()}
     contradicting = {place: spec for place, spec in others.items() if recorded and spec not in recorded}
     if contradicting or len(set(others.values())) > 1 or len({_mechanisms(spec) for spec in recorded}) > 1:
@@ -122,15 +125,21 @@ def agree(recorded: str | None, requested: str | None, where: str) -> str | None
         CheckpointError: the two differ.
     """
     if recorded is None or requested is None:
-        return str(parse(requested)) if requested else canonical(recorded, where) if recorded else None
+        wanted = str(settled(parse(requested), new=True)) if requested else None
+        return canonical(recorded, where) if recorded else wanted
     if _unregistered(canonical(recorded, where)):
         return str(parse(requested))  # a callable without a name, which only the caller can know
-    if canonical(recorded, where) != str(parse(requested)):
+    if not repeats(requested, canonical(recorded, where)):
         raise CheckpointError(
             f"{where} was trained with {canonical(recorded, where)!r} and {str(parse(requested))!r} was asked for: the "
             "weights mean something only with their own attention. Ask for the file's own, or for none."
         )
     return canonical(recorded, where)
+
+
+def repeats(requested: str, recorded: str) -> bool:
+    """Whether a spec that is asked for is the recorded one, in canonical form; what it leaves unsaid may be either."""
+    return recorded in {str(settled(parse(requested), new=new)) for new in (False, True)}
 
 
 def canonical(spec: str, where: str) -> str:
@@ -140,7 +149,7 @@ def canonical(spec: str, where: str) -> str:
         CheckpointError: nothing of that name is registered, or it is no spec.
     """
     try:
-        return str(parse(spec))  # of a callable that was registered since, its name
+        return str(settled(parse(spec), new=False))  # of a callable that was registered since, its name
     except ValueError as error:
         if _unregistered(spec):
             return spec
@@ -162,7 +171,7 @@ def _mechanisms(spec: str) -> tuple[str, ...]:
     return () if _unregistered(spec) else tuple(map(str, parse(spec).mechanisms))
 
 
-def _records(state: State, prefix: str, where: str) -> dict[str, str]:
+def _records(state: State, prefix: str, where: str) -> dict[str, dict[str, Any]]:
     try:
         found = records_in({key: value for key, value in state.items() if is_record(key) and key.startswith(prefix)})
     except ValueError as error:
@@ -170,7 +179,10 @@ def _records(state: State, prefix: str, where: str) -> dict[str, str]:
     gone = sorted(layer for layer, entry in found.items() if entry.get("lost"))
     if gone:
         raise CheckpointError(_lost(where, gone))
-    return {flat_key(layer[len(prefix) :] + ".").removesuffix("."): entry["spec"] for layer, entry in found.items()}
+    for layer, entry in found.items():
+        if not isinstance(entry.get("whole", ""), str):
+            raise CheckpointError(f"{where}: the record of {layer} tells no spec: {entry!r:.80}")
+    return {flat_key(layer[len(prefix) :] + ".").removesuffix("."): entry for layer, entry in found.items()}
 
 
 def _metadata(state: State, prefix: str, where: str) -> Mapping[str, Any] | None:
@@ -183,7 +195,7 @@ def _metadata(state: State, prefix: str, where: str) -> Mapping[str, Any] | None
             continue
         place = f"{module}." if module else ""
         if place.startswith(prefix) or prefix.startswith(place):
-            record = metadata[METADATA_KEY]
+            record: Mapping[str, Any] = metadata[METADATA_KEY]
             _spec_in(record, f"the _metadata of {where}")
             if record.get("lost") is not None:
                 raise CheckpointError(_lost(where, record["lost"]))

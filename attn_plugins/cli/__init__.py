@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from .. import __version__
 from ..errors import PluginImportError
 from ..plugin_modules import ImportPlugins, import_plugin_modules
 
@@ -20,6 +21,7 @@ COMMANDS = {
     "apply": None,
     "inspect": "probes",
     "verify": "probes",
+    "calibrate": "probes,analysis",
     "probe": "probes",
     "predict": "probes",
     "table": None,
@@ -44,8 +46,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; the status is 0, 1 (it found problems) or 2 (bad usage or input)."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = [*(sys.argv[1:] if argv is None else argv)]  # the command `list` has that name here
     parser = _Parser(prog="attn-plugins", description="Attention plugins for Vision Transformers.")
+    parser.add_argument("--version", action="version", version=f"attn-plugins {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     # Only the command that is asked for is imported, so that `list` does not wait for mmseg.
     wanted = [arguments[0]] if arguments and arguments[0] in COMMANDS else COMMANDS
@@ -68,7 +71,3 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _remedy(missing: str, extra: str | None) -> str:
     return missing if missing in SEPARATE else f"'attn_plugins[{extra}]'"
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..checkpoints import CheckpointInfo, Shape, identify
+if TYPE_CHECKING:
+    from ..checkpoints import CheckpointInfo, Shape
 
 __all__ = ["add_parser"]
 
@@ -26,8 +27,14 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from ..checkpoints import identify
+
     info = identify(args.file, args.key)
-    for name, value in _rows(info).items():
+    rows = _rows(info)
+    alphas = _annealed(args.file, args.key, info)
+    if alphas:
+        rows["alpha"] = alphas
+    for name, value in rows.items():
         print(f"{name:13} {value}")
     if args.keys:
         for stored, plain in info.keys.items():
@@ -54,6 +61,19 @@ def _rows(info: CheckpointInfo) -> dict[str, str]:
     if info.others:
         rows["also holds"] = ", ".join(_place(*other) for other in info.others)
     return rows
+
+
+def _annealed(file: Path, key: str | None, info: CheckpointInfo) -> str:
+    """Where alpha stood, of a run that moved it; "" of others."""
+    if "entmax_anneal" not in (info.spec or ""):
+        return ""
+    from ..checkpoints import load_backbone_state
+    from ..functional.anneal import stand
+
+    state, _ = load_backbone_state(file, key=key)
+    alphas, steps = stand(state)
+    low, high = min(alphas), max(alphas)
+    return f"{low:g}{f' to {high:g}' if high > low else ''} after {steps} steps" if alphas else "not told"
 
 
 def _positions(shape: Shape) -> str:

@@ -6,8 +6,8 @@ import argparse
 import inspect
 from typing import Any
 
+from ..params import SCALE, SCALES, parameters
 from ..registry import ADAPTERS, MECHANISMS, NORMALIZERS
-from ..spec import parameters
 from ..text import columns
 
 __all__ = ["add_parser", "run"]
@@ -25,6 +25,7 @@ def run(args: argparse.Namespace) -> int:
     mechanisms = [_line(name, MECHANISMS.get(name), normalizer=False) for name in MECHANISMS]
     lines = columns([*normalizers, *mechanisms])
     print("normalizers", *lines[: len(normalizers)], sep="\n  ")
+    print(f"  each also takes {SCALE}=NUMBER or one of {', '.join(SCALES)}: a factor on its scores")
     print("mechanisms", *lines[len(normalizers) :], sep="\n  ")
     print("adapters", *ADAPTERS, sep="\n  ")
     print("backends", *reversed([backend.name for backend in BACKENDS.values()]), sep="\n  ")

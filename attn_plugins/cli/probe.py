@@ -12,6 +12,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from ..files import sha256
 from .sweep import add_sweep_options, is_sweep, run_sweep
 
 __all__ = ["add_parser", "run"]
@@ -174,6 +175,5 @@ def _name(checkpoint: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(checkpoint.rglob("*")) if checkpoint.is_dir() else [checkpoint]:
         if file.is_file():
-            with file.open("rb") as opened:
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
+            digest.update(bytes.fromhex(sha256(file)))
     return f"{checkpoint.resolve().stem}-{digest.hexdigest()[:8]}"

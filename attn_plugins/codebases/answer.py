@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..attention import attention
-from ..attention.counting import note_answer, observing
+from ..attention.counting import note_answer, observing, tell_watchers
 from ..errors import UnsupportedModelError
 from ..functional.plain import sizes
 from ..swap import PREFIX
+from ..torch_names import ATEN_SOFTMAX, FUSED_LAYERS
 from .flow import Mark, Marks, TracedMarks, Use
 from .fused import ANSWERS
 from .scores import Following
@@ -140,6 +141,7 @@ class Answering(Following, TorchFunctionMode):
             out = kwargs["out"].copy_(out)
         if not self.traced:
             note_answer()
+            tell_watchers(self.module, weights=out.movedim(dim, -1), heads=self.heads)
             watched = observing()
             if watched is not None:
                 watched(self.module, backend="materialised", weights=out.movedim(dim, -1))
@@ -211,8 +213,7 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     F.scaled_dot_product_attention: Answering._sdpa,
     F.multi_head_attention_forward: Answering._multi_head,
     **dict.fromkeys((F.softmax, torch.softmax, torch.special.softmax, Tensor.softmax), Answering._softmax),
-    **dict.fromkeys((torch._softmax, torch.ops.aten.softmax, torch.ops.aten.softmax.int), Answering._softmax),
-    **dict.fromkeys((torch.ops.aten._softmax, torch.ops.aten._softmax.default), Answering._softmax),
+    **dict.fromkeys(ATEN_SOFTMAX, Answering._softmax),
     F.softmin: Answering._softmin,
     **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__), Answering._times),
     **dict.fromkeys((torch.sum, Tensor.sum), Answering._sum),
@@ -224,8 +225,7 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     torch.einsum: Answering._einsum,
     **dict.fromkeys((torch.exp, Tensor.exp, Tensor.exp_, torch.exp2, Tensor.exp2), Answering._exp),
     **dict.fromkeys((F.log_softmax, torch.log_softmax, Tensor.log_softmax, F.gumbel_softmax), Answering._exp),
-    torch._native_multi_head_attention: Answering._refused,
-    torch._transformer_encoder_layer_fwd: Answering._refused,
+    **dict.fromkeys(FUSED_LAYERS, Answering._refused),
 }
 for _name in ("scaled_dot_product_attention",):
     _HANDLERS[getattr(torch.ops.aten, _name)] = Answering._sdpa
@@ -263,11 +263,11 @@ class running:
         if self.outer is not None:
             self.outer.covered = True
         _LOCAL.running = self.mode
-        self.mode.__enter__()
+        self.mode.__enter__()  # type: ignore[no-untyped-call]
         return self.mode
 
     def __exit__(self, *error: Any) -> None:
-        self.mode.__exit__(*error)
+        self.mode.__exit__(*error)  # type: ignore[no-untyped-call]
         _LOCAL.running = self.outer
         if self.outer is not None:
             self.outer.covered = False

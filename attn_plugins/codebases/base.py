@@ -24,6 +24,7 @@ __all__ = [
     "Container",
     "Layer",
     "adapter_for",
+    "head_dim",
     "register_adapter",
     "register_codebase",
 ]
@@ -31,6 +32,8 @@ __all__ = [
 
 SPEC = PREFIX + "spec"
 """Attribute of a patched layer: its spec, as its record says it."""
+WHOLE = PREFIX + "whole_spec"
+"""Attribute of a patched layer of a model whose spec says something for each layer: that spec."""
 
 
 def _no_check(module: nn.Module) -> None:
@@ -43,6 +46,20 @@ def heads_attribute(module: nn.Module) -> int | None:
         value = getattr(module, name, None)
         if isinstance(value, int):
             return value
+    return None
+
+
+def head_dim(module: nn.Module) -> int | None:
+    """Channels of a head's query, from the attribute names in use, or from the projections that make it."""
+    for name in ("head_dim", "attention_head_size"):
+        value = getattr(module, name, None)
+        if isinstance(value, int):
+            return value
+    heads = heads_attribute(module)
+    for name, parts in (("qkv", 3), ("q_proj", 1), ("query", 1), ("q", 1), ("to_q", 1)):
+        width = getattr(getattr(module, name, None), "out_features", None)
+        if isinstance(width, int) and heads:
+            return width // parts // heads
     return None
 
 
@@ -101,9 +118,15 @@ class Layer:
     container: int | None = None
     methods: tuple[str, ...] = ()
 
-    def __call__(self, base: Any) -> dict[str, Any]:
+    @property
+    def made_by(self) -> Adapter:
+        """The adapter that has the name now."""
         CODEBASES.values()  # as in `adapter_for`
         adapter: Adapter = ADAPTERS.get(self.adapter)
+        return adapter
+
+    def __call__(self, base: Any) -> dict[str, Any]:
+        adapter = self.made_by
         if self.container is not None:
             return adapter.around[self.container].overrides(base)
         if adapter.finds is None:
@@ -131,7 +154,8 @@ def register_adapter(adapter: Adapter) -> Adapter:
     Raises:
         ValueError: the name is taken.
     """
-    return ADAPTERS.register(adapter.name, adapter)
+    ADAPTERS.register(adapter.name, adapter)
+    return adapter
 
 
 def adapter_for(module: nn.Module) -> tuple[Adapter, Layer] | None:

@@ -59,11 +59,13 @@ def _block_overrides(base: type) -> dict[str, Any]:
     def forward(self: Any, x: Tensor, return_attention: bool = False) -> Tensor:
         """``x: [B, N, C]`` to ``[B, N, C]``, or to the map ``[B, H, N, N]`` if ``return_attention``."""
         wanted = return_attention or bool(self.attn._forward_hooks)
+        weights: Tensor
         y, weights = self.attn(self.norm1(x), return_attention=wanted)
         if return_attention:
             return weights
         x = x + self.drop_path(y)
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = x + self.drop_path(self.mlp(self.norm2(x)))
+        return x
 
     return {"forward": forward}
 
@@ -86,7 +88,8 @@ def _registers_enter(base: Any) -> dict[str, Any]:
     def get_last_selfattention(self: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The map between [CLS] and patches, ``[B, H, 1 + N, 1 + N]``."""
         drop = self.attn_plugins_registers.drop
-        return drop(drop(base.get_last_selfattention(self, *args, **kwargs), -1), -2)
+        weights: Tensor = drop(drop(base.get_last_selfattention(self, *args, **kwargs), -1), -2)
+        return weights
 
     return {
         "prepare_tokens": prepare_tokens,

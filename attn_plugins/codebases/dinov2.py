@@ -82,13 +82,16 @@ def scales_inside(base: Any) -> dict[str, Any]:
 
     def forward_nested(self: Any, x_list: list[Tensor]) -> list[Tensor]:
         if not self.training or self.sample_drop_ratio == 0:
-            return base.forward_nested(self, x_list)
+            plain: list[Tensor] = base.forward_nested(self, x_list)
+            return plain
 
         def attend(x: Tensor, attn_bias: Any = None) -> Tensor:
-            return self.ls1(self.attn(self.norm1(x), attn_bias=attn_bias))
+            y: Tensor = self.ls1(self.attn(self.norm1(x), attn_bias=attn_bias))
+            return y
 
         def feed_forward(x: Tensor, attn_bias: Any = None) -> Tensor:
-            return self.ls2(self.mlp(self.norm2(x)))
+            y: Tensor = self.ls2(self.mlp(self.norm2(x)))
+            return y
 
         add = sys.modules[base.__module__].drop_add_residual_stochastic_depth_list
         for branch in (attend, feed_forward):

@@ -12,6 +12,7 @@ from torch import nn
 from ..attention.counting import answers, within
 from ..errors import UnsupportedModelError
 from ..swap import PREFIX
+from ..torch_names import traceable, without_side_effect_checks
 from .answer import NORMALIZER, TRACED, Answering, current, named, running
 from .symbolic import recorded
 
@@ -41,9 +42,7 @@ def answered(method: Callable[..., Any]) -> Callable[..., Any]:
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             # Under activation checkpointing torch.compile takes entering a mode for a side effect; it is left again.
-            from torch._dynamo.utils import _disable_side_effect_safety_checks_for_current_subtracer as trusted
-
-            return trusted(traced, self, *args, **kwargs)
+            return without_side_effect_checks(traced, self, *args, **kwargs)
         outer = current()
         if outer is not None and outer.module is self:
             return method(self, *args, **kwargs)
@@ -52,7 +51,7 @@ def answered(method: Callable[..., Any]) -> Callable[..., Any]:
         mode.check()
         return out
 
-    return run
+    return traceable(run)
 
 
 def proved(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -29,7 +29,8 @@ def dropout_p(module: Any) -> float:
 
 def finish(module: Any, out: Tensor) -> Tensor:
     """Heads ``[B, H, N, D]`` back to ``[B, N, C]``, then ``proj`` and ``proj_drop``."""
-    return module.proj_drop(module.proj(out.transpose(1, 2).flatten(2)))
+    projected: Tensor = module.proj_drop(module.proj(out.transpose(1, 2).flatten(2)))
+    return projected
 
 
 def attend(module: Any, x: Tensor, attn_mask: Any = None) -> Tensor:

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..torch_names import ATEN_SOFTMAX, is_operator_namespace
 from .bytecode import UNKNOWN, call, imported, is_product, last_int, loads, module, multiplies, summed, written_numbers
 from .events import Event, attends, product_follows, softmax_between, why_missed
 from .fused import fused_name
@@ -37,8 +38,7 @@ CALLS[F.multi_head_attention_forward] = "multi_head_attention_forward"
 CALLS[torch.ops.aten.scaled_dot_product_attention] = "scaled_dot_product_attention"
 CALLS[torch.ops.aten.scaled_dot_product_attention.default] = "scaled_dot_product_attention"
 _SOFTMAX: tuple[Any, ...] = (F.softmax, torch.softmax, torch.special.softmax, Tensor.softmax, nn.Softmax, F.softmin)
-_SOFTMAX += (torch._softmax, torch.ops.aten.softmax, torch.ops.aten.softmax.int, torch.ops.aten._softmax)
-_SOFTMAX += (torch.ops.aten._softmax.default,)
+_SOFTMAX += ATEN_SOFTMAX
 _EXP = (torch.exp, torch.exp2, Tensor.exp, Tensor.exp_, F.log_softmax, torch.log_softmax, F.gumbel_softmax)
 _PRODUCT: tuple[Any, ...] = (torch.matmul, torch.bmm, torch.baddbmm, torch.mm, torch.addmm, torch.linalg.matmul)
 _PRODUCT += (torch.einsum, torch.tensordot, torch.inner, torch.cdist, F.cosine_similarity, operator.matmul)
@@ -283,7 +283,7 @@ class _Reader:
                 return _Method(name)
             places = (vars(self.module), self.module._modules, self.module._parameters)
             return next((held[name] for held in places if held.get(name) is not None), UNKNOWN)
-        if isinstance(owner, (type(torch.ops), type(torch.ops.aten), torch._ops.OpOverloadPacket)):
+        if is_operator_namespace(owner):
             return getattr(owner, name, UNKNOWN)  # operators are looked up when they are asked for
         if isinstance(owner, types.ModuleType):
             return vars(owner).get(name, UNKNOWN)

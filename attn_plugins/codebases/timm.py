@@ -44,7 +44,8 @@ _FITTING = (
 def _registers_enter(base: Any) -> dict[str, Any]:
     def counted(self: Any, name: str) -> int:
         registers = self.attn_plugins_registers
-        return vars(self)[name] + (registers.tokens.shape[1] if registers.counted else 0)
+        own = int(vars(self).get(name, 0))
+        return own + (int(registers.tokens.shape[1]) if registers.counted else 0)
 
     def without_registers(method: Any) -> Any:
         # timm sizes the position embedding, which registers have none of, by num_prefix_tokens.
@@ -71,18 +72,20 @@ def _registers_enter(base: Any) -> dict[str, Any]:
     def _pos_embed(self: Any, *args: Any, **kwargs: Any) -> Tensor:
         return inserted(self, embed(self, *args, **kwargs))
 
+    later = {"set_input_size": without_registers(base.set_input_size)} if hasattr(base, "set_input_size") else {}
     return {
         "num_prefix_tokens": property(lambda self: counted(self, "num_prefix_tokens")),
         "num_reg_tokens": property(lambda self: counted(self, "num_reg_tokens")),
         "group_matcher": group_matcher,
         "no_weight_decay": no_weight_decay,
-        "set_input_size": without_registers(base.set_input_size),
         "_pos_embed": _pos_embed,
+        **later,  # of timm 1.0.8
     }
 
 
 def _registers(root: Any) -> int:
-    return 0 if root.reg_token is None else root.reg_token.shape[1]
+    tokens = getattr(root, "reg_token", None)  # of timm 0.9.8
+    return 0 if tokens is None else int(tokens.shape[1])
 
 
 def _others(root: Any) -> int:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..attention import attention
 from ..errors import UnsupportedModelError
-from .base import SPEC, Adapter, Codebase, Container
+from .base import SPEC, WHOLE, Adapter, Codebase, Container
 from .parts import Features, Parts, StateDict
 from .recognise import unwrapped
 from .registers import inserted
@@ -115,7 +115,7 @@ def _attend(module: Any, return_weights: bool, **arguments: Any) -> tuple[Tensor
 
 def _wants_weights(module: Any) -> bool:
     config = module.__dict__["config"]
-    return module.attn_plugins_asked or config.output_attentions or config._attn_implementation == "eager"
+    return bool(module.attn_plugins_asked or config.output_attentions or config._attn_implementation == "eager")
 
 
 def _merge(mask: Any, bias: Tensor | None) -> Tensor | None:
@@ -171,8 +171,9 @@ def _is_model(cls: type) -> bool:
 
 def _model_overrides(base: Any) -> dict[str, Any]:
     def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
-        """Upstream's; ``config.json`` tells the spec, where all patched layers have the same."""
-        specs = {vars(module)[SPEC] for module in self.modules() if SPEC in vars(module)}
+        """Upstream's; ``config.json`` tells the spec, where all patched layers tell the same."""
+        layers = [vars(module) for module in self.modules() if SPEC in vars(module)]
+        specs = {told.get(WHOLE, told[SPEC]) for told in layers}
         if len(specs) != 1:
             return base.save_pretrained(self, *args, **kwargs)
         self.config.attn_plugins = {"spec": specs.pop()}
@@ -193,8 +194,10 @@ INSERT = "attn_plugins_registers__insert"
 def _embeds(base: Any) -> dict[str, Any]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
         insert = vars(self).get(INSERT)
-        x = base.forward(self, *args, **kwargs)
-        return x if insert is None else insert(x)
+        x: Tensor = base.forward(self, *args, **kwargs)
+        if insert is not None:
+            x = insert(x)
+        return x
 
     return {"forward": forward}
 

@@ -46,7 +46,8 @@ class ViT:
     @property
     def cls_token(self) -> nn.Parameter:
         """``[1, 1, C]``"""
-        return attrgetter(self.known.cls_token)(self.root)
+        token: nn.Parameter = attrgetter(self.known.cls_token)(self.root)
+        return token
 
     def part(self, block: nn.Module, *names: str) -> nn.Module:
         """The first of ``names`` that ``block`` has.
@@ -111,7 +112,7 @@ def find_vits(model: nn.Module) -> list[ViT]:
     if not found:
         raise UnsupportedModelError(
             f"{type(model).__qualname__} has no ViT that token mechanisms know (DINOv1, v2, v3, lightly-train, timm "
-            "and transformers ViTs): use a normalizer alone, or pass the ViT itself"
+            "from 0.6 and transformers ViTs): use a normalizer alone, or pass the ViT itself"
         )
     return found
 

@@ -76,7 +76,8 @@ def _noise_tile() -> Array:
     spectrum = np.fft.rfft2(rng.standard_normal((_TILE, _TILE))) / amplitude**1.7
     tile = np.fft.irfft2(spectrum, s=(_TILE, _TILE))
     low, high = np.percentile(tile, (1, 99))
-    return np.clip((tile - low) / (high - low), 0, 1).astype(np.float32)
+    noise: Array = np.clip((tile - low) / (high - low), 0, 1).astype(np.float32)
+    return noise
 
 
 def smooth_noise(rng: np.random.Generator, x: Array, y: Array, scale: float) -> Array:
@@ -85,7 +86,8 @@ def smooth_noise(rng: np.random.Generator, x: Array, y: Array, scale: float) -> 
     # float32 positions on a distant floor reach 1e4 tiles' pixels: int32 is enough and the mask keeps them periodic.
     ix = (x * np.float32(scale * _TILE)).astype(np.int32) + offset[0]
     iy = (y * np.float32(scale * _TILE)).astype(np.int32) + offset[1]
-    return _noise_tile()[iy & (_TILE - 1), ix & (_TILE - 1)]
+    noise: Array = _noise_tile()[iy & (_TILE - 1), ix & (_TILE - 1)]
+    return noise
 
 
 def _floor_pattern(rng: np.random.Generator, x: Array, z: Array) -> Array:
@@ -93,13 +95,15 @@ def _floor_pattern(rng: np.random.Generator, x: Array, z: Array) -> Array:
     kind = rng.choice(("tiles", "planks", "grain", "grain"))
     size = rng.uniform(0.5, 1.1)
     if kind == "tiles":
-        checks = ((np.floor(x / size) + np.floor(z / size)) % 2) * 2 - 1
-        return checks.astype(np.float32) * np.float32(rng.uniform(0.25, 0.7))
+        checks: Array = (((np.floor(x / size) + np.floor(z / size)) % 2) * 2 - 1).astype(np.float32)
+        checks *= np.float32(rng.uniform(0.25, 0.7))
+        return checks
     if kind == "planks":
         board = np.floor(x / (0.3 * size))
         tone = (board * 0.618) % 1 * 2 - 1
         gap = (np.abs(x / (0.3 * size) - board - 0.5) > 0.46) * np.float32(0.8)
-        return (0.45 * tone - gap).astype(np.float32)
+        planks: Array = (0.45 * tone - gap).astype(np.float32)
+        return planks
     return np.zeros_like(x)
 
 
@@ -182,7 +186,8 @@ def _wall(
     stripes = np.sin(columns * np.float32(2 * np.pi / period)) * np.float32(rng.choice((0.0, 0.0, 0.05)))
     wall = paint * (0.74 + 0.34 * glow + 0.16 * texture + stripes)[..., None]
     board = np.clip(1 - np.abs(rows - (foot - 0.06 * metres)) / (0.06 * metres), 0, 1) > 0
-    return np.where(board[..., None], wall * 0.45 + 0.42, wall)
+    painted: Array = np.where(board[..., None], wall * 0.45 + 0.42, wall)
+    return painted
 
 
 def _sky(

@@ -63,7 +63,8 @@ def _polygon(angle: Array, sides: int, turn: float = 0.0, sharpness: float = 14.
     """Radius of a rounded regular polygon with a side's normal at `turn`: a p-norm over the side normals."""
     normals = turn + 2 * np.pi * np.arange(sides, dtype=np.float32) / sides
     facing = np.maximum(np.cos(angle[..., None] - normals), 0)
-    return (facing**sharpness).sum(-1) ** (-1 / sharpness)
+    radius: Array = (facing**sharpness).sum(-1) ** (-1 / sharpness)
+    return radius
 
 
 _RADIUS: dict[str, Callable[[Array], Array]] = {
@@ -128,7 +129,8 @@ def pattern(name: str, u: Array, v: Array, noise: Array, frequency: float) -> Ar
     w = np.float32(np.pi * frequency)
 
     def edge(x: Array) -> Array:
-        return np.clip(0.5 + 2.5 * x, 0, 1)
+        inside: Array = np.clip(0.5 + 2.5 * x, 0, 1)
+        return inside
 
     if name == "stripes":
         return edge(np.sin(w * (u + 0.35 * v) * 1.3))

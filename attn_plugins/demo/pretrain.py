@@ -49,6 +49,9 @@ class Recipe:
         local_crops: local crops an image, at least 1.
         learning_rate: peak, reached after a tenth of the steps.
         momentum: of the teacher at the start; it rises to 1 with a cosine.
+        teacher_temperature: after the first third of the steps; 0.04 before.
+        norm_in_head: batch norm in the projection head, which keeps small batches from collapsing.
+        bf16: whether the backbones run under bfloat16 autocast; head and loss are in float32 either way.
     """
 
     steps: int = 36
@@ -63,6 +66,9 @@ class Recipe:
     local_crops: int = 4
     learning_rate: float = 1e-3
     momentum: float = 0.9
+    teacher_temperature: float = 0.06
+    norm_in_head: bool = False
+    bf16: bool = False
 
     @property
     def arch_options(self) -> dict[str, Any]:
@@ -83,13 +89,20 @@ class Method:
     def __init__(self, spec: str, recipe: Recipe) -> None:
         torch.manual_seed(recipe.seed)  # the same initial weights for every method
         backbone = timm.create_model(ARCH.partition("/")[2], num_classes=0, **recipe.arch_options)
-        heads = [DINOProjectionHead(recipe.embed_dim, 512, 64, PROTOTYPES) for _ in range(2)]
+        heads = [
+            DINOProjectionHead(recipe.embed_dim, 512, 64, PROTOTYPES, batch_norm=recipe.norm_in_head) for _ in range(2)
+        ]
         heads[1].load_state_dict(heads[0].state_dict())  # its weight_norm refuses deepcopy
         self.spec, self.recipe = spec, recipe
         self.student = nn.Sequential(patch(backbone, spec), heads[0])
         self.teacher = nn.Sequential(copy.deepcopy(backbone), heads[1]).requires_grad_(False)
         warmup = max(recipe.steps // 3, 1)
-        self.loss = DINOLoss(PROTOTYPES, warmup_teacher_temp_epochs=warmup, warmup_teacher_temp=0.04, teacher_temp=0.06)
+        self.loss = DINOLoss(
+            PROTOTYPES,
+            warmup_teacher_temp_epochs=warmup,
+            warmup_teacher_temp=0.04,
+            teacher_temp=recipe.teacher_temperature,
+        )
         decayed, plain = get_weight_decay_parameters([self.student])
         groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=0.04)
@@ -106,12 +119,9 @@ class Method:
         begin, recipe = time.perf_counter(), self.recipe
         self._schedule(step)
         with torch.no_grad():
-            teacher_out = self.teacher(torch.cat(list(views[:2]))).chunk(2)
-        sizes = (views[:2], views[2:])
-        student_out = [
-            out for group in sizes if group for out in self.student(torch.cat(list(group))).chunk(len(group))
-        ]
-        loss = self.loss(list(teacher_out), student_out, epoch=step)
+            teacher_out = self._run(self.teacher, views[:2])
+        student_out = [out for group in (views[:2], views[2:]) if group for out in self._run(self.student, group)]
+        loss = self.loss(teacher_out, student_out, epoch=step)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.student.parameters(), 3.0)
@@ -119,6 +129,15 @@ class Method:
         update_momentum(self.student, self.teacher, cosine_schedule(step, recipe.steps + 1, recipe.momentum, 1.0))
         self.losses.append(loss.item())
         self.seconds.append(time.perf_counter() - begin)
+
+    def _run(self, network: nn.Sequential, views: Sequence[Tensor]) -> list[Tensor]:
+        """Crops ``[B, 3, S, S]`` of one size to prototype scores ``[B, K]`` each.
+
+        The head is never in bfloat16: early on, pictures differ by less than that resolves.
+        """
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.bf16):
+            tokens = network[0](torch.cat(list(views)))
+        return list(network[1](tokens.float()).chunk(len(views)))
 
     def _schedule(self, step: int) -> None:
         steps = self.recipe.steps

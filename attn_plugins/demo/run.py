@@ -114,7 +114,7 @@ def run(
     _claim(out, settings)
     finished = out / "table.json"  # written last
     if finished.exists():
-        rows = read_json(finished)["rows"]
+        rows: list[dict[str, Any]] = read_json(finished)["rows"]
         say(f"{out} is complete:")
     else:
         rows = _compute(out, settings, say, command)

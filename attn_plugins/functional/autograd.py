@@ -20,7 +20,8 @@ class Entmax(torch.autograd.Function):
 
     @staticmethod
     def forward(scores: Tensor, alpha: float) -> Tensor:
-        return ops.entmax(scores, alpha)
+        weights: Tensor = ops.entmax(scores, alpha)
+        return weights
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
@@ -40,7 +41,8 @@ class _EntmaxBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(weights: Tensor, grad: Tensor, alpha: float) -> Tensor:
-        return ops.entmax_backward(weights, grad, alpha)
+        pulled: Tensor = ops.entmax_backward(weights, grad, alpha)
+        return pulled
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
@@ -66,7 +68,8 @@ class EntmaxPerRow(torch.autograd.Function):
 
     @staticmethod
     def forward(scores: Tensor, alpha: Tensor) -> Tensor:
-        return ops.entmax_alpha(scores, alpha)
+        weights: Tensor = ops.entmax_alpha(scores, alpha)
+        return weights
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:

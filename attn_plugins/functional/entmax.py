@@ -123,6 +123,7 @@ def _along(dim: int, scores: Tensor, alpha: float | Tensor) -> Tensor:
     if plain.wanted():
         return plain.entmax(scores, alpha, dim)
     rows = (scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores).movedim(dim, -1)
+    weights: Tensor
     if isinstance(alpha, float):
         weights = Entmax.apply(rows, alpha)
     else:

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..params import SCALE, scaled_by_us
 from ..registry import NORMALIZERS
 from ..spec import Plugin, parse
+from .scale import ConstantScale, HeadScale, LengthScale
 
-__all__ = ["Normalizer", "bind", "build"]
+__all__ = ["Normalizer", "bind", "build", "keep_scales"]
 
 
 @dataclass(frozen=True)
@@ -26,14 +28,18 @@ class Normalizer:
         function: ``f(scores, dim)`` with the parameters bound.
         alpha: entmax exponent (1.0 softmax, 1.5 entmax15, 2.0 sparsemax), or None if the function is not a
             member of that family. Fused kernels dispatch on it.
+        scale: factor on the scores, which ``function`` does not apply.
+        inner: the same without a factor; None where it has none.
     """
 
     plugin: Plugin
     function: Callable[..., Tensor] = field(repr=False, compare=False)
     alpha: float | None = None
+    scale: float = 1.0
+    inner: Normalizer | None = field(default=None, repr=False, compare=False)
 
     def __call__(self, scores: Tensor, dim: int = -1) -> Tensor:
-        return self.function(scores, dim=dim)
+        return self.function(scores if self.inner is None else scores * self.scale, dim=dim)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Normalizer:
         return self  # nothing in it changes, and copying asks for less than pickling
@@ -77,9 +83,22 @@ def _made_of(plugin: Plugin, factory: Any, alpha: float | None) -> Normalizer:
             f"{plugin.name!r} has learnable parameters: pass an instance of {factory.__name__}, "
             "or patch a model with it"
         )
-    function = functools.partial(factory, **plugin.kwargs) if plugin.params else factory
+    plain, scale = _apart(plugin, factory)
+    if isinstance(scale, str):
+        raise ValueError(f"{str(plugin)!r} has a scale for each head, which is a layer's own: patch a model with it")
+    function = functools.partial(factory, **plain.kwargs) if plain.params else factory
     _try(plugin, function)
-    return Normalizer(plugin, function, None if alpha is None else float(alpha))
+    made = Normalizer(plain, function, None if alpha is None else float(alpha))
+    return made if scale is None else Normalizer(plugin, function, made.alpha, scale, made)
+
+
+def _apart(plugin: Plugin, factory: Any) -> tuple[Plugin, float | str | None]:
+    """The plugin without the factor on its scores, and the factor; None where it has none of ours."""
+    if SCALE not in plugin.kwargs or not scaled_by_us(factory):
+        return plugin, None
+    scale = plugin.kwargs[SCALE]
+    plain = Plugin(plugin.name, tuple(p for p in plugin.params if p[0] != SCALE), plugin.factory)
+    return plain, scale if isinstance(scale, str) else float(scale)  # type: ignore[arg-type]  # no Ramp in a layer
 
 
 def _try(plugin: Plugin, function: Callable[..., Any]) -> None:
@@ -94,18 +113,24 @@ def _try(plugin: Plugin, function: Callable[..., Any]) -> None:
         raise ValueError(f"{plugin.name!r} returns {got} for scores of shape (1, 2); it must return their weights")
 
 
-def build(plugin: Plugin, num_heads: int | None) -> Normalizer | nn.Module:
+def build(plugin: Plugin, num_heads: int | None, head_dim: int | None = None) -> Normalizer | nn.Module:
     """The normalizer for one attention layer: shared and stateless, or a module with this layer's parameters.
 
     Args:
         plugin: a normalizer's name and parameters, or a callable with its name.
         num_heads: heads of the layer; only normalizers with parameters need it.
+        head_dim: channels of a head's query; only ``scale=asentmax`` needs it.
 
     Raises:
         ValueError: a parameter is out of range, what is registered returns no weights, the callable is a module
             and not its class, or the number of heads is needed and not known.
     """
     factory = NORMALIZERS.get(plugin.name).factory if plugin.factory is None else plugin.factory
+    plain, scale = _apart(plugin, factory)
+    if scale is not None and (isinstance(scale, str) or _is_module(factory)):
+        scaled: nn.Module = _scaled(build(plain, num_heads), scale, plugin, num_heads, head_dim)
+        scaled.plugin = plugin  # type: ignore[assignment]
+        return scaled
     if isinstance(factory, nn.Module):
         raise ValueError(
             f"{plugin.name!r} is one module, which all layers would share; pass its class, which is built for each "
@@ -116,11 +141,34 @@ def build(plugin: Plugin, num_heads: int | None) -> Normalizer | nn.Module:
     if num_heads is None:
         raise ValueError(f"{plugin.name!r} has one parameter per head, and the layer does not tell its number of heads")
     try:
-        module = factory(num_heads=num_heads, **plugin.kwargs)
+        module: nn.Module = factory(num_heads=num_heads, **plugin.kwargs)
     except TypeError as error:
         raise ValueError(f"{plugin.name!r} cannot be built as {factory.__name__}(num_heads=H): {error}") from error
-    module.plugin = plugin
+    module.plugin = plugin  # type: ignore[assignment]
     return module
+
+
+def _scaled(inner: Any, scale: float | str, plugin: Plugin, num_heads: int | None, head_dim: int | None) -> Any:
+    """``inner`` behind a factor that is a module."""
+    if not isinstance(scale, str):
+        return ConstantScale(inner, scale)
+    if num_heads is None:
+        raise ValueError(f"{str(plugin)!r} has one scale per head, and the layer does not tell its number of heads")
+    if scale != "asentmax":
+        return HeadScale(inner, num_heads, learnable=scale == "learnable")
+    if head_dim is None:
+        raise ValueError(f"{str(plugin)!r} reads the query, and the layer does not tell the width of its heads")
+    return LengthScale(inner, num_heads, head_dim)
+
+
+def keep_scales(before: object, after: object) -> None:
+    """Give ``after`` the factors that ``before`` has for each head, where it is the same normalizer behind them."""
+    if isinstance(before, HeadScale) and isinstance(after, HeadScale) and _named(before) == _named(after):
+        after.log_scale.data.copy_(before.log_scale.data)
+
+
+def _named(scaled: HeadScale) -> object:
+    return getattr(scaled.inner, "plugin", None)
 
 
 def _is_module(factory: Any) -> bool:

@@ -1,7 +1,5 @@
 """Entmax as torch operators: what ``torch.compile`` sees instead of a loop whose length depends on the data."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -9,11 +7,13 @@ from torch import Tensor
 
 from .. import native
 from ..native import rows
+from ..torch_names import register_vmap
 from .solver import pull_back, slope, solve, takes_alpha, weighted_mean
 
 __all__ = ["entmax", "entmax_alpha", "entmax_backward"]
 
 
+# torch reads the operators' schemas from these annotations, before 2.5 only from types: no postponed evaluation here.
 @torch.library.custom_op("attn_plugins::entmax", mutates_args=())
 def entmax(scores: Tensor, alpha: float) -> Tensor:
     """Weights of ``scores`` ``[..., n]`` along the last dimension, contiguous."""
@@ -60,20 +60,20 @@ def _batch_first(info: Any, dim: int | None, tensor: Tensor, rank: int) -> Tenso
     return tensor.reshape(tensor.shape[0], *[1] * (rank + 1 - tensor.dim()), *tensor.shape[1:])
 
 
-@entmax.register_vmap
+@register_vmap(entmax)
 def _(info: Any, in_dims: tuple[int | None, ...], scores: Tensor, alpha: float) -> tuple[Tensor, int]:
     assert in_dims[0] is not None
     return entmax(scores.movedim(in_dims[0], 0), alpha), 0
 
 
-@entmax_backward.register_vmap
+@register_vmap(entmax_backward)
 def _(info: Any, in_dims: tuple[int | None, ...], weights: Tensor, grad: Tensor, alpha: float) -> tuple[Tensor, int]:
     rank = max(t.dim() - (d is not None) for t, d in zip((weights, grad), in_dims, strict=False))
     both = (_batch_first(info, d, t, rank) for t, d in zip((weights, grad), in_dims, strict=False))
     return entmax_backward(*torch.broadcast_tensors(*both), alpha), 0
 
 
-@entmax_alpha.register_vmap
+@register_vmap(entmax_alpha)
 def _(info: Any, in_dims: tuple[int | None, ...], scores: Tensor, alpha: Tensor) -> tuple[Tensor, int]:
     rank = scores.dim() - (in_dims[0] is not None)
     scores, alpha = (_batch_first(info, d, t, rank) for t, d in zip((scores, alpha), in_dims, strict=True))

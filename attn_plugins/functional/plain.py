@@ -12,18 +12,17 @@ In float32 it differs from the ``entmax`` package by less than 1e-5.
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from ..torch_names import exporting, exporting_to_onnx, forward_mode, untraced_shape
 from .solver import takes_alpha
 
-__all__ = ["asked", "computed", "entmax", "forward_mode", "sizes", "wanted"]
+__all__ = ["asked", "computed", "entmax", "sizes", "wanted"]
 
 HALVINGS = {torch.float32: 24, torch.float64: 52}
 """Of an interval of length 1, until it is as long as the threshold's last digit."""
@@ -64,36 +63,15 @@ def wanted() -> bool:
     if asked():
         return True
     if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting() and _for_onnx()
+        return exporting() and exporting_to_onnx()
     return torch.jit.is_tracing() or forward_mode()
-
-
-def forward_mode() -> bool:
-    """Whether forward-mode derivatives are being taken (``torch.func.jvp``, ``torch.autograd.forward_ad``)."""
-    return forward_ad._current_level >= 0
-
-
-def _for_onnx() -> bool:
-    # torch.onnx.is_in_onnx_export() asks the same, and imports the exporter to do so.
-    flags = sys.modules.get("torch.onnx._internal.exporter._flags")
-    return flags is not None and bool(flags._is_onnx_exporting)
-
-
-# What torch.compiler.assume_constant_result sets; calling that would import all of dynamo with this package.
-_for_onnx._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def sizes(tensor: Tensor) -> Sequence[int]:
     """The shape of ``tensor`` as numbers, also inside ``torch.jit.trace``, which has tensors for them."""
     if torch.compiler.is_compiling() or not torch.jit.is_tracing():
         return tensor.shape
-    bindings: Any = torch._C
-    state = bindings._get_tracing_state()
-    bindings._set_tracing_state(None)
-    try:
-        return tensor.shape
-    finally:
-        bindings._set_tracing_state(state)
+    return untraced_shape(tensor)
 
 
 # --- how

@@ -77,7 +77,8 @@ class _Scale(Owned):
 
 def _halves(base: Any) -> dict[str, Any]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
-        return getattr(self, LAYOUT).apply(base.forward(self, *args, **kwargs), broadcast_context)
+        y: Tensor = getattr(self, LAYOUT).apply(base.forward(self, *args, **kwargs), broadcast_context)
+        return y
 
     return {"forward": forward}
 
@@ -86,6 +87,7 @@ def _scaled(base: Any) -> dict[str, Any]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
         scale = self.attn_plugins_cb_s.gamma
         out = base.forward(self, *args, **kwargs)
-        return getattr(self, LAYOUT).apply(out, lambda x: broadcast_context(x, scale))
+        y: Tensor = getattr(self, LAYOUT).apply(out, lambda x: broadcast_context(x, scale))
+        return y
 
     return {"forward": forward}

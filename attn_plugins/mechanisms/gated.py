@@ -30,7 +30,7 @@ class Gated(Mechanism):
     def check(self, vit: ViT) -> None:
         for block in vit.blocks:
             vit.norm1(block)
-            vit.projection(block)
+            _width(vit.projection(block))
             if "postnorm" in type(block).__name__.lower() or "respost" in type(block).__name__.lower():
                 raise UnsupportedModelError(
                     f"gated: {type(block).__qualname__} norms the attention's output, not its input, which "
@@ -41,11 +41,26 @@ class Gated(Mechanism):
         for block in vit.blocks:
             norm, projection = vit.norm1(block), vit.projection(block)
             if not hasattr(projection, "attn_plugins_gated"):
-                gate = _Gate(vit.cls_token.shape[-1], projection.in_features)
+                gate = _Gate(vit.cls_token.shape[-1], _width(projection))
                 projection.attn_plugins_gated = gate.like(vit.cls_token)
             norm.attn_plugins_gated__input = projection.attn_plugins_gated__input = _Input()
             add_layer(norm, _shows)
             add_layer(projection, _gates)
+
+
+def _width(projection: nn.Module) -> int:
+    """The channels that enter a projection, which may hold its linear layer among others.
+
+    Raises:
+        UnsupportedModelError: it has no linear layer that tells.
+    """
+    for module in projection.modules():
+        if isinstance(channels := getattr(module, "in_features", None), int):
+            return channels
+    raise UnsupportedModelError(
+        f"gated: a {type(projection).__qualname__} after the heads does not tell how many channels enter it "
+        "(in_features); project by an nn.Linear"
+    )
 
 
 class _Input:
@@ -59,7 +74,8 @@ class _Input:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Input:
         # A tensor that a forward left here belongs to that forward's graph.
-        return memo.setdefault(id(self), _Input())
+        copied: _Input = memo.setdefault(id(self), _Input())
+        return copied
 
 
 class _Gate(Owned):
@@ -79,7 +95,7 @@ class _Gate(Owned):
 
 def _shows(base: Any) -> dict[str, Any]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
-        y = base.forward(self, *args, **kwargs)
+        y: Tensor = base.forward(self, *args, **kwargs)
         self.attn_plugins_gated__input.x[y.device] = y
         return y
 
@@ -89,6 +105,7 @@ def _shows(base: Any) -> dict[str, Any]:
 def _gates(base: Any) -> dict[str, Any]:
     def forward(self: Any, x: Tensor) -> Tensor:
         gate = self.attn_plugins_gated(self.attn_plugins_gated__input.x.pop(x.device))
-        return base.forward(self, x * gate)
+        y: Tensor = base.forward(self, x * gate)
+        return y
 
     return {"forward": forward}

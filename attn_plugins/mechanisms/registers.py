@@ -119,7 +119,8 @@ class _Tokens(Owned):
     @property
     def tokens(self) -> Tensor:
         """``[1, num, C]``"""
-        return self.register_tokens["bias"]
+        tokens: Tensor = self.register_tokens["bias"]
+        return tokens
 
     def insert(self, x: Tensor) -> Tensor:
         """``x: [B, 1 + N, C]`` to ``[B, 1 + num + N, C]``."""

@@ -109,7 +109,8 @@ def _bare_scales(base: Any) -> dict[str, Any]:
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         setattr(self, TOKENS, x.shape[1])
         try:
-            return base.forward(self, x, *args, **kwargs)
+            y: Tensor = base.forward(self, x, *args, **kwargs)
+            return y
         finally:
             delattr(self, TOKENS)
 
@@ -129,7 +130,8 @@ def _per_token(name: str) -> property:
         state = self.__dict__
         own: Any = state[name] if name in state else nn.Module.__getattr__(self, name)
         if own is None or TOKENS not in state:
-            return own
+            whole: Tensor | None = own
+            return whole
         prefix = getattr(self, LAYOUT).prefix
         scale = getattr(self._modules[COPY], name)
         return torch.cat([scale.expand(prefix, -1), own.expand(state[TOKENS] - prefix, -1)])

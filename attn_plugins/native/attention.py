@@ -1,7 +1,5 @@
 """``attention.c`` as torch operators: what ``torch.compile`` sees and ``torch.func.vmap`` batches."""
 
-from __future__ import annotations
-
 import ctypes
 import functools
 from typing import Any
@@ -9,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..torch_names import register_vmap
 from . import build
 
 __all__ = ["attention", "attention_backward"]
 
 
+# torch reads the operators' schemas from these annotations, before 2.5 only from types: no postponed evaluation here.
 @torch.library.custom_op("attn_plugins::cpu_attention", mutates_args=(), device_types="cpu")
 def attention(
     query: Tensor, key: Tensor, value: Tensor, alpha: Tensor, mask: Tensor | None, is_causal: bool, scale: float
@@ -74,7 +74,7 @@ def _(
     return dq, dk, dv, alpha.new_empty(query.shape[:2])
 
 
-@attention.register_vmap
+@register_vmap(attention)
 def _(
     info: Any,
     in_dims: tuple[int | None, ...],
@@ -91,7 +91,7 @@ def _(
     return (out.unflatten(0, (info.batch_size, -1)), stats.unflatten(1, (info.batch_size, -1))), (0, 1)
 
 
-@attention_backward.register_vmap
+@register_vmap(attention_backward)
 def _(
     info: Any,
     in_dims: tuple[int | None, ...],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -12,14 +13,19 @@ from torch import nn
 
 from .. import swap
 from ..codebases.answer import NORMALIZER
+from ..codebases.base import head_dim
 from ..codebases.fused import answer_functions
+from ..codebases.proof import ANSWERED
 from ..errors import UnsupportedModelError
-from ..functional.normalizer import build
+from ..functional.normalizer import build, keep_scales
 from ..mechanisms import plan_mechanisms
-from ..spec import Plugin, Spec, parse
+from ..record import RECORD
+from ..spec import Plugin, Spec, parse, settled
 from ..swap import PREFIX
+from ..torch_names import tell_if_newer
 from .description import describe
-from .record import stamp, write_records
+from .record import forget_record, stamp, write_records
+from .scales import Scales
 from .sites import Layers, Site, Survey, named_reasons, select_layers, survey
 
 __all__ = ["patch", "patched", "unpatch"]
@@ -32,7 +38,14 @@ WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule",
 SHARDING = WRAPPERS - {"DataParallel", "OptimizedModule"}
 
 
-def patch(model: M, spec: str | Spec | Callable[..., Any], layers: Layers = None) -> M:
+def patch(
+    model: M,
+    spec: str | Spec | Callable[..., Any],
+    layers: Layers = None,
+    *,
+    scales: str | os.PathLike[str] | Scales | None = None,
+    other_backbone: bool = False,
+) -> M:
     """Replace the attention normalizer of a model, and add token mechanisms, in place.
 
     Parameters, buffers, hooks and attributes stay; modules only change their class to a subclass of it.
@@ -48,12 +61,17 @@ def patch(model: M, spec: str | Spec | Callable[..., Any], layers: Layers = None
             ``nn.Module`` class, called as ``cls(num_heads=H)`` for each layer; with parameters as a
             ``functools.partial`` with keywords, with mechanisms as ``Spec.of(mine) + Spec.of("registers")``. One that
             is not registered is recorded as ``unregistered:MODULE.QUALNAME``, a label: two functions of one name
-            cannot be told apart, and a file with it is refused until the function is registered.
+            cannot be told apart, and a file with it is refused until the function is registered. A spec that names
+            layers itself, ``"entmax15@6-11"``, says it of the whole model: the others get their own attention back.
         layers: which attention layers get the normalizer, in the order of ``describe``: an index, a slice, an
             iterable of indices or names, the name of a module (itself or one that contains the attention,
             ``"blocks.3"``), or a predicate ``(name, module) -> bool``. None means all, except pooling heads:
             they are patched only by a name or a predicate. Token mechanisms are those of the last spec, for the
-            whole ViT, whatever ``layers`` says.
+            whole ViT, whatever ``layers`` says. Not for a spec that says something for each layer.
+        scales: factors on the scores of every head that were fitted to this backbone (:func:`attn_plugins.calibrate`):
+            a file, or the name of one that comes with the package, ``"dinov2_vits14"``. The spec gets
+            ``scale=per_head``.
+        other_backbone: take ``scales`` even where they were fitted on another one.
 
     Returns:
         ``model``.
@@ -62,26 +80,40 @@ def patch(model: M, spec: str | Spec | Callable[..., Any], layers: Layers = None
         UnknownPluginError: the spec has a name that is not registered.
         UnsupportedModelError: the model has no attention that can be patched, or an option of it is not supported.
         ValueError: a bad spec, a callable that returns no weights, a parameter out of range, layers that do not
-            exist, or learnable parameters for a model that DDP or FSDP holds already.
+            exist, scales of another normalizer or backbone, or learnable parameters for a model that DDP or FSDP holds
+            already.
 
     Warns:
         UserWarning: some attention of the model is not reached by any adapter; the warning names it.
     """
-    parsed = parse(spec)
+    tell_if_newer()
+    parsed = settled(parse(spec), new=True)
+    fitted = None if scales is None else Scales.read(scales)
+    if fitted is not None:
+        parsed = fitted.spec_for(parsed)
     found = survey(model)
-    chosen = select_layers(found, layers)
-    _check_nested(chosen, found)
+    chosen = select_layers(found, _layers_of(parsed, layers, found))
+    plugins = _plugins(parsed, chosen, found)
+    freed = [site for site in found.layers if parsed.names_layers and site not in chosen]
+    _check_nested(chosen, found, freed)
     for site in chosen:
         _check_class(site.path, site.module)
         _check_not_hidden(site.path, site.module, swap.layered(swap.bare(site.module), site.layer))
         site.adapter.check(site.module)
-    normalizers = [_build_normalizer(parsed.normalizer, site) for site in chosen]
+    again = fitted is None  # patching again with the same spec keeps what was learned
+    normalizers = [_build_normalizer(plugin, site, again) for plugin, site in zip(plugins, chosen, strict=True)]
+    if fitted is not None:
+        fitted.check(found.layers, chosen, other_backbone)
+        for site, normalizer in zip(chosen, normalizers, strict=True):
+            fitted.put(found.layers.index(site), normalizer)
     plan = plan_mechanisms(model, parsed.mechanisms)
     added = [n for n, site in zip(normalizers, chosen, strict=True) if n is not getattr(site.module, NORMALIZER, None)]
     if plan.adds_parameters or any(isinstance(normalizer, nn.Module) for normalizer in added):
         _check_not_sharded(model, parsed)
 
     with swap.all_or_nothing(model):
+        for site in freed:
+            _free(site)
         for site, normalizer in zip(chosen, normalizers, strict=True):
             _apply(site, normalizer)
         plan.apply()
@@ -89,7 +121,7 @@ def patch(model: M, spec: str | Spec | Callable[..., Any], layers: Layers = None
             own = callable(getattr(type(module), "init_weights", None)) and "init_weights" not in vars(module)
             if own and _has_plugin_parameters(module):
                 vars(module)["init_weights"] = swap.Starts(module)
-        write_records(model)
+        write_records(model, parsed)
         root = _innermost(model)
         prefix = _path_of(model, root)
         stamp(root, parsed, {site.path.removeprefix(prefix): _spec_now(site) for site in found.layers})
@@ -123,16 +155,48 @@ def unpatch(model: M) -> M:
 
 
 @contextlib.contextmanager
-def patched(model: M, spec: str | Spec | Callable[..., Any], layers: Layers = None) -> Iterator[M]:
+def patched(model: M, spec: str | Spec | Callable[..., Any], layers: Layers = None, **options: Any) -> Iterator[M]:
     """Context in which ``model`` is patched; what it was before, patched or not, comes back at the end.
 
-    Args and errors are those of :func:`patch`.
+    Args (``options`` are ``scales`` and ``other_backbone``) and errors are those of :func:`patch`.
     """
     before = swap.snapshot(model)
     try:
-        yield patch(model, spec, layers)
+        yield patch(model, spec, layers, **options)
     finally:
         swap.restore(model, before)
+
+
+def _layers_of(spec: Spec, layers: Layers, found: Survey) -> Layers:
+    """What ``layers`` is to :func:`select_layers`, where the spec may name them instead.
+
+    Raises:
+        ValueError: layers are given although the spec tells them apart, or it names one that there is not.
+    """
+    if spec.by_layer and layers is not None:
+        raise ValueError(
+            f"{str(spec)!r} says something for each layer and layers={layers!r} is given too; name the layers in the "
+            "spec: name@6-11"
+        )
+    if not spec.names_layers:
+        return layers
+    return [index for index, plugin in enumerate(spec.for_layers(len(found.layers))) if plugin is not None]
+
+
+def _plugins(spec: Spec, chosen: list[Site], found: Survey) -> list[Plugin]:
+    """The normalizer of each chosen layer."""
+    told = spec.for_layers(len(found.layers) if spec.names_layers else len(chosen))
+    return [plugin for plugin in told if plugin is not None]
+
+
+def _free(site: Site) -> None:
+    """Give a layer its own attention back; mechanisms are put on again afterwards, by their plan."""
+    for module, _ in [*site.containers, (site.module, site.layer)]:
+        module.__class__ = swap.bare(module)
+    vars(site.module).pop(NORMALIZER, None)
+    vars(site.module).pop(ANSWERED, None)
+    site.module._modules.pop(NORMALIZER, None)
+    forget_record(site.module)
 
 
 def _apply(site: Site, normalizer: Any) -> None:
@@ -146,14 +210,16 @@ def _apply(site: Site, normalizer: Any) -> None:
 
 
 def _has_plugin_parameters(module: nn.Module) -> bool:
-    return any(PREFIX in name for name, _ in module.named_parameters())
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    return any(PREFIX in name and not name.endswith(RECORD) for name, _ in tensors)
 
 
-def _build_normalizer(plugin: Plugin, site: Site) -> Any:
+def _build_normalizer(plugin: Plugin, site: Site, again: bool) -> Any:
     current = getattr(site.module, NORMALIZER, None)
-    if isinstance(current, nn.Module) and current.plugin == plugin:
-        return current  # patching again with the same spec keeps what was learned
-    normalizer = build(plugin, site.adapter.num_heads(site.module))
+    if again and isinstance(current, nn.Module) and current.plugin == plugin:
+        return current
+    normalizer = build(plugin, site.adapter.num_heads(site.module), head_dim(site.module))
+    keep_scales(current, normalizer)
     if isinstance(normalizer, nn.Module):
         weight = next((p for p in site.module.parameters() if p.is_floating_point()), None)
         if weight is not None:
@@ -185,11 +251,11 @@ def _check_not_hidden(path: str, module: nn.Module, cls: type) -> None:
         )
 
 
-def _check_nested(chosen: list[Site], found: Survey) -> None:
+def _check_nested(chosen: list[Site], found: Survey, freed: list[Site]) -> None:
     """Refuse attention that is chosen apart from attention around or inside it, which may compute it itself."""
     paths = {site.path for site in chosen}
     for other in (*found.layers, *found.pooling):
-        if other.path in paths or swap.is_patched(other.module):
+        if other.path in paths or (swap.is_patched(other.module) and other not in freed):
             continue
         for site in chosen:
             outer, inner = sorted((site.path, other.path), key=len)

@@ -12,14 +12,15 @@ from typing import Any
 from torch import nn
 
 from .. import swap
-from ..codebases.base import NORMALIZER, SPEC, Layer
+from ..codebases.base import NORMALIZER, SPEC, WHOLE, Layer
 from ..mechanisms import applied_mechanisms
 from ..record import RECORD, decode, encode
-from ..spec import Plugin, Spec, parse
+from ..spec import Plugin, Spec, parse, settled
 
 __all__ = [
     "METADATA_KEY",
     "STAMP",
+    "forget_record",
     "is_lost",
     "layer_spec",
     "lost",
@@ -65,20 +66,42 @@ def lost(model: nn.Module) -> dict[str, str]:
 
 def layer_spec(module: nn.Module, mechanisms: tuple[Plugin, ...]) -> str:
     """The spec of one patched layer: its normalizer, and the mechanisms of the model around it."""
-    return str(Spec(getattr(module, NORMALIZER).plugin, mechanisms))
+    return str(Spec((getattr(module, NORMALIZER).plugin,), mechanisms))
 
 
-def write_records(model: nn.Module) -> None:
-    """Put the record of its spec on every patched layer of ``model``, and the hooks that keep it true."""
+def write_records(model: nn.Module, spec: Spec) -> None:
+    """Put the record of its spec on every patched layer of ``model``, and the hooks that keep it true.
+
+    Args:
+        model: that was patched.
+        spec: what with; where it says something for each layer, the records tell it beside the layer's own.
+    """
     mechanisms = applied_mechanisms(model)
     for module in model.modules():
         if NORMALIZER in (*vars(module), *module._modules):
             vars(module)[SPEC] = layer_spec(module, mechanisms)
-            tensor = encode({"spec": vars(module)[SPEC]})
+            vars(module).pop(WHOLE, None)
+            if spec.by_layer:
+                vars(module)[WHOLE] = str(spec)
+            tensor = encode(_of_layer(module))
             weight = next(module.parameters(), tensor)
             module._buffers[RECORD] = tensor.to(weight.device)
             swap.add_hook(module, "state_dict_post_hook", _write_layer)
             swap.add_hook(module, "load_state_dict_pre_hook", _check_layer)
+
+
+def forget_record(module: nn.Module) -> None:
+    """Take off ``module`` what :func:`write_records` has put there."""
+    for name in (SPEC, WHOLE):
+        vars(module).pop(name, None)
+    module._buffers.pop(RECORD, None)
+    swap.remove_hooks(module, _write_layer, _check_layer)
+
+
+def _of_layer(module: nn.Module) -> dict[str, Any]:
+    """The record of a patched layer: its spec, and the model's where that tells each layer apart."""
+    own = vars(module)
+    return {"spec": own[SPEC], **({"whole": own[WHOLE]} if WHOLE in own else {})}
 
 
 def stamp(model: nn.Module, spec: Spec, layers: Mapping[str, str | None]) -> None:
@@ -90,7 +113,7 @@ def stamp(model: nn.Module, spec: Spec, layers: Mapping[str, str | None]) -> Non
         layers: {path: normalizer} of its attention layers, in order; None where the layer is not patched.
     """
     record: dict[str, Any] = {"spec": str(spec)}
-    if len(set(layers.values())) > 1:
+    if spec.by_layer or len(set(layers.values())) > 1:
         record["layers"] = list(layers.values())
     vars(model)[STAMP] = record
     vars(model)[PATCHED] = tuple(path for path, normalizer in layers.items() if normalizer is not None)
@@ -120,14 +143,21 @@ def refuse_others(model: nn.Module) -> None:
     swap.add_hook(model, "load_state_dict_pre_hook", _check)
 
 
-def _canonical(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record with its specs as they are read now: of a callable that was registered since, its name."""
-    return {key: [_read(spec) for spec in value] if key == "layers" else _read(value) for key, value in record.items()}
+def _canonical(record: Mapping[str, Any]) -> Any:
+    """What a record says, with specs as they are read now: of a callable that was registered since, its name.
+
+    That of each layer, if it tells; it is the same however it was asked for (``@6-11``, ``layers=``).
+    """
+    spec = _read(record["spec"])
+    if "layers" not in record:
+        return spec, record.get("lost")
+    mechanisms = spec.mechanisms if isinstance(spec, Spec) else spec
+    return [None if told is None else _read(told) for told in record["layers"]], mechanisms, record.get("lost")
 
 
 def _read(spec: Any) -> Any:
     try:
-        return parse(spec)
+        return settled(parse(spec), new=False)
     except ValueError:
         return spec  # nothing that is known here; compared as it is written
 
@@ -162,7 +192,7 @@ def _write_layer(module: nn.Module, state_dict: dict[str, Any], prefix: str, loc
     key, spec = prefix + RECORD, vars(module).get(SPEC)
     held = state_dict.get(key)
     if spec is not None and held is not None and not held.is_meta:
-        record = {"spec": spec, "lost": True} if is_lost(module) else {"spec": spec}
+        record = _of_layer(module) | ({"lost": True} if is_lost(module) else {})
         state_dict[key] = encode(record).to(held.device)
 
 
@@ -173,7 +203,7 @@ def _check_layer(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_:
         return
     if key in state_dict:
         _agree(key, state_dict[key], spec)
-    state_dict[key] = encode({"spec": spec})  # weights without a record (softmax's, older files) load as ever
+    state_dict[key] = encode(_of_layer(module))  # weights without a record (softmax's, older files) load as ever
 
 
 @swap.hook
@@ -192,7 +222,7 @@ def _agree(key: str, tensor: Any, spec: str) -> None:
             f"{key}: these weights were saved after the patch {record['spec']!r} was lost: nobody knows what they were "
             "trained with"
         )
-    if _canonical(record) != _canonical({"spec": spec}):
+    if _read(record["spec"]) != _read(spec):
         raise ValueError(
             f"{key}: these weights were trained with {record['spec']!r} and this layer has {spec!r}: they mean "
             f"something only with their own attention. Patch the model with {record['spec']!r}; to load them on "

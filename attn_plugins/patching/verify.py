@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
 
 from .. import swap
 from ..attention.counting import layer as current_layer
@@ -20,6 +19,7 @@ from ..codebases.base import Layer
 from ..errors import UnsupportedModelError
 from ..functional import bind
 from ..text import columns
+from ..torch_names import leaves
 from .record import lost, spec_of
 from .sites import survey
 
@@ -292,8 +292,8 @@ def _distance(one: Any, other: Any) -> float:
 
 
 def _tensors(output: Any) -> list[Tensor]:
-    leaves, _ = tree_flatten(dict(output) if hasattr(output, "keys") else output)
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    held = leaves(dict(output) if hasattr(output, "keys") else output)
+    return [leaf for leaf in held if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def _shown(value: float | None, form: str) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from mmengine.model import BaseModule
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from ..checkpoints import build
 from ..checkpoints.verdict import verdict
 from ..codebases.features import ViTFeatures, center_pad, evenly_spaced
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # of typing since Python 3.11
 
 __all__ = ["FEATURES", "FrozenViT", "features_digest"]
 

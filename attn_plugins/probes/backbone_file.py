@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from ..checkpoints.digest import sha256_of
 
 __all__ = ["find_backbone"]
 
@@ -28,12 +29,12 @@ def find_backbone(identity: Mapping[str, Any], near: Path) -> Path:
     """
     recorded = identity.get("checkpoint")
     sha256 = identity.get("sha256")
-    if recorded and Path(recorded).exists() and (sha256 is None or _sha256(Path(recorded)) == sha256):
+    if recorded and Path(recorded).exists() and (sha256 is None or sha256_of(Path(recorded)) == sha256):
         return Path(recorded)
     if sha256:
         size = identity.get("bytes")
         for path in _candidates(near, Path(str(recorded)).name):
-            if (size is None or path.stat().st_size == size) and _sha256(path) == sha256:
+            if (size is None or path.stat().st_size == size) and sha256_of(path) == sha256:
                 return path
     raise ValueError(
         f"the backbone of {near} is not where it was ({recorded}), and no file near the probe or in {Path.cwd()} has "
@@ -51,10 +52,3 @@ def _candidates(near: Path, name: str) -> Iterator[Path]:
                 if path.suffix in _SUFFIXES and path.is_file() and path.absolute() != near.absolute():
                     found[path.resolve()] = None
     yield from sorted(found, key=lambda path: path.name != name)[:_MOST]
-
-
-def _sha256(path: Path) -> str | None:
-    if path.is_dir():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..files import written
 
-__all__ = ["FeatureStore", "content_digest", "key_of"]
+__all__ = ["FeatureStore", "key_of"]
 
 # Raise when the same key would stand for other values: older files are then never found.
 _VERSION = 1
@@ -28,12 +28,6 @@ def key_of(**what: Any) -> str:
         what: digests, numbers, texts, and lists and mappings of them; no path and no time of a file.
     """
     return hashlib.sha256(json.dumps({"version": _VERSION, **what}, sort_keys=True).encode()).hexdigest()
-
-
-def content_digest(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class FeatureStore:

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..files import sha256
 from ..progress import printed_progress
 from .backbone import FrozenViT
 from .ownership import probe_model
-from .store import FeatureStore, content_digest, key_of
+from .store import FeatureStore, key_of
 
 __all__ = ["VIEWS", "FeatureStoreHook", "StoredViews"]
 
@@ -145,7 +146,7 @@ class StoredViews(Dataset[dict[str, Any]]):
         computed = 0
         for number in range(len(self.dataset)):
             info = self.dataset.get_data_info(number)
-            image = content_digest(info["img_path"])
+            image = sha256(info["img_path"])
             mine = [self._keys(image, view, backbone, mean, std) for view in self.views]
             keys += mine
             if number % world == rank:
@@ -171,7 +172,7 @@ class StoredViews(Dataset[dict[str, Any]]):
         number, view = divmod(index, len(self.views))
         info = self.dataset.get_data_info(number)
         reading = [self.told, info.get("label_map"), info.get("reduce_zero_label"), self.dataset.metainfo["classes"]]
-        key = key_of(features=list(keys), mask=content_digest(info["seg_map_path"]), reading=reading, side=self.labels)
+        key = key_of(features=list(keys), mask=sha256(info["seg_map_path"]), reading=reading, side=self.labels)
         if not self.store.intact(key):
             labels = self.dataset[number]["gt_seg_map"]
             shape = [(self.labels or 1) * side for side in self._kept(keys[0], "patches").shape[1:]]

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
 
 from ..patching import PREFIX, patch, unpatch
 from ..record import RECORD
 from ..spec import Spec
 from ..swap import Starts
+from ..torch_names import leaves
 from .report import close
 
 __all__ = ["Tried", "additions", "snapshot", "unlike"]
@@ -47,8 +47,8 @@ class Tried:
         with torch.random.fork_rng(), torch.set_grad_enabled(grad):
             torch.manual_seed(0)
             output = model(*self.inputs, **self.kwargs)
-        leaves, _ = tree_flatten(dict(output) if hasattr(output, "keys") else output)
-        found = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        held = leaves(dict(output) if hasattr(output, "keys") else output)
+        found = [leaf for leaf in held if isinstance(leaf, Tensor) and leaf.is_floating_point()]
         assert found, f"its output holds no floating point tensor: {type(output).__name__}"
         return found
 

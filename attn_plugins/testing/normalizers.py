@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -149,9 +149,9 @@ class _Checks:
 
         def weights(scores: Tensor, *values: Tensor) -> Tensor:
             if not learned:
-                return made(scores, dim=-1)
+                return cast(Tensor, made(scores, dim=-1))
             given = dict(zip(learned, values, strict=True))
-            return torch.func.functional_call(made, given, (scores,), {"dim": -1})
+            return cast(Tensor, torch.func.functional_call(made, given, (scores,), {"dim": -1}))
 
         inputs = [self.scores, *learned.values()]
         torch.autograd.gradcheck(weights, [x.detach().clone().requires_grad_() for x in inputs])
@@ -218,9 +218,9 @@ class _Checks:
         torch.manual_seed(0)
         layer, x = nn.MultiheadAttention(8 * HEADS, HEADS, batch_first=True).eval(), torch.randn(2, 5, 8 * HEADS)
         before, keys = layer(x, x, x)[0], list(layer.state_dict())
-        patch(layer, Spec(self.plugin))
+        patch(layer, Spec((self.plugin,)))
         patched = layer(x, x, x)[0]
-        other = patch(nn.MultiheadAttention(8 * HEADS, HEADS, batch_first=True).eval(), Spec(self.plugin))
+        other = patch(nn.MultiheadAttention(8 * HEADS, HEADS, batch_first=True).eval(), Spec((self.plugin,)))
         other.load_state_dict(layer.state_dict())
         close(other(x, x, x)[0], patched, "a patched layer with the state dict of another")
         unpatch(layer)

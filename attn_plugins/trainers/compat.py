@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
+from .. import torch_names
 from ..checkpoints import allowed_globals
 
 __all__ = ["keep_old_fsdp_names", "read_own_checkpoints"]
@@ -18,7 +17,7 @@ def read_own_checkpoints() -> None:
 
     Since torch 2.6 it refuses them, and with them DINOv1's own checkpoints. Only that list is allowed.
     """
-    torch.serialization.add_safe_globals(allowed_globals())
+    torch_names.add_safe_globals(allowed_globals())
 
 
 def keep_old_fsdp_names() -> None:
@@ -26,12 +25,11 @@ def keep_old_fsdp_names() -> None:
 
     To be called before `dinov2.fsdp` is imported, which takes `_reshard` by name.
     """
-    import torch.distributed.fsdp._runtime_utils as runtime
     from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
     if hasattr(FSDP, "_streams") or hasattr(FSDP, "_handles"):
         return
-    reshard_one = runtime._reshard
+    reshard_one = torch_names.reshard()
 
     def reshard(state: Any, handles: Any, free: Any) -> None:
         if not isinstance(handles, list):
@@ -45,7 +43,7 @@ def keep_old_fsdp_names() -> None:
     }
     for name, value in names.items():
         setattr(FSDP, name, value)
-    runtime._reshard = reshard
+    torch_names.set_reshard(reshard)
 
 
 def _get_streams(module: Any) -> dict[str, Any]:

@@ -16,9 +16,11 @@ from ..checkpoints import CheckpointError, agree, recorded_spec
 from ..patching import PREFIX, patch
 from ..patching.record import refuse_others, spec_of, stamp
 from ..record import RECORD
-from ..spec import parse
+from ..spec import parse, settled
+from .annealing import anneal_network
 from .compat import read_own_checkpoints
 from .proof import tell_answers
+from .watching import asked, watch_network
 
 __all__ = ["before_load", "patch_networks", "spec_from"]
 
@@ -26,14 +28,15 @@ __all__ = ["before_load", "patch_networks", "spec_from"]
 def patch_networks(spec: str, *networks: nn.Module) -> None:
     """Patch student and teacher, or any networks that a trainer has just built, alike.
 
-    With `softmax` they compute as they are. Either way their state dicts tell the spec from now on, and weights of
+    With `softmax` they compute as they are. Where the environment asks for a monitor, the one that an optimizer turns
+    out to train is watched. Either way their state dicts tell the spec from now on, and weights of
     another are refused: that is how a resumed run notices that it was started with another one.
 
     Raises:
         UnknownPluginError, UnsupportedModelError, ValueError: as `attn_plugins.patch`.
     """
     read_own_checkpoints()
-    wanted = parse(spec)
+    wanted = settled(parse(spec), new=True)
     for network in networks:
         present = spec_of(network)
         if present not in (None, str(wanted)):
@@ -41,11 +44,13 @@ def patch_networks(spec: str, *networks: nn.Module) -> None:
                 f"asked for {str(wanted)!r} by the trainer's own option, but {type(network).__name__} has {present!r} "
                 "already (from the launcher?): give the spec in one place"
             )
-        if str(wanted) == "softmax":
+        if str(wanted) == "softmax" and not asked():
             stamp(network, wanted, {})
         elif present is None:
-            patch(network, wanted)
+            patch(network, wanted)  # softmax too where it is watched: it computes what it did
             tell_answers(network, str(wanted))
+            anneal_network(network)
+            watch_network(network)
         refuse_others(network)
 
 

@@ -22,10 +22,21 @@ def expected(q, k, v, alpha, bias=None, scale=None):
     q, k, v = q.double(), k.double(), v.double()
     scores = (q @ k.transpose(-2, -1)) * (q.shape[-1] ** -0.5 if scale is None else scale)
     scores = scores if bias is None else scores + bias.double()
+    if isinstance(alpha, float) and alpha == 1:
+        return scores.softmax(-1) @ v
     return peer.entmax_bisect(scores, alpha, dim=-1, n_iter=80) @ v
 
 
 backends = pytest.mark.parametrize("backend", ["cpu", "reference"])
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.5])
+@pytest.mark.parametrize("scale", [0.0, -0.5, -1])
+def test_a_causal_mask_hides_keys_whatever_the_scale(scale, alpha):
+    q, k, v = randn(0, 2, 3, 5, 8), randn(1, 2, 3, 7, 8), randn(2, 2, 3, 7, 8)
+    bias = torch.full((5, 7), -INF).triu(1)
+    out = attention(q, k, v, normalizer=f"entmax:alpha={alpha}", is_causal=True, scale=scale)
+    torch.testing.assert_close(out.double(), expected(q, k, v, alpha, bias, scale), rtol=0, atol=1e-6)
 
 
 @backends

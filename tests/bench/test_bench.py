@@ -66,3 +66,14 @@ def test_step_command_times_both_models(tmp_path):
     path = tmp_path / "step.json"
     assert run("step", "--arch", "test_vit", "--quick", "--json", str(path)) == 0
     assert {*json.loads(path.read_text())["peers"]} == {"softmax", "entmax15"}
+
+
+def test_monitor_command_tells_the_share_of_a_run(tmp_path, capsys):
+    pytest.importorskip("timm", reason="times a timm model; pip install timm")
+    path = tmp_path / "monitor.json"
+    assert run("monitor", "--arch", "test_vit", "--quick", "--json", str(path)) == 0
+    result = json.loads(path.read_text())
+    assert {*result["peers"]} == {"entmax15", "entmax15, looked at"}
+    step = result["peers"]["entmax15"]["median_ms"]
+    assert result["share"] == pytest.approx(result["looking_ms"] / 100 / step)
+    assert "% of the run" in capsys.readouterr().out

@@ -6,10 +6,10 @@ import ast
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
+import tomllib
 
 import attn_plugins
 from attn_plugins.cli import COMMANDS, SEPARATE, main
@@ -27,7 +27,7 @@ MODULES = {
     "timm": {"timm", "safetensors", "huggingface_hub", "yaml", "torchvision"},
     "lightly": {"lightly"},
 }
-TORCH = {"torch", "jinja2", "filelock"}
+TORCH = {"torch", "jinja2", "filelock", "typing_extensions"}
 
 
 def provided(extras: str) -> set[str]:

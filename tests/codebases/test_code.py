@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import sys
 from collections.abc import Callable
@@ -240,6 +241,32 @@ def test_a_third_party_adapter_comes_before_ours(no_new_adapters: None) -> None:
     assert_same_outputs(model, expected, lambda m: m(x))
     with pytest.raises(ValueError, match="'mine' is registered already"):
         register_adapter(Adapter("mine", lambda cls: False, overrides))
+
+
+def test_another_adapter_of_the_same_name_is_the_one_that_runs() -> None:
+    def times(factor: int) -> Adapter:
+        def overrides(base: type) -> dict[str, Any]:
+            def forward(self: Any, x: Tensor) -> Tensor:
+                out = attn_plugins.attention(*self.heads(x), normalizer=self.attn_plugins_normalizer)
+                return factor * out.transpose(1, 2).flatten(2)
+
+            return {"forward": forward}
+
+        return Adapter("mine", lambda cls: issubclass(cls, ByName), overrides)
+
+    x, models = torch.randn(2, 7, DIM), []
+    for factor in (2, 3):
+        model = ByName()
+        expected = factor * model(x)
+        with ADAPTERS.temporarily():
+            register_adapter(times(factor))
+            attn_plugins.patch(model, "softmax")
+            assert_same_outputs(model, expected, lambda m: m(x))
+        models.append((model, expected))  # so that both classes stay
+    for model, expected in models:
+        torch.testing.assert_close(model(x), expected)
+        with pytest.raises(attn_plugins.UnknownPluginError, match="mine"):
+            copy.deepcopy(model)
 
 
 def test_an_adapter_can_refuse_a_module(no_new_adapters: None) -> None:

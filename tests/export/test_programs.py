@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import subprocess
@@ -40,6 +41,14 @@ def output(model: nn.Module, x: Tensor) -> Tensor:
         return model(x)
 
 
+@functools.cache
+def exported(name: str, spec: str) -> torch.export.ExportedProgram:
+    """What several tests ask for; it takes seconds."""
+    model, x = build(name, spec)
+    with attn_plugins.exportable(model), torch.no_grad():
+        return torch.export.export(model, (x,))
+
+
 @pytest.fixture(scope="module")
 def differences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     """Of every saved program, loaded where attn_plugins cannot be imported, to its model; by case and program."""
@@ -50,7 +59,7 @@ def differences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
         torch.save((x, output(model, x)), path + ".data")
         with attn_plugins.exportable(model), torch.no_grad():
             torch.jit.trace(model, (x,)).save(path + ".trace")
-            torch.export.save(torch.export.export(model, (x,)), path + ".export")
+        torch.export.save(exported(name, spec), path + ".export")
     paths = [str(folder / str(number)) for number in range(len(CASES))]
     done = subprocess.run(
         [sys.executable, "-c", ELSEWHERE, *paths], capture_output=True, text=True, timeout=600, cwd=folder
@@ -68,10 +77,7 @@ def test_runs_without_this_package(name: str, spec: str, program: str, differenc
 
 @every_case
 def test_is_made_of_torchs_operators(name: str, spec: str) -> None:
-    model, x = build(name, spec)
-    with attn_plugins.exportable(model):
-        program = torch.export.export(model, (x,))
-    called = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    called = [node.target for node in exported(name, spec).graph.nodes if node.op == "call_function"]
     assert called
     assert not [target for target in called if getattr(target, "namespace", "aten") != "aten"]
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-import trainers
+from helpers import official_trainers as trainers
 from PIL import Image
 
 from attn_plugins import patch

@@ -3,10 +3,10 @@
 import json
 
 import pytest
-import trainers
+from helpers import official_trainers as trainers
 
 from attn_plugins.checkpoints import identify, load_backbone_state, read
-from attn_plugins.record import RECORD
+from attn_plugins.record import RECORD, decode
 
 pytestmark = pytest.mark.slow
 
@@ -128,3 +128,17 @@ def test_attention_maps_are_the_sparse_ones(entmax, patched, labelled, tmp_path)
     assert "was trained with 'entmax15'" in trainers.run(*command, fails=True)
     trainers.run(*command, "--attn_plugins", "entmax15")
     assert len(list(tmp_path.glob("attn-head*.png"))) == 3
+
+
+def test_alpha_is_annealed_by_the_flag_and_a_resumed_run_goes_on(plain, patched, images, tmp_path):
+    flag = ("--attn_plugins", "entmax_anneal:steps=3")
+    losses = train(patched, images, tmp_path, *flag)[1]
+    assert losses[0] == plain[0], "the first step is softmax's"
+    assert losses[1] != plain[1]
+    output, after = train(patched, images, tmp_path, *flag, epochs=4)
+    assert "after step 3, alpha is 1.5 to 1.5" in output
+    assert after[:2] == losses and len(after) == 4
+    checkpoint = read(tmp_path / "checkpoint.pth")
+    for network, prefix in (("student", "module.backbone."), ("teacher", "backbone.")):
+        told = decode(checkpoint[network][f"{prefix}blocks.3.attn.attn_plugins_normalizer._extra_state"])
+        assert (int(told["step"]), told["alpha"]) == (4, "1.500000")

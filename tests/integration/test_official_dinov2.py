@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-import trainers
 import yaml
+from helpers import official_trainers as trainers
 
 from attn_plugins.checkpoints import identify
 

@@ -1,7 +1,7 @@
 """Official DINOv3, unedited, by the launcher, on the CPU, FSDP2 over gloo."""
 
 import pytest
-import trainers
+from helpers import official_trainers as trainers
 
 from attn_plugins.checkpoints import identify, load_backbone_state
 

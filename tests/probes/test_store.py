@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from attn_plugins.probes.store import FeatureStore, content_digest, key_of
+from attn_plugins.files import sha256
+from attn_plugins.probes.store import FeatureStore, key_of
 
 
 @pytest.fixture
@@ -70,4 +71,4 @@ def test_keys_are_digests_of_content_and_of_nothing_else(tmp_path: Path) -> None
     assert key_of() == hashlib.sha256(json.dumps({"version": 1}).encode()).hexdigest()
     for name in ("one", "two"):
         (tmp_path / name).write_bytes(b"same")
-    assert content_digest(tmp_path / "one") == content_digest(tmp_path / "two") == hashlib.sha256(b"same").hexdigest()
+    assert sha256(tmp_path / "one") == sha256(tmp_path / "two") == hashlib.sha256(b"same").hexdigest()

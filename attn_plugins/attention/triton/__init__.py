@@ -70,6 +70,7 @@ def run(call: AttentionCall) -> Tensor:
     assert alpha is not None  # unsupported() refuses it
     if alphas is None and alpha not in (1.5, 2.0):
         alphas = torch.full((heads,), alpha, dtype=torch.float32, device=q.device)
+    out: Tensor
     out, _ = entmax_attention(q, k, v, alpha, alphas, key_mask, call.lengths, call.is_causal, call.scale)
     return out.reshape(*lead, heads, tokens, v.shape[-1])
 

@@ -63,7 +63,8 @@ class Problem:
 
     @property
     def family(self) -> int:
-        return GENERAL.value if self.alphas is not None else _FAMILY[self.alpha]
+        family: int = GENERAL.value if self.alphas is not None else _FAMILY[self.alpha]
+        return family
 
     @property
     def scaled(self) -> float:

@@ -37,7 +37,7 @@ def interpreting() -> bool:
 
 def length_class(n: int) -> int:
     """The number of keys that a kernel is built for: a power of two up to 256, then steps of 1, 1.25, 1.5 times one."""
-    power = max(16, triton.next_power_of_2(n))
+    power: int = max(16, triton.next_power_of_2(n))
     if power <= _LONGEST_ON_CHIP:
         return power
     return next(size for size in (power * 5 // 8, power * 3 // 4, power) if n <= size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...files import sha256
 from ...progress import Progress
 from ..checks.files import Problem, read_pair
 from ..images import ImageError, opened, read_image
@@ -137,7 +137,7 @@ def _read_mask(pair: Pair) -> tuple[list[Problem], str, Any]:
         return [Problem("labels", pair.target, found, "save masks as PNG, resized with nearest neighbours")], "", None
     colours = labels.ndim == 3
     values = [_colour(int(code)) if colours else int(code) for code in codes]
-    return [], _digest(pair.image), (values, counts.tolist(), labels.shape[:2], palette)
+    return [], sha256(pair.image), (values, counts.tolist(), labels.shape[:2], palette)
 
 
 def _read_depth(pair: Pair) -> tuple[list[Problem], str, Any]:
@@ -151,7 +151,7 @@ def _read_depth(pair: Pair) -> tuple[list[Problem], str, Any]:
         return [Problem("depth", pair.target, f"is a picture of kind {mode}", remedy)], "", None
     if not len(measured):
         return [Problem("depth", pair.target, "has no measured pixel", "remove the pair")], "", None
-    return [], _digest(pair.image), ((int(measured.min()), int(measured.max())), stored.shape[:2])
+    return [], sha256(pair.image), ((int(measured.min()), int(measured.max())), stored.shape[:2])
 
 
 def _read_image(pair: Pair) -> tuple[list[Problem], str, Any]:
@@ -159,12 +159,7 @@ def _read_image(pair: Pair) -> tuple[list[Problem], str, Any]:
         pixels = read_image(pair.image, exif=True)
     except ImageError as error:
         return [Problem("unreadable", pair.image, str(error), "copy the file again, or remove it")], "", None
-    return [], _digest(pair.image), pixels.shape[:2]
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return [], sha256(pair.image), pixels.shape[:2]
 
 
 def read_labels(path: str | Path) -> tuple[NDArray[Any], dict[int, tuple[int, int, int]]]:
@@ -195,7 +190,8 @@ def codes_of(labels: NDArray[Any]) -> NDArray[np.int64]:
     """One number a pixel: the value, or R·65536 + G·256 + B."""
     if labels.ndim == 2:
         return labels.astype(np.int64)
-    return (labels.astype(np.int64) * (65536, 256, 1)).sum(2)
+    numbers: NDArray[np.int64] = (labels.astype(np.int64) * (65536, 256, 1)).sum(2)
+    return numbers
 
 
 def _colour(code: int) -> tuple[int, int, int]:

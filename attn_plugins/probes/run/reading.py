@@ -14,6 +14,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
 from ...checkpoints import CheckpointError, read
+from ...torch_names import safe_globals
 
 __all__ = ["install_safe_loading"]
 
@@ -38,7 +39,7 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
     Raises:
         CheckpointError: no such file, damaged, or it asks for something outside the allow-list, which is named.
     """
-    with torch.serialization.safe_globals(_run_state()):
+    with safe_globals(_run_state()):
         return read(Path(filename).expanduser())
 
 
@@ -70,8 +71,7 @@ def _run_state() -> list[Any]:
     wanted: list[Any] = [HistoryBuffer, np.ndarray, (_statistic, "builtins.getattr")]
     # numpy 2 renamed numpy.core; files from both sides of the change are read.
     wanted += [(reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
-    known = torch.serialization.get_safe_globals()
-    return [entry for entry in wanted if entry not in known]
+    return wanted
 
 
 def _statistic(owner: Any, name: str) -> Any:

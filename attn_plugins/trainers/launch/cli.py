@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import runpy
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from ...patching import find_attention
 from ...patching.record import refuse_others
 from ...plugin_modules import ImportPlugins
 from ...spec import parse
+from .. import watching
 from ..compat import keep_old_fsdp_names, read_own_checkpoints
 from ..messages import say
 from ..networks import patch_networks
@@ -37,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, script = _parse(list(sys.argv[1:] if argv is None else argv))
     read_own_checkpoints()
     keep_old_fsdp_names()
+    for variable, value in ((watching.MONITOR, args.monitor), (watching.EVERY, args.monitor_every)):
+        if value is not None:
+            os.environ[variable] = str(value)
     if args.attn_plugins is not None:
         args.attn_plugins = str(parse(args.attn_plugins))  # a typo ends here, not after the data has been read
     with contextlib.ExitStack() as stack:
@@ -106,13 +111,21 @@ def _run(script: list[str]) -> None:
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         prog="python -m attn_plugins.launch",
-        usage="%(prog)s [--attn-plugins SPEC] [--import MODULE] [--device cpu] -- (SCRIPT | -m MODULE) [ARGS ...]",
+        usage="%(prog)s [--attn-plugins SPEC] [--monitor FILE.jsonl] [--import MODULE] [--device cpu] -- "
+        "(SCRIPT | -m MODULE) [ARGS ...]",
         description="Run a trainer with every Vision Transformer that it builds patched as it is built.",
     )
     parser.add_argument("--attn-plugins", metavar="SPEC", help="e.g. entmax15; leave out if the script has the flag")
     parser.add_argument(
         "--device", choices=["cpu"], help="run a CUDA-only trainer on the CPU, to check that it runs, not to train"
     )
+    parser.add_argument(
+        "--monitor",
+        metavar="SINK[,SINK]",
+        help="write what attention looks like to FILE.jsonl, tensorboard:FOLDER or wandb, "
+        f"as the variable {watching.MONITOR} does",
+    )
+    parser.add_argument("--monitor-every", type=int, metavar="N", help="steps from one observation to the next (100)")
     ImportPlugins.add_to(parser)
     split = argv.index("--") if "--" in argv else len(argv)
     args, script = parser.parse_args(argv[:split]), argv[split + 1 :]

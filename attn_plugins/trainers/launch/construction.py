@@ -72,7 +72,7 @@ def patch_as_built(built: Callable[[nn.Module], None]) -> Iterator[None]:
 
     for cls in _subclasses(nn.Module):
         wrap(cls)
-    nn.Module.__init_subclass__ = classmethod(on_new_class)  # type: ignore[assignment]
+    nn.Module.__init_subclass__ = classmethod(on_new_class)  # type: ignore[arg-type, assignment]
     try:
         yield
     finally:

@@ -10,13 +10,13 @@ from typing import Any
 from unittest import mock
 
 import torch
-import torch._dynamo  # makes tables of torch's functions when it is imported: before any of them is replaced
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.overrides import TorchFunctionMode
 
+from ...torch_names import load_dynamo
 from ..messages import say
 from . import xformers
 
@@ -35,6 +35,7 @@ def instead_of_cuda() -> Iterator[None]:
     say("=" * 100)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     _single_process_environment()
+    load_dynamo()
     with contextlib.ExitStack() as stack:
         for owner, name, replacement in (*_replacements(), *xformers.replacements()):
             stack.enter_context(mock.patch.object(owner, name, replacement))
@@ -76,8 +77,10 @@ def _replacements() -> list[tuple[Any, str, Any]]:
     def gloo_group(*args: Any, **kwargs: Any) -> Any:
         return new_group(*args, **{**kwargs, "backend": "gloo"})
 
-    def gloo_gather(output: torch.Tensor, input: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        return all_gather(output, torch.atleast_1d(input), *args, **kwargs)  # gloo has none of a tensor without dims
+    # Before torch 2.8, FSDP2 gives these two by torch's names.
+    def gloo_gather(output_tensor: torch.Tensor, input_tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        # gloo has none of a tensor without dims
+        return all_gather(output_tensor, torch.atleast_1d(input_tensor), *args, **kwargs)
 
     def cpu_mesh(self: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
         mesh(self, "cpu", *args, **kwargs)

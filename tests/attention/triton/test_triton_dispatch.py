@@ -6,8 +6,8 @@ import warnings
 
 import pytest
 import torch
+from helpers.triton_cases import DEVICE, qkv
 from torch._subclasses.fake_tensor import FakeTensorMode
-from triton_cases import DEVICE, qkv
 
 from attn_plugins import attention
 from attn_plugins.attention import dispatch

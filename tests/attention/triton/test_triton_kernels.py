@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from helpers.triton_cases import DEVICE, check, expected, qkv
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from triton_cases import DEVICE, check, expected, qkv
 
 from attn_plugins import attention
 from attn_plugins.attention.triton import tuning

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from triton_cases import DEVICE, check, qkv
+from helpers.triton_cases import DEVICE, check, qkv
 
 from attn_plugins import attention
 

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
+from checkpoints import layouts
+from checkpoints.models import patched, torch_file
 
 import attn_plugins
 from attn_plugins.cli import main
-
-from . import layouts
-from .models import patched, torch_file
 
 
 def test_it_prints_what_a_checkpoint_is(tmp_path, capsys):

@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.distributed as dist
+from helpers.triton_cases import DEVICE, qkv
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
-from triton_cases import DEVICE, qkv
 
 from attn_plugins import attention
 from attn_plugins.attention.triton.op import entmax_attention

@@ -9,13 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from attn_plugins.data.layouts.imagenet import write_imagenet
 from attn_plugins.trainers.checkout import apply
 from attn_plugins.trainers.insertions import load
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "integration"
 UPSTREAM = {"dino": "DINO_ROOT", "dinov2": "DINOV2_ROOT", "dinov3": "DINOV3_ROOT"}
 
 
@@ -77,3 +79,18 @@ def numbers(output: str, name: str) -> list[str]:
 def image_folder(folder: Path, count: int, size: int = 96) -> Path:
     """The built-in data set in ImageNet's layout; returns the folder that holds train/ and val/."""
     return write_imagenet(folder, num_train=count, num_val=count, size=(size, size), seed=0)
+
+
+def dinov2_dataset(folder: Path) -> str:
+    """ImageNet's 1,281,167 entries, as DINOv2's index of it must have, all of eight images; what its config names."""
+    (folder / "train/n0").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for index in range(8):
+        pixels = rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((96, 96)).save(folder / f"train/n0/n0_{index}.JPEG")
+    fields = [("actual_index", "<u4"), ("class_index", "<u4"), ("class_id", "U2"), ("class_name", "U1")]
+    entries = np.zeros(1_281_167, dtype=fields)
+    entries["actual_index"] = np.arange(len(entries)) % 8
+    entries["class_id"] = "n0"
+    np.save(folder / "entries-TRAIN.npy", entries)
+    return f"ImageNet:split=TRAIN:root={folder}:extra={folder}"

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from triton_cases import DEVICE, weights
+from helpers.triton_cases import DEVICE, weights
 
 from attn_plugins import attention
 from attn_plugins.attention.triton import naive

@@ -1,0 +1,8 @@
+"""Beside a training run: :class:`Monitor` shows what its attention looks like, :class:`Anneal` moves alpha."""
+
+from .anneal import Anneal
+from .monitor import Monitor
+from .rows import LayerRows, Observation
+from .sinks import read_run
+
+__all__ = ["Anneal", "LayerRows", "Monitor", "Observation", "read_run"]
