@@ -18,7 +18,15 @@ from .pca import pca_rgb
 from .pib import HITS
 from .pictures import Pixels, grid, marked, overlaid, resized
 
-__all__ = ["attention_exhibit", "layers_exhibit", "norms_exhibit", "overlay_exhibit", "pca_exhibit", "pib_exhibit"]
+__all__ = [
+    "attention_exhibit",
+    "layers_exhibit",
+    "maps_exhibit",
+    "norms_exhibit",
+    "overlay_exhibit",
+    "pca_exhibit",
+    "pib_exhibit",
+]
 
 SIDE = 224
 """Pixels of a picture on the page; files hold the same."""
@@ -173,6 +181,50 @@ def overlay_exhibit(found: Sequence[Findings], images: NDArray[np.float32], sett
         f"Attention of [CLS] over the patches in {where}; columns are the input, {', '.join(names)}. All maps of all "
         f"models have one scale, from dark (0) to bright (a weight of {top:.2g} and above, the 99th percentile).",
         f"The input and attention maps of {', '.join(s.name for s, _ in results)}: mean of heads and heads {heads}.",
+        tuple(panels),
+        rows,
+    )
+
+
+def maps_exhibit(found: Sequence[Findings], images: NDArray[np.float32]) -> Exhibit:
+    """Norms, what outliers attend to, attention received and similar patches, a row an image ``[N, S, S, 3]``."""
+    results = [(f.subject, f.maps) for f in found if f.maps is not None]
+    names = {
+        "norms": "norm of each patch",
+        "received": "attention that each patch receives",
+        "outliers": "attention of the outliers",
+        "similar": "cosine with the marked patch",
+    }
+    tops = {
+        name: float(np.quantile(np.concatenate([getattr(maps, name).numpy().ravel() for _, maps in results]), 0.99))
+        for name in names
+    }
+    panels, rows = [], []
+    for index, (subject, maps) in enumerate(results):
+        side = images.shape[1]
+        point = tuple((place + 0.5) * side / maps.norms.shape[1] for place in reversed(maps.query))
+        pictures: list[Pixels] = []
+        for number, image in enumerate(images):
+            pictures.append(marked(image, [], (point[0], point[1]), SIDE // 2))
+            pictures += [
+                overlaid(image, getattr(maps, name)[number].numpy(), top, SIDE // 2) for name, top in tops.items()
+            ]
+            rows.append(
+                {"model": subject.name, "image": number, "outliers": int(maps.counts[number])}
+                | {f"{name}_max": float(getattr(maps, name)[number].max()) for name in names}
+            )
+        told = ", ".join(str(int(count)) for count in maps.counts)
+        alt = f"For {len(images)} images: the input and maps of {subject.name}; outliers: {told}."
+        panels.append(Panel(f"{index + 1:02d}", subject.name, alt, grid(pictures, 1 + len(names)), wide=True))
+    scales = ", ".join(f"{names[name]} {top:.2g}" for name, top in tops.items())
+    return Exhibit(
+        "maps",
+        "Norms, outliers and similar patches",
+        f"The last layer; columns are the input with the marked patch, {', '.join(names.values())}. Outliers have a "
+        f"norm above {FACTOR:g} medians of their image; where there is none, the patch with the largest norm stands "
+        f"in, and the CSV counts them. One scale for all models, from dark (0 and below) to bright (the 99th "
+        f"percentile and above: {scales}).",
+        f"The input and four maps of {', '.join(subject.name for subject, _ in results)}.",
         tuple(panels),
         rows,
     )

@@ -19,6 +19,7 @@ from .dense import DenseWatcher
 from .diffusion import DiffusionWatcher
 from .discovery import JaccardWatcher, LostWatcher
 from .images import Images, Sources, View
+from .maps import Maps, MapsWatcher, ReachWatcher
 from .measure import Measured, Score
 from .norms import THRESHOLD, NormWatcher, TokenNorms
 from .pib import HITS, PiB, PiBWatcher
@@ -27,7 +28,7 @@ from .watch import NORMS, Watcher, watch
 
 __all__ = ["KINDS", "NEEDS", "PRESETS", "Findings", "Settings", "examine"]
 
-KINDS = ("pca", "pib", "diffusion", "discovery", "attention", "norms", "drift")
+KINDS = ("pca", "pib", "diffusion", "discovery", "attention", "maps", "norms", "drift")
 NEEDS = {"pib": "boxes", "discovery": "boxes or masks", "drift": "a second model"}
 """Kinds that are nothing without."""
 
@@ -129,6 +130,7 @@ class Findings:
         measures: by name, image by image and layer by layer.
         scores: of the whole model.
         drift: of the first model, what others are compared with.
+        maps: of the pictures.
         images: images that statistics are over: all, those with boxes, those with masks.
     """
 
@@ -143,6 +145,7 @@ class Findings:
     measures: Mapping[str, Measured] = field(default_factory=dict)
     scores: Sequence[Score] = ()
     drift: DriftWatcher | None = None
+    maps: Maps | None = None
     images: tuple[int, int, int] = (0, 0, 0)
 
 
@@ -176,7 +179,7 @@ def examine(
             f"size={settings.size} is no multiple of the patch size {features.patch_size} of {subject.name}"
         )
     arch = f"{type(model).__name__}, {features.depth} blocks, width {features.embed_dim}, patch {features.patch_size}"
-    seen, overlay = _pictures(model, features, subject, sources.images, settings, kinds)
+    seen, overlay, maps = _pictures(model, features, subject, sources.images, settings, kinds)
     watchers = _Watchers(kinds, settings, features.depth - 1, first)
     counts = watchers.run(model, subject.name, sources)
     return Findings(
@@ -191,6 +194,7 @@ def examine(
         watchers.measures(),
         watchers.scores(),
         watchers.drift if first is None and "drift" in kinds else None,
+        maps,
         counts,
     )
 
@@ -203,6 +207,7 @@ class _Watchers:
         self.attention, self.norms = AttentionWatcher(), NormWatcher()
         self.pib = PiBWatcher(settings.norm, settings.hit, settings.view)
         self.diffusion, self.foreground = DiffusionWatcher(), DiffusionWatcher(boxes=True)
+        self.reach = ReachWatcher()
         self.drift = DriftWatcher(first.drift if first is not None else None)
         self.lost = LostWatcher()
         self.jaccard = JaccardWatcher(last, settings.background, settings.ignored)
@@ -216,6 +221,7 @@ class _Watchers:
                 "images",
                 [
                     ("attention", self.attention),
+                    ("maps", self.reach),
                     ("norms", self.norms),
                     ("diffusion", self.diffusion),
                     ("drift", self.drift),
@@ -246,7 +252,12 @@ class _Watchers:
     def measures(self) -> dict[str, Measured]:
         """By name; those for which there were images."""
         found: dict[str, Measured] = {}
-        for kind, watcher in (("diffusion", self.diffusion), ("diffusion", self.foreground), ("drift", self.drift)):
+        for kind, watcher in (
+            ("diffusion", self.diffusion),
+            ("diffusion", self.foreground),
+            ("maps", self.reach),
+            ("drift", self.drift),
+        ):
             found |= watcher.found() if kind in self.kinds else {}
         return found
 
@@ -264,10 +275,10 @@ def _pictures(
     images: Images,
     settings: Settings,
     kinds: Collection[str],
-) -> tuple[Tensor | None, Tensor | None]:
-    """Features and attention of the images that are shown."""
-    if not {"pca", "attention"} & set(kinds):
-        return None, None
+) -> tuple[Tensor | None, Tensor | None, Maps | None]:
+    """Features, attention and maps of the images that are shown."""
+    if not {"pca", "attention", "maps"} & set(kinds):
+        return None, None, None
     some = images.sample(settings.pictures, settings.seed)
     shown = next(some.batches(settings.view, settings.pictures, settings.device))
     seen = overlay = None
@@ -278,4 +289,7 @@ def _pictures(
         heads = overlay.shape[1]
         if any(not 0 <= head < heads for head in settings.heads or ()):
             raise ValueError(f"heads={settings.heads}: {subject.name} has heads 0 to {heads - 1}")
-    return seen, overlay
+    looking = MapsWatcher(features.depth - 1)
+    if "maps" in kinds:
+        watch(model, [shown], [looking])
+    return seen, overlay, looking.found() if "maps" in kinds else None

@@ -8,9 +8,10 @@ from .compare import MEASURES as DRIFT
 from .diffusion import BOXED_MEASURES, MEASURES
 from .exhibit import Exhibit, Panel
 from .findings import Findings, Settings
+from .maps import REACH
 from .panels import Series, by_layer, dots
 
-__all__ = ["diffusion_exhibit", "discovery_exhibit", "drift_exhibit", "measures_exhibit"]
+__all__ = ["diffusion_exhibit", "discovery_exhibit", "drift_exhibit", "measures_exhibit", "reach_exhibit"]
 
 
 def measures_exhibit(
@@ -72,6 +73,17 @@ def drift_exhibit(found: Sequence[Findings]) -> Exhibit:
         "bootstrap over images.",
         found[1:],
         list(DRIFT),
+    )
+
+
+def reach_exhibit(found: Sequence[Findings]) -> Exhibit:
+    """Where attention goes: sinks and distances, layer by layer."""
+    return measures_exhibit(
+        "reach",
+        "Where attention goes",
+        "Lines are means over images, bands 95 % intervals by bootstrap over images.",
+        found,
+        list(REACH),
     )
 
 

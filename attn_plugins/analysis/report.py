@@ -10,10 +10,12 @@ from typing import Any
 from ..files import require_plain, write_bytes
 from ..machine import machine, versions
 from .compare import changes, changes_table
+from .diffusion import MEASURES as DIFFUSION
 from .exhibit import Exhibit
 from .figures import (
     attention_exhibit,
     layers_exhibit,
+    maps_exhibit,
     norms_exhibit,
     overlay_exhibit,
     pca_exhibit,
@@ -22,7 +24,7 @@ from .figures import (
 from .findings import KINDS, NEEDS, Findings, Settings, examine
 from .images import MEAN, STD, Batch, Images, Sources
 from .layers import collect_layers
-from .measured import diffusion_exhibit, discovery_exhibit, drift_exhibit
+from .measured import diffusion_exhibit, discovery_exhibit, drift_exhibit, reach_exhibit
 from .page import Section, page
 from .pib import PiB
 from .subjects import Subject
@@ -76,18 +78,20 @@ def draw(found: Sequence[Findings], images: Images | Sources, settings: Settings
     drawn = []
     first, sources = found[0], Sources.of(images)
     shown = sources.images.sample(settings.pictures, settings.seed)
-    if first.features is not None or first.overlay is not None:
+    if first.features is not None or first.overlay is not None or first.maps is not None:
         rgb = next(shown.batches(settings.view, settings.pictures)).rgb()
     if first.features is not None:
         drawn.append(pca_exhibit(found, rgb, settings))
     if first.pib is not None and sources.boxed is not None:
         drawn.append(pib_exhibit(found, settings, _examples(first.pib, sources.boxed, settings)))
-    if first.measures:
+    if first.measures.keys() & DIFFUSION.keys():
         drawn.append(diffusion_exhibit(found))
     if first.scores:
         drawn.append(discovery_exhibit(found, settings))
     if first.attention is not None:
         drawn += [attention_exhibit(found), overlay_exhibit(found, rgb, settings)]
+    if first.maps is not None:
+        drawn += [reach_exhibit(found), maps_exhibit(found, rgb)]
     if first.norms is not None:
         drawn.append(norms_exhibit(found, settings))
     if first.drift is not None:

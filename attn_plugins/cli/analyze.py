@@ -17,6 +17,7 @@ KINDS = {
     "discovery": "LOST CorLoc on boxes, attention Jaccard, k-NN and k-means mIoU of patches on masks",
     "drift": "how far each model's features are from the first's, per layer (cosine, CKA)",
     "attention": "entropy, exact zeros, support and [CLS] mass per layer and head; overlays",
+    "maps": "norm maps, what outliers attend to, similar patches; attention sinks and distances per layer",
     "norms": "norms of patch tokens and outliers per layer",
     "layers": "mIoU of probes of single layers, from their work dirs (Figure 2b)",
     "monitor": "exact zeros, entropy, support, [CLS] mass and alpha over a training run, from a Monitor's RUN.jsonl",

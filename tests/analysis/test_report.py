@@ -28,7 +28,7 @@ from attn_plugins.data.layouts.voc import write_voc
 
 SPECS = ("softmax", "registers:num=4", "specialization", "entmax15")
 OPTIONS = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3, "dynamic_img_size": True}
-FIGURES = ("pca", "pib", "diffusion", "discovery", "attention", "overlay", "norms", "drift")
+FIGURES = ("pca", "pib", "diffusion", "discovery", "attention", "overlay", "reach", "maps", "norms", "drift")
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_the_page_needs_nothing_from_elsewhere(report):
 def test_every_link_leads_to_a_file_beside_it(report):
     linked = {unquote(href) for href in re.findall(r'href="([^#"]+)"', report.read_text())}
     assert linked == {f"report/{path.name}" for path in report.with_suffix("").iterdir()} - {
-        f"report/{name}" for name in ("pca.png", "pib.png", "overlay.png", "changes.csv")
+        f"report/{name}" for name in ("pca.png", "pib.png", "overlay.png", "maps.png", "changes.csv")
     }
 
 
@@ -212,7 +212,7 @@ def test_a_figure_gives_the_same_bytes_again(run):
             assert [one.render(form) for form in one.forms] == [other.render(form) for form in other.forms]
 
 
-@pytest.mark.parametrize("kind", ["pib", "pca", "diffusion", "discovery", "attention", "norms", "drift"])
+@pytest.mark.parametrize("kind", ["pib", "pca", "diffusion", "discovery", "attention", "maps", "norms", "drift"])
 def test_analyze_writes_each_figure(run, kind, tmp_path, capsys):
     folder, data = run
     arguments = ["analyze", kind, str(folder / "0.pth"), str(folder / "3.pth"), "--data", str(data), "--size", "32"]
