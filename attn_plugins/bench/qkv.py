@@ -76,8 +76,8 @@ def read_layers(path: Path) -> dict[str, Layer]:
     found: dict[str, Layer] = {}
     try:
         with safe_open(path, "pt") as file:
-            told, names = file.metadata() or {}, sorted({name.rpartition("/")[0] for name in file.keys()})  # noqa: SIM118
-            for name in names:
+            told, names = file.metadata() or {}, {name.rpartition("/")[0] for name in file.keys()}  # noqa: SIM118
+            for name in sorted(names, key=lambda name: (len(name), name)):
                 q, k, v = (file.get_tensor(f"{name}/{part}") for part in "qkv")
                 found[name] = (q, k, v, float(told[f"scale {name}"]))
     except (SafetensorError, KeyError, ValueError) as error:

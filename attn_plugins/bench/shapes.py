@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,10 +132,10 @@ def cpu_clock(function: Callable[[], object]) -> float:
 
 
 def bench_shapes(
-    compared: Iterable[Case],
+    compared: Sequence[Case],
     repeats: int = 10,
     clock: Clock = wall_clock,
-    progress: Callable[[int, str], None] = lambda done, name: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Time forward, and forward with backward, of each case and of softmax in turns, after a check of its output.
 
@@ -147,7 +147,7 @@ def bench_shapes(
     """
     rows = []
     for done, case in enumerate(compared):
-        progress(done, case.name)
+        progress(done, len(compared))
         q, k, v = inputs = tuple(t.requires_grad_() for t in (case.query, case.key, case.value))
         nonzero = _check(case)
         row: dict[str, Any] = {"case": case.name, "nonzero": nonzero}
@@ -161,6 +161,7 @@ def bench_shapes(
         }
         row |= _row("forward_backward", in_turns(both, repeats, clock=clock))
         rows.append(row)
+    progress(len(compared), len(compared))
     threads = torch.get_num_threads()
     timed = "processor time" if clock is cpu_clock else "wall time"
     return {"machine": machine(), "threads": threads, "clock": timed, "repeats": repeats, "rows": rows}
