@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 ARGS   ?=
 
-.PHONY: demo test quick nightly lint wheel release compat bench clean
+.PHONY: demo test quick nightly lint wheel pages release compat bench clean
 
 # Two small ViTs (softmax, entmax-1.5, ...) from rendered scenes to a table, a picture and a report in demo_out/.
 demo: $(VENV)/.demo
@@ -34,6 +34,10 @@ wheel: $(VENV)/.test
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target "$$folder/installed" build/dist/*.whl && \
 	  cp tests/smoke.py "$$folder" && cd "$$folder" && \
 	  PYTHONPATH=installed $(abspath $(BIN))/python smoke.py $(abspath build/dist)
+
+# The pages of docs/, strictly, in build/site.
+pages: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # To the index that twine is set up for. First: the version in attn_plugins/__init__.py, CHANGELOG.md, a tag.
 release: wheel

@@ -21,7 +21,7 @@ from .params import Value, check_params, format_value, plain_params, read_value
 from .registry import MECHANISMS, NORMALIZERS, UNREGISTERED
 from .unregistered import check_picklable, named, registered_since
 
-__all__ = ["Plugin", "Spec", "parse"]
+__all__ = ["Plugin", "Spec", "parse", "settled"]
 
 Factory = Callable[..., Any]
 """A callable normalizer: ``f(scores, dim=-1) -> weights``, or a module class called as ``cls(num_heads=H)``."""
@@ -197,6 +197,24 @@ def parse(spec: str | Spec | Factory) -> Spec:
             f"{type(spec).__name__}: {spec!r}"
         )
     return _assemble([_parse_plugin(part.strip(), spec) for part in spec.split("+")], spec)
+
+
+def settled(spec: Spec, *, new: bool) -> Spec:
+    """A spec in which every mechanism says what it means (``Mechanism.settled``).
+
+    Args:
+        spec: as it was read.
+        new: whether it is of a patch that is made now; otherwise of a file.
+
+    Raises:
+        ValueError: parameters contradict each other.
+    """
+
+    def said(plugin: Plugin) -> Plugin:
+        settle = getattr(MECHANISMS.get(plugin.name), "settled", None)
+        return plugin if settle is None else Plugin(plugin.name, tuple(sorted(settle(plugin.kwargs, new=new).items())))
+
+    return Spec(spec.normalizers, tuple(map(said, spec.mechanisms)))
 
 
 def _assemble(plugins: Sequence[Plugin], spec: str) -> Spec:

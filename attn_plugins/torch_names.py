@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten
 
+from .errors import UnsupportedModelError
+
 __all__ = [
     "ATEN_SOFTMAX",
     "FUSED_LAYERS",
@@ -32,6 +34,7 @@ __all__ = [
     "leaves",
     "load_dynamo",
     "needs",
+    "refuse_sharded",
     "register_hook",
     "register_vmap",
     "reshard",
@@ -91,7 +94,8 @@ def needs(version: tuple[int, int], what: str) -> None:
 def register_vmap(operator: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """``operator.register_vmap``, which is of torch 2.5; before, ``torch.func.vmap`` calls the operator in a loop."""
     if hasattr(operator, "register_vmap"):
-        return operator.register_vmap
+        register: Callable[[Callable[..., Any]], Callable[..., Any]] = operator.register_vmap
+        return register
     return lambda function: function
 
 
@@ -231,14 +235,31 @@ def _allowed(entry: Any) -> Any:
     return alias
 
 
-# --- FSDP
+# --- several processes
+
+
+def refuse_sharded(*tensors: Tensor) -> None:
+    """Refuse ``DTensor``s, which context and sequence parallelism give to attention.
+
+    Raises:
+        UnsupportedModelError: one of ``tensors`` is a DTensor.
+    """
+    for tensor in tensors:
+        placements = None if type(tensor) is Tensor else getattr(tensor, "placements", None)
+        if placements is not None:
+            raise UnsupportedModelError(
+                f"attention was given a DTensor with placements {placements}: context- and sequence-parallel attention "
+                "is not supported, since every row of weights needs all its keys in one process. Gather it before "
+                "(x.full_tensor()), or shard batches (DDP, FSDP) or heads (ColwiseParallel) instead"
+            )
 
 
 def reshard() -> Callable[..., Any]:
     """FSDP1's function that frees a unit's gathered parameters: ``(state, handle, free)``."""
     import torch.distributed.fsdp._runtime_utils as runtime
 
-    return runtime._reshard
+    function: Callable[..., Any] = runtime._reshard
+    return function
 
 
 def set_reshard(function: Callable[..., Any]) -> None:

@@ -6,7 +6,9 @@ with it, the dispatcher would take the interpreter for CPU tensors.
 
 import importlib.util
 import os
+import random
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -25,3 +27,16 @@ for _variable in ("DINO_ROOT", "DINOV2_ROOT", "DINOV3_ROOT", "ATTN_PLUGINS_REAL_
 settings.register_profile("same draws", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None, print_blob=True)
 settings.load_profile("same draws")
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    """Every test starts from the same state, whichever run before it in its process."""
+    torch.manual_seed(0)
+    random.seed(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: two workers, who take whole files, then end at about the same time."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

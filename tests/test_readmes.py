@@ -25,20 +25,15 @@ import torch
 from packaging.requirements import Requirement
 
 import attn_plugins
+from attn_plugins.cli import COMMANDS as COMMANDS_OF_THE_PROGRAM
 from attn_plugins.cli import main
 from attn_plugins.registry import NORMALIZERS
 
 ROOT = Path(__file__).parents[1]
+FOLDERS = ("attn_plugins", "docs", "integration", "mmseg_configs", "tests/golden")
 PAGES = sorted(
     page.relative_to(ROOT).as_posix()
-    for pattern in (
-        "*.md",
-        "docs/*.md",
-        "attn_plugins/**/*.md",
-        "integration/**/*.md",
-        "mmseg_configs/*.md",
-        "tests/golden/*.md",
-    )
+    for pattern in ("*.md", *(f"{folder}/**/*.md" for folder in FOLDERS))
     for page in ROOT.glob(pattern)
 )
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
@@ -59,6 +54,19 @@ Call = tuple[list[str], Path, str]
 def test_every_block_is_of_a_kind_that_is_run() -> None:
     assert len(BLOCKS) >= 20 and {page for page, _, _ in BLOCKS} >= {"README.md", "mmseg_configs/README.md"}
     assert {kind for _, kind, _ in BLOCKS} == {"console", "python"}
+
+
+def test_the_pages_have_every_public_name_and_every_command() -> None:
+    reference = (ROOT / "docs/reference.md").read_text()
+    named = set(re.findall(r"^::: [\w.]+\.(\w+)$", reference, re.M))
+    assert set(attn_plugins.__all__) <= named
+    told = set(re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/commands.md").read_text(), re.M))
+    assert told == set(COMMANDS_OF_THE_PROGRAM)
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    pages = re.findall(r"^  - [^:\n]+: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
+    assert sorted(pages) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
 
 
 PYTHON = [(page, text) for page, kind, text in BLOCKS if kind == "python"]

@@ -1,4 +1,4 @@
 """What a model's features and attention look like: PiB, PCA pictures, attention density, token norms, layers.
 
-The functions need torch alone; figures and the report need matplotlib (``pip install 'attn_plugins[analysis]'``).
+The functions need numpy and Pillow; figures and the report need matplotlib (``pip install 'attn_plugins[analysis]'``).
 """

@@ -1,4 +1,4 @@
-"""A figure with what belongs to it: title, words for those who cannot see it, and its numbers."""
+"""A figure with what belongs to it: title, words for those who cannot see it, its panels and its numbers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,57 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..files import write_bytes
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
-__all__ = ["Exhibit"]
+from ..files import write_bytes
+from .pictures import sheet
+
+__all__ = ["Exhibit", "Panel"]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One part of a figure: panels stand beside one another where there is room, and below one another on a phone.
+
+    Attributes:
+        name: of its files, behind the figure's; empty for the only one.
+        title: above it on the page; empty where the drawing has one itself.
+        alt: what one sees, in words.
+        drawing: a matplotlib figure, or a picture ``[H, W, 3]`` of bytes.
+        wide: whether it takes the whole width of the page.
+        note: below it on the page: what is measured, and from whom.
+    """
+
+    name: str
+    title: str
+    alt: str
+    drawing: Any = field(repr=False)
+    wide: bool = False
+    note: str = ""
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """What it is written as; the first is what the page holds."""
+        return ("webp", "png") if isinstance(self.drawing, np.ndarray) else ("svg", "png")
+
+    def render(self, form: str) -> bytes:
+        """The panel as "png", "svg" or "webp"; the same drawing gives the same bytes."""
+        out = io.BytesIO()
+        if isinstance(self.drawing, np.ndarray):
+            _picture(self.drawing).save(out, form, **({"quality": 82, "method": 6} if form == "webp" else {}))
+            return out.getvalue()
+        import matplotlib
+
+        metadata = {"Date": None} if form == "svg" else {"Software": None}
+        with matplotlib.rc_context({"svg.hashsalt": f"{self.name} {self.alt}"}):
+            self.drawing.savefig(out, format=form, dpi=150, facecolor="white", metadata=metadata)
+        return out.getvalue()
+
+
+def _picture(pixels: NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(pixels))
 
 
 @dataclass(frozen=True)
@@ -22,28 +70,20 @@ class Exhibit:
         title: heading.
         caption: what is shown and how it was computed.
         alt: what one sees, in words.
-        figure: matplotlib figure.
+        panels: its parts.
         rows: the numbers behind it.
-        vector: whether it is line art, for which SVG is best; otherwise PNG.
     """
 
     name: str
     title: str
     caption: str
     alt: str
-    figure: Any = field(repr=False)
+    panels: tuple[Panel, ...] = field(repr=False)
     rows: list[dict[str, Any]] = field(repr=False)
-    vector: bool = True
 
-    def render(self, form: str) -> bytes:
-        """The figure as "png" or "svg"; the same figure gives the same bytes."""
-        import matplotlib
-
-        out = io.BytesIO()
-        metadata = {"Date": None} if form == "svg" else {"Software": None}
-        with matplotlib.rc_context({"svg.hashsalt": self.name}):
-            self.figure.savefig(out, format=form, dpi=150, bbox_inches="tight", facecolor="white", metadata=metadata)
-        return out.getvalue()
+    def stem(self, panel: Panel) -> str:
+        """What a panel's files are called, without suffix."""
+        return f"{self.name}-{panel.name}" if panel.name else self.name
 
     def table(self) -> str:
         """The rows as CSV."""
@@ -55,12 +95,21 @@ class Exhibit:
         return text.getvalue()
 
     def write(self, folder: Path) -> list[Path]:
-        """Write NAME.png and NAME.csv into ``folder``, which is made if need be, each whole or not at all."""
+        """Write NAME.csv and each panel into ``folder``, which is made if need be, each whole or not at all.
+
+        Line art is written as PNG and SVG, pictures as PNG, and where there are several, all of them as NAME.png too.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        files = {
-            folder / f"{self.name}.png": self.render("png"),
-            folder / f"{self.name}.csv": self.table().encode(errors="backslashreplace"),
-        }
+        files: dict[Path, bytes] = {}
+        pictures = [(panel.title, panel.drawing) for panel in self.panels if isinstance(panel.drawing, np.ndarray)]
+        if len(pictures) > 1:
+            files[folder / f"{self.name}.png"] = Panel("", "", "", sheet(pictures)).render("png")
+        for panel in self.panels:
+            for form in panel.forms:
+                if form != "webp":
+                    files[folder / f"{self.stem(panel)}.{form}"] = panel.render(form)
+        # Last: numbers that are there have their pictures.
+        files[folder / f"{self.name}.csv"] = self.table().encode(errors="backslashreplace")
         for path, content in files.items():
             write_bytes(path, content)
         return list(files)

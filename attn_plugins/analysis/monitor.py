@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..training import Observation, read_run
-from .exhibit import Exhibit
-from .figures import GREY, _dress
+from .exhibit import Exhibit, Panel
+from .panels import GREY, INK, SMALL, TITLE, dress
 
 __all__ = ["monitor_exhibit", "run_exhibit"]
 
@@ -59,18 +59,19 @@ def monitor_exhibit(run: Sequence[Observation]) -> Exhibit:
             steps, values = zip(*points, strict=True)
             marker = "o" if len(points) == 1 else None
             axes.plot(steps, values, color=colours(scale(depth)), linewidth=1.4, marker=marker, markersize=4)
-        _dress(axes, title, "step", unit)
+        axes.set_title(title, fontsize=TITLE, loc="left", color=INK)
+        dress(axes, "step", unit)
     heads = max(len(layer.zero_share) for layer in last.layers)
     zeros = np.full((len(names), heads), np.nan)
     for row, layer in enumerate(last.layers):
         zeros[row, : len(layer.zero_share)] = [100 * share for share in layer.zero_share]
     axes = grid[len(shown)]
     image = axes.imshow(zeros, cmap="cividis", vmin=0, vmax=100, aspect="auto", origin="lower")
-    axes.set_title(f"Weights exactly 0, step {last.step}", fontsize=10.5, loc="left", color="#1b1f24")
+    axes.set_title(f"Weights exactly 0, step {last.step}", fontsize=TITLE, loc="left", color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("head", fontsize=9, color=GREY)
-    axes.set_ylabel("layer", fontsize=9, color=GREY)
+    axes.set_xlabel("head", fontsize=SMALL, color=GREY)
+    axes.set_ylabel("layer", fontsize=SMALL, color=GREY)
     figure.colorbar(image, ax=axes, label="%")
     for axes in grid[len(shown) + 1 :]:
         axes.set_axis_off()
@@ -83,13 +84,16 @@ def monitor_exhibit(run: Sequence[Observation]) -> Exhibit:
         for head in range(len(layer.zero_share))
     ]
     means = last.means()
+    alt = (
+        f"{len(run)} observations from step {run[0].step} to {last.step}; at the end {100 * means['zero_share']:.1f} % "
+        f"of the weights are exactly 0, mean entropy {means['entropy']:.2f} nats."
+    )
     return Exhibit(
         "monitor",
         "Attention while training",
         f"{last.spec}: each line is a layer, dark to light by depth, its mean over heads on a few queries of a few "
         f"images of the step. {last.layers[0].keys} keys a row in the first layer.",
-        f"{len(run)} observations from step {run[0].step} to {last.step}; at the end {100 * means['zero_share']:.1f} % "
-        f"of the weights are exactly 0, mean entropy {means['entropy']:.2f} nats.",
-        figure,
+        alt,
+        (Panel("", "", alt, figure, wide=True),),
         rows,
     )

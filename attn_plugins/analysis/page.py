@@ -6,10 +6,11 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from .exhibit import Exhibit
+from .exhibit import Exhibit, Panel
 
 __all__ = ["Section", "page"]
 
@@ -24,14 +25,21 @@ class Section:
     rows: tuple[tuple[str, ...], ...]
 
 
-def page(title: str, tables: Sequence[Section], figures: Sequence[Exhibit], made_by: Sequence[tuple[str, str]]) -> str:
+def page(
+    title: str,
+    tables: Sequence[Section],
+    figures: Sequence[Exhibit],
+    made_by: Sequence[tuple[str, str]],
+    folder: str | None = None,
+) -> str:
     """The whole document, from `templates/report.html`.
 
     Args:
         title: heading.
         tables: shown first.
-        figures: embedded as SVG or PNG.
+        figures: embedded, line art as SVG and pictures as WebP.
         made_by: provenance, name and value.
+        folder: where the figures' files lie, relative to the page; None: nothing is linked.
     """
     names = [*(table.title for table in tables), *(figure.title for figure in figures), "Provenance"]
     environment = Environment(
@@ -42,10 +50,15 @@ def page(title: str, tables: Sequence[Section], figures: Sequence[Exhibit], made
         lstrip_blocks=True,
     )
     environment.filters["image"] = _image
+    environment.filters["link"] = lambda name: f"{quote(folder or '')}/{quote(name)}"
     template = environment.get_template("report.html")
-    return template.render(title=title, names=names, tables=tables, figures=figures, made_by=made_by) + "\n"
+    linked = folder is not None
+    return (
+        template.render(title=title, names=names, tables=tables, figures=figures, made_by=made_by, linked=linked) + "\n"
+    )
 
 
-def _image(exhibit: Exhibit) -> str:
-    form, kind = ("svg", "svg+xml") if exhibit.vector else ("png", "png")
-    return f"data:image/{kind};base64,{base64.b64encode(exhibit.render(form)).decode()}"
+def _image(panel: Panel) -> str:
+    form = panel.forms[0]
+    kind = "svg+xml" if form == "svg" else form
+    return f"data:image/{kind};base64,{base64.b64encode(panel.render(form)).decode()}"

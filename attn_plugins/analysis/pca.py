@@ -35,7 +35,11 @@ def principal_components(x: Tensor, count: int = 3) -> tuple[Tensor, Tensor]:
 
 
 def pca_rgb(
-    features: Sequence[Tensor], basis: str = "shared", foreground: float | None = None, clip: float = 0.01
+    features: Sequence[Tensor],
+    basis: str = "shared",
+    foreground: float | None = None,
+    clip: float = 0.01,
+    size: int | None = None,
 ) -> list[Tensor]:
     """Patch features of one or more models as colours that can be compared.
 
@@ -50,9 +54,11 @@ def pca_rgb(
             on what lies above, and the rest is black. None: no cut. The side that covers less of the image's
             border is taken for the foreground.
         clip: share of patches that may saturate at each end of a channel.
+        size: side in pixels to which the components are upsampled, bicubically and before they become colours; None:
+            one pixel a patch.
 
     Returns:
-        For each model ``[N, H, W, 3]`` in [0, 1], float32, on the features' device.
+        For each model ``[N, H, W, 3]``, or ``[N, size, size, 3]``, in [0, 1], float32, on the features' device.
 
     Raises:
         ValueError: no features, differing numbers of images, an unknown basis or a threshold outside (0, 1).
@@ -67,7 +73,7 @@ def pca_rgb(
         raise ValueError(f"foreground={foreground}; use a threshold between 0 and 1, or None")
     if basis == "image":
         singles = [
-            pca_rgb([x[i : i + 1] for x in features], "shared", foreground, clip) for i in range(len(features[0]))
+            pca_rgb([x[i : i + 1] for x in features], "shared", foreground, clip, size) for i in range(len(features[0]))
         ]
         return [torch.cat([single[m] for single in singles]) for m in range(len(features))]
     pictures: list[Tensor] = []
@@ -79,7 +85,7 @@ def pca_rgb(
             reference = scores
         else:
             scores = _like(scores, reference)
-        pictures.append(_colours(scores, masks, clip))
+        pictures.append(_colours(scores, masks, clip, size))
     return pictures
 
 
@@ -121,9 +127,18 @@ def _standard(x: Tensor) -> Tensor:
     return x / x.std(0).clamp_min(torch.finfo(x.dtype).tiny)
 
 
-def _colours(scores: Tensor, mask: Tensor | None, clip: float) -> Tensor:
+def _colours(scores: Tensor, mask: Tensor | None, clip: float, size: int | None) -> Tensor:
     inside = scores.flatten(0, 2) if mask is None else scores[mask]
     ordered = inside.sort(0).values
     low, high = (ordered[round(share * (len(ordered) - 1))] for share in (clip, 1 - clip))
+    if size is not None:
+        scores = _upsampled(scores, size, "bicubic")
+        mask = None if mask is None else _upsampled(mask[..., None].double(), size, "nearest")[..., 0] > 0
     rgb = ((scores - low) / (high - low).clamp_min(torch.finfo(scores.dtype).tiny)).clamp(0, 1)
     return (rgb if mask is None else rgb * mask[..., None]).float()
+
+
+def _upsampled(x: Tensor, size: int, mode: str) -> Tensor:
+    """``x: [N, H, W, K]`` to ``[N, size, size, K]``."""
+    corners = None if mode == "nearest" else False
+    return F.interpolate(x.permute(0, 3, 1, 2), (size, size), mode=mode, align_corners=corners).permute(0, 2, 3, 1)

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from ..files import require_plain, write_bytes
 from ..machine import machine, versions
+from .compare import changes, changes_table
+from .diffusion import MEASURES as DIFFUSION
 from .exhibit import Exhibit
 from .figures import (
     attention_exhibit,
     layers_exhibit,
+    maps_exhibit,
     norms_exhibit,
     overlay_exhibit,
     pca_exhibit,
     pib_exhibit,
 )
-from .findings import KINDS, Findings, Settings, examine
-from .images import Images
+from .findings import KINDS, NEEDS, Findings, Settings, examine
+from .images import MEAN, STD, Batch, Images, Sources
 from .layers import collect_layers
+from .measured import diffusion_exhibit, discovery_exhibit, drift_exhibit, reach_exhibit
 from .page import Section, page
+from .pib import PiB
 from .subjects import Subject
 
 __all__ = ["exhibits", "provenance", "write_report"]
@@ -29,7 +34,7 @@ __all__ = ["exhibits", "provenance", "write_report"]
 
 def exhibits(
     subjects: Sequence[Subject],
-    images: Images,
+    images: Images | Sources,
     settings: Settings | None = None,
     kinds: Sequence[str] = KINDS,
 ) -> list[Exhibit]:
@@ -37,20 +42,19 @@ def exhibits(
 
     Args:
         subjects: the models.
-        images: what they are shown; point-in-box is left out where no annotations are known.
+        images: what they are shown; boxes and masks may be of images of their own.
         settings: sizes and limits.
-        kinds: which of "pca", "pib", "attention", "norms".
+        kinds: of :data:`.findings.KINDS`; of several, those are left out that need what there is not.
 
     Raises:
         ValueError: no models, or no such kind.
     """
     settings = settings or Settings()
-    found = examine_all(subjects, images, settings, kinds)
-    return draw(found, images, settings, kinds)
+    return draw(examine_all(subjects, images, settings, kinds), images, settings)
 
 
 def examine_all(
-    subjects: Sequence[Subject], images: Images, settings: Settings, kinds: Sequence[str] = KINDS
+    subjects: Sequence[Subject], images: Images | Sources, settings: Settings, kinds: Sequence[str] = KINDS
 ) -> list[Findings]:
     """Examine each model in turn; arguments and errors are those of :func:`exhibits`."""
     if not subjects:
@@ -58,30 +62,53 @@ def examine_all(
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
         raise ValueError(f"unknown analysis {unknown[0]!r}; choose from {', '.join(KINDS)}")
-    wanted = [kind for kind in kinds if kind != "pib" or images.annotations is not None or len(kinds) == 1]
-    return [examine(subject, images, settings, wanted) for subject in subjects]
+    sources = Sources.of(images)
+    there = {"pib": sources.boxed, "discovery": sources.boxed or sources.masked, "drift": len(subjects) > 1}
+    wanted = [kind for kind in kinds if there.get(kind, True)]
+    if not wanted:
+        raise ValueError(f"{kinds[0]} needs {NEEDS[kinds[0]]}, and there are none")
+    found: list[Findings] = []
+    for subject in subjects:
+        found.append(examine(subject, sources, settings, wanted, found[0] if found else None))
+    return found
 
 
-def draw(
-    found: Sequence[Findings],
-    images: Images,
-    settings: Settings,
-    kinds: Sequence[str],
-) -> list[Exhibit]:
+def draw(found: Sequence[Findings], images: Images | Sources, settings: Settings) -> list[Exhibit]:
     """The figures of what was found."""
     drawn = []
-    shown = images.sample(settings.pictures, settings.seed)
-    if {"pca", "attention"} & set(kinds):
-        rgb = next(shown.batches(settings.size, settings.pictures)).rgb()
-    if "pca" in kinds:
-        drawn.append(pca_exhibit(found, rgb, settings.basis, settings.foreground))
-    if "pib" in kinds and all(one.pib is not None for one in found):
-        drawn.append(pib_exhibit(found))
-    if "attention" in kinds:
-        drawn += [attention_exhibit(found), overlay_exhibit(found, rgb[0], settings.layer, settings.heads)]
-    if "norms" in kinds:
-        drawn.append(norms_exhibit(found))
+    first, sources = found[0], Sources.of(images)
+    shown = sources.images.sample(settings.pictures, settings.seed)
+    if first.features is not None or first.overlay is not None or first.maps is not None:
+        rgb = next(shown.batches(settings.view, settings.pictures)).rgb()
+    if first.features is not None:
+        drawn.append(pca_exhibit(found, rgb, settings))
+    if first.pib is not None and sources.boxed is not None:
+        drawn.append(pib_exhibit(found, settings, _examples(first.pib, sources.boxed, settings)))
+    if first.measures.keys() & DIFFUSION.keys():
+        drawn.append(diffusion_exhibit(found))
+    if first.scores:
+        drawn.append(discovery_exhibit(found, settings))
+    if first.attention is not None:
+        drawn += [attention_exhibit(found), overlay_exhibit(found, rgb, settings)]
+    if first.maps is not None:
+        drawn += [reach_exhibit(found), maps_exhibit(found, rgb)]
+    if first.norms is not None:
+        drawn.append(norms_exhibit(found, settings))
+    if first.drift is not None:
+        drawn.append(drift_exhibit(found))
     return drawn
+
+
+def _examples(first: PiB, boxed: Images, settings: Settings) -> list[tuple[int, Batch]]:
+    """Some of the images whose points were taken down, evenly chosen, with their place among these."""
+    some = boxed.sample(settings.limit, settings.seed)
+    count = min(settings.pictures, first.images)
+    chosen = [round((index + 0.5) * first.images / count - 0.5) for index in range(count)]
+    examples = []
+    for image in chosen:
+        one = replace(some, files=(some.files[first.kept[image]],))
+        examples.append((image, next(one.batches(settings.view, 1, rule=settings.rule))))
+    return examples
 
 
 def verdict_of(found: Findings) -> str:
@@ -95,27 +122,40 @@ def verdict_of(found: Findings) -> str:
     return f"verified: {said['layers']} layers computed by {', '.join(said['backends'])}{zeros} on noise"
 
 
-def provenance(found: Sequence[Findings], images: Images, settings: Settings, command: str) -> list[tuple[str, str]]:
+def provenance(
+    found: Sequence[Findings], images: Images | Sources | None, settings: Settings, command: str
+) -> list[tuple[str, str]]:
     """What made the figures, line by line."""
-    lines = [("command", command), ("images", f"{images.root} ({len(images)} files)")]
+    lines = [("command", command)]
+    if images is not None:
+        sources = Sources.of(images)
+        named = {"images": sources.images, "images with boxes": sources.boxed, "images with masks": sources.masked}
+        lines += [(what, f"{some.root} ({len(some)} files)") for what, some in named.items() if some is not None]
     for subject, one in ((one.subject, one) for one in found):
-        told = [f"spec {subject.spec} ({subject.source})", verdict_of(one)]
+        told = [f"spec {subject.spec} ({subject.source})", one.arch, verdict_of(one)]
         if subject.checkpoint is not None:
             told += [str(subject.checkpoint), f"sha256 {subject.sha256}"]
         lines.append((subject.name, ", ".join(told)))
-    lines += [
-        ("settings", ", ".join(f"{key}={value}" for key, value in asdict(settings).items())),
-        ("seed", str(settings.seed)),
+    if found:
+        plain, boxes, masks = found[0].images
+        lines += [
+            ("statistics over", f"{plain} images, {boxes} with boxes, {masks} with masks"),
+            ("pictures", f"{settings.view}; normalised with mean {MEAN} and standard deviation {STD}"),
+            ("boxes", str(settings.rule)),
+            ("settings", ", ".join(f"{key}={value}" for key, value in asdict(settings).items())),
+            ("seed", str(settings.seed)),
+        ]
+    return [
+        *lines,
         ("versions", ", ".join(f"{name} {version}" for name, version in versions().items())),
         ("machine", ", ".join(f"{key} {value}" for key, value in machine(settings.device).items() if value)),
     ]
-    return lines
 
 
 def write_report(
     out: Path,
     subjects: Sequence[Subject],
-    images: Images,
+    images: Images | Sources | None,
     settings: Settings | None = None,
     *,
     work_dirs: Sequence[Path] = (),
@@ -124,12 +164,14 @@ def write_report(
     command: str = "attn_plugins.analysis.report.write_report",
     title: str = "Attention plugins: report",
 ) -> Path:
-    """Write ``out`` (HTML) and, beside it in a folder of its name, PNG and CSV of every figure.
+    """Write ``out`` (HTML) and, beside it in a folder of its name, the files of every figure.
+
+    Equal inputs give equal bytes.
 
     Args:
         out: the page, e.g. ``report.html``; figures go to ``report/``.
-        subjects: the models.
-        images: what they are shown.
+        subjects: the models; none for a report of probes alone.
+        images: what they are shown; None without models.
         settings: sizes and limits.
         work_dirs: finished probes, for Table 1.
         layer_dirs: finished probes of single layers, for Figure 2b.
@@ -141,21 +183,34 @@ def write_report(
         ``out``.
 
     Raises:
-        ValueError: no models, damaged probe results, or ``out`` has no suffix, so that page and folder were one.
+        ValueError: neither models nor probes, models without images, damaged probe results, or ``out`` has no suffix,
+            so that page and folder were one.
         FileExistsError: ``out`` is there and no regular file, or the folder's name is a file's.
     """
     settings = settings or Settings()
     # First what takes no time: a damaged result or a wrong name should not cost the analyses.
     _require_room(out)
+    if subjects and images is None:
+        raise ValueError("models are shown images: name a folder of them (--data)")
+    if not (subjects or work_dirs or layer_dirs or tables):
+        raise ValueError("nothing to report: name checkpoints, or finished probes (--work-dirs, --layer-dirs)")
     sections = list(tables)
     if work_dirs:
         sections.append(_table_1(work_dirs))
-    by_layer = [layers_exhibit(collect_layers(layer_dirs))] if layer_dirs else []
-    found = examine_all(subjects, images, settings)
-    figures = draw(found, images, settings, KINDS) + by_layer
+    figures = [layers_exhibit(collect_layers(layer_dirs))] if layer_dirs else []
+    found: list[Findings] = []
+    folder = out.with_suffix("")
+    if subjects and images is not None:
+        found = examine_all(subjects, images, settings)
+        figures = draw(found, images, settings) + figures
+        made = changes(found)
+        if made:
+            sections.append(changes_table(found, made))
+            table = Exhibit("changes", "", "", "", (), [change.row() for change in made]).table()
+            write_bytes(folder / "changes.csv", table.encode(errors="backslashreplace"))
     for exhibit in figures:
-        exhibit.write(out.with_suffix(""))
-    content = page(title, sections, figures, provenance(found, images, settings, command))
+        exhibit.write(folder)
+    content = page(title, sections, figures, provenance(found, images, settings, command), folder.name)
     write_bytes(out, content.encode(errors="backslashreplace"))  # names of files may hold bytes that are no UTF-8
     return out
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..functional import plain
-from ..torch_names import forward_mode
+from ..torch_names import forward_mode, refuse_sharded
 from . import cpu, jagged, proxies, reference, sdpa, triton
 from .backend import BACKENDS, Backend, register_backend
 from .call import AttentionCall, NormalizerLike, default_scale, resolve_normalizer, split_mask
@@ -116,11 +116,13 @@ def attention(
 
     Raises:
         UnknownPluginError: the normalizer's name is not registered.
+        UnsupportedModelError: query, key or value are spread over several processes.
         ValueError: an unknown backend, or one that cannot run this call; masks that contradict or have another dtype;
             heads that cannot be shared.
     """
     watched = None
     if not torch.compiler.is_compiling():
+        refuse_sharded(query, key, value)
         note_answer()
         watched = observing()
     function = resolve_normalizer(normalizer)

@@ -74,7 +74,7 @@ def _steps(
     from mmseg.registry import MODELS
     from mmseg.structures import SegDataSample
 
-    from ..probes.paths import config_file
+    from ..probes.run.paths import config_file
 
     init_default_scope("mmseg")
     config = Config.fromfile(config_file(probe))

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from ..patching import find_attention, patch
-from ..spec import Spec, parse
+from ..spec import Spec, parse, settled
 from .errors import CheckpointError
 from .identity import CheckpointInfo
 from .layout import flat_key
-from .told import Told, agree
+from .told import Told, agree, repeats
 
 __all__ = ["Choice", "apply_plugins", "choose"]
 
@@ -63,8 +63,8 @@ def choose(
     """
     requested = None if plugins == "auto" else str(parse(plugins))
     nameless = said.spec is not None and "unregistered:" in said.spec  # what its layers record has no name either
-    if requested is not None and requested != said.spec and (other_spec or nameless):
-        return Choice(requested, "asked for")
+    if requested is not None and (other_spec or nameless) and not (said.spec and repeats(requested, said.spec)):
+        return Choice(str(settled(parse(requested), new=True)), "asked for")
     spec = agree(said.spec, requested, where)
     if spec is None:
         if learned:

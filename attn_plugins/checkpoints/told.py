@@ -11,12 +11,12 @@ from typing import Any
 
 from ..patching.record import METADATA_KEY
 from ..record import records_in
-from ..spec import parse
+from ..spec import parse, settled
 from ..swap import PREFIX
 from .errors import CheckpointError
 from .layout import flat_key, is_record
 
-__all__ = ["Told", "agree", "canonical", "config_of_run", "plugin_keys", "told"]
+__all__ = ["Told", "agree", "canonical", "config_of_run", "plugin_keys", "repeats", "told"]
 
 State = Mapping[str, Any]
 
@@ -125,15 +125,21 @@ def agree(recorded: str | None, requested: str | None, where: str) -> str | None
         CheckpointError: the two differ.
     """
     if recorded is None or requested is None:
-        return str(parse(requested)) if requested else canonical(recorded, where) if recorded else None
+        wanted = str(settled(parse(requested), new=True)) if requested else None
+        return canonical(recorded, where) if recorded else wanted
     if _unregistered(canonical(recorded, where)):
         return str(parse(requested))  # a callable without a name, which only the caller can know
-    if canonical(recorded, where) != str(parse(requested)):
+    if not repeats(requested, canonical(recorded, where)):
         raise CheckpointError(
             f"{where} was trained with {canonical(recorded, where)!r} and {str(parse(requested))!r} was asked for: the "
             "weights mean something only with their own attention. Ask for the file's own, or for none."
         )
     return canonical(recorded, where)
+
+
+def repeats(requested: str, recorded: str) -> bool:
+    """Whether a spec that is asked for is the recorded one, in canonical form; what it leaves unsaid may be either."""
+    return recorded in {str(settled(parse(requested), new=new)) for new in (False, True)}
 
 
 def canonical(spec: str, where: str) -> str:
@@ -143,7 +149,7 @@ def canonical(spec: str, where: str) -> str:
         CheckpointError: nothing of that name is registered, or it is no spec.
     """
     try:
-        return str(parse(spec))  # of a callable that was registered since, its name
+        return str(settled(parse(spec), new=False))  # of a callable that was registered since, its name
     except ValueError as error:
         if _unregistered(spec):
             return spec

@@ -23,6 +23,7 @@ COMMANDS = {
     "verify": "probes",
     "calibrate": "probes,analysis",
     "probe": "probes",
+    "predict": "probes",
     "table": None,
     "data": "probes",
     "analyze": "probes,analysis",

@@ -1,4 +1,7 @@
-"""``attn-plugins probe NAME --checkpoint F --data-root D``: train or test a linear probe with mim."""
+"""``attn-plugins probe NAME --checkpoint F --data-root D``: train or test a linear probe with mim.
+
+``attn-plugins probe folder --images DIR --masks DIR --checkpoint F`` needs neither a data set's layout nor a config.
+"""
 
 from __future__ import annotations
 
@@ -10,35 +13,98 @@ from pathlib import Path
 from typing import Any
 
 from ..files import sha256
+from .sweep import add_sweep_options, is_sweep, run_sweep
 
 __all__ = ["add_parser", "run"]
 
+QUICK = 50
+"""Iterations of `--quick`."""
+
 
 def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser("probe", help="train or test a linear probe of a frozen backbone")
+    parser = subparsers.add_parser(
+        "probe",
+        help="train or test a linear probe of a frozen backbone",
+        description="Train a linear probe on a data set that has a config, or on your own pictures: "
+        "attn-plugins probe folder --images DIR --masks DIR --checkpoint FILE",
+    )
     parser.add_argument(
         "probe",
-        help="voc2012, ade20k, cityscapes, nyuv2, kitti, sunrgbd, sunrgbd_linear4_depth_train, imagenet, or a config",
+        help="voc2012, ade20k, cityscapes, nyuv2, kitti, sunrgbd, sunrgbd_linear4_depth_train, imagenet, a config; or "
+        "folder, for your own pictures",
     )
-    parser.add_argument("--checkpoint", required=True, help="the backbone")
-    parser.add_argument("--data-root", required=True, help="the data set; see mmseg_configs/README.md")
+    parser.add_argument("--checkpoint", help="the backbone")
+    parser.add_argument("--data-root", help="the data set; see mmseg_configs/README.md")
     parser.add_argument("--train-data-root", help="another one for training: NYUv2, for sunrgbd's transfer")
     parser.add_argument("--arch", help="where the checkpoint does not tell: timm/NAME, transformers/FOLDER, …")
+    parser.add_argument("--plugins", help="the spec, where the checkpoint does not tell")
     parser.add_argument("--work-dir", type=Path, help="default: work_dirs/PROBE/NAME-DIGEST of the checkpoint")
     parser.add_argument("--gpus", type=int, default=1, help="more than one starts as many processes")
     parser.add_argument("--workers", type=int, help="data loading processes of each process")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the work dir")
     parser.add_argument("--test", metavar="HEAD", help="test this probe checkpoint instead of training")
+    parser.add_argument("--amp", nargs="?", const="bf16", choices=("bf16", "fp16"), help="the backbone in bf16 (fp16)")
+    parser.add_argument("--seed", type=int, help="of weights, order and augmentation (default 0)")
+    parser.add_argument("--iterations", type=int, help="optimizer steps; warm-up and decay keep their share")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK} iterations: does everything work? no result")
+    fast = parser.add_argument_group(
+        "the fast probe of segmentation; not the published protocol, and its result says so"
+    )
+    fast.add_argument("--fast", action="store_true", help="compute features once, train on them in seconds")
+    fast.add_argument("--views", type=int, default=1, help="fixed views of each training image (default 1, at most 6)")
+    fast.add_argument("--store", type=Path, default=Path("work_dirs/features"), help="keeps features (%(default)s)")
+    add_sweep_options(fast)
+    _add_folder_options(parser.add_argument_group("your own pictures, with `probe folder`"))
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="as mim takes them")
     parser.set_defaults(func=run)
 
 
+def _add_folder_options(group: Any) -> None:
+    group.add_argument("--images", type=Path, help="a folder of images; alone, with a folder below it for each class")
+    group.add_argument("--masks", type=Path, help="a folder of masks of the same names: grey, palette or RGB")
+    group.add_argument("--depth", type=Path, help="a folder of depth maps of the same names: PNG of 16 bits, 0 is none")
+    group.add_argument("--depth-scale", type=float, help="stored units per metre: 1000 for millimetres")
+    group.add_argument("--max-depth", type=float, help="metres (default: the largest that is measured)")
+    group.add_argument("--classes", type=Path, metavar="FILE", help="a class a line: NAME, VALUE NAME or R G B NAME")
+    group.add_argument("--void", nargs="+", metavar="VALUE", help="values that are no class: 11, 128,0,0; or none")
+    group.add_argument("--train-list", type=Path, metavar="FILE", help="names of the images to train on, one a line")
+    group.add_argument("--val-list", type=Path, metavar="FILE", help="names of the images to validate on")
+    group.add_argument(
+        "--val-share", type=float, default=0.2, help="validated on where nothing else tells (%(default)s)"
+    )
+    group.add_argument("--skip-bad", action="store_true", help="leave out pictures with problems instead of stopping")
+    group.add_argument("--size", type=int, help="shortest side and crop in pixels (default 512; --fast: not enlarged)")
+    group.add_argument("--name", help="of the data, for the table (default: the images' folder)")
+    group.add_argument("--config-out", type=Path, metavar="FILE", help="write the config here, too")
+    group.add_argument("--check", action="store_true", help="check the pictures and write the config; train nothing")
+
+
 def run(args: argparse.Namespace) -> int:
-    from ..probes.command import data_options, mim_command
-    from ..probes.paths import config_file
+    if not args.checkpoint:
+        raise ValueError("--checkpoint is missing: the file of the backbone to probe")
+    if not Path(args.checkpoint).exists():
+        raise FileNotFoundError(f"{args.checkpoint} does not exist")
+    if args.probe == "folder":
+        from .own import run_folder
+
+        return run_folder(args)
+    return _run_named(args)
+
+
+def _run_named(args: argparse.Namespace) -> int:
+    from ..probes.run.command import data_options, iteration_options, mim_command
+    from ..probes.run.folder import write_config
+    from ..probes.run.paths import config_file
 
     config = config_file(args.probe)
-    for path in (args.checkpoint, args.data_root, *filter(None, (args.test, args.train_data_root))):
+    given = [
+        name for name in ("images", "masks", "depth", "classes", "void", "size") if getattr(args, name) is not None
+    ]
+    if given:
+        raise ValueError(f"--{given[0]} is for your own pictures: attn-plugins probe folder --images DIR …")
+    if not args.data_root:
+        raise ValueError("--data-root is missing: the folder of the data set; see mmseg_configs/README.md")
+    for path in (args.data_root, *filter(None, (args.test, args.train_data_root))):
         if not Path(path).exists():
             raise FileNotFoundError(f"{path} does not exist")
     if config.stem == "sunrgbd_linear4_depth" and not args.test and not args.train_data_root:
@@ -47,20 +113,61 @@ def run(args: argparse.Namespace) -> int:
             "or --train-data-root NYUV2 to train it (or probe sunrgbd_linear4_depth_train)"
         )
     options: dict[str, Any] = data_options(args.data_root, args.train_data_root, args.workers)
-    options["model.backbone.checkpoint"] = args.checkpoint
-    if args.arch:
-        options["model.backbone.arch"] = args.arch
+    iterations = args.iterations or (QUICK if args.quick else None)
+    if iterations:
+        options |= iteration_options(args.probe, iterations)
+    options |= common_options(args)
+    work_dir = args.work_dir or work_dir_of(config.stem + ("_fast" if args.fast else ""), args.checkpoint)
+    if is_sweep(args):
+        return run_sweep(_fast_config(config, options, args), args, work_dir)
+    if args.fast:
+        about = f"The fast probe {config.stem}: features of fixed views, computed once."
+        config, options = write_config(_fast_config(config, options, args), work_dir / "config.py", about), {}
+    action = ["--checkpoint", args.test] if args.test else []
+    command = mim_command(
+        "test" if args.test else "train", str(config), options, *action, *launch_options(args), work_dir=work_dir
+    )
+    return subprocess.run(command, env=os.environ, check=False).returncode
+
+
+def common_options(args: argparse.Namespace) -> dict[str, Any]:
+    """`--cfg-options` that every probe takes, those of the command line last."""
+    options: dict[str, Any] = {"model.backbone.checkpoint": args.checkpoint}
+    for name, value in (("arch", args.arch), ("plugins", args.plugins), ("autocast", args.amp)):
+        if value:
+            options[f"model.backbone.{name}"] = value
+    if args.seed is not None:
+        options["randomness.seed"] = args.seed
     for option in args.cfg_options:
         key, equals, value = option.partition("=")
         if not equals:
             raise ValueError(f"--cfg-options {option!r} is not KEY=VALUE")
         options[key] = value
-    work_dir = args.work_dir or Path("work_dirs") / config.stem / _name(Path(args.checkpoint))
-    action = ["--checkpoint", args.test] if args.test else ["--resume"] if args.resume else []
-    if args.gpus > 1:
-        action += ["--launcher", "pytorch", "--gpus", str(args.gpus)]
-    command = mim_command("test" if args.test else "train", str(config), options, *action, work_dir=work_dir)
-    return subprocess.run(command, env=os.environ, check=False).returncode
+    return options
+
+
+def launch_options(args: argparse.Namespace) -> list[str]:
+    """Arguments of mim beside the options."""
+    resume = ["--resume"] if args.resume and not args.test else []
+    return resume + (["--launcher", "pytorch", "--gpus", str(args.gpus)] if args.gpus > 1 else [])
+
+
+def _fast_config(config: Path, options: dict[str, Any], args: argparse.Namespace) -> Any:
+    """The fast probe's config, whole."""
+    from mmengine.config import Config
+
+    from ..probes.fast import make_fast
+    from ..probes.run.runner import parsed_options
+
+    whole = Config.fromfile(config)
+    whole.merge_from_dict(parsed_options(options))
+    make_fast(whole, views=args.views, store=str(args.store.absolute()))
+    return whole
+
+
+def work_dir_of(probe: str, checkpoint: str) -> Path:
+    """`work_dirs/PROBE/checkpoint-1f0c94ab`."""
+    return Path("work_dirs") / probe / _name(Path(checkpoint))
 
 
 def _name(checkpoint: Path) -> str:

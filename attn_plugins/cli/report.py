@@ -8,14 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .analyze import add_subject_options, add_view_options, settings
+from .analyze import add_subject_options, add_view_options, find_data, settings
 
 __all__ = ["add_parser", "run"]
 
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("report", help="every analysis on one self-contained HTML page")
-    add_subject_options(parser)
+    add_subject_options(parser, required=False)
     add_view_options(parser)
     parser.add_argument("--work-dirs", nargs="+", type=Path, default=[], help="finished probes, for Table 1")
     parser.add_argument("--layer-dirs", nargs="+", type=Path, default=[], help="probes of single layers, for Figure 2b")
@@ -25,18 +25,17 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the page, and PNG and CSV of every figure beside it."""
-    from ..analysis.images import find_images
     from ..analysis.report import write_report
     from ..analysis.subjects import from_checkpoints
 
     looked_at = settings(args)
-    images = find_images(args.data, args.split, args.annotations)
+    sources = find_data(args) if args.data is not None else None
     subjects = from_checkpoints(args.checkpoints, args.arch, args.plugins, args.repo)
     command = shlex.join(["attn-plugins", *sys.argv[1:]])
     write_report(
         args.out,
         subjects,
-        images,
+        sources,
         looked_at,
         work_dirs=args.work_dirs,
         layer_dirs=args.layer_dirs,

@@ -117,29 +117,48 @@ class ViTFeatures:
         """
         h, w = (size // self.patch_size for size in images.shape[-2:])
         outputs: dict[int, Tensor] = {}
+        self.visit(images, outputs.__setitem__, layers)
+        features = []
+        for index in layers:
+            tokens = self.final_norm(outputs[index], h * w) if norm else outputs[index]
+            patches = tokens[:, -h * w :].transpose(1, 2).unflatten(2, (h, w))
+            features.append((patches.contiguous(), tokens[:, 0]))
+        return features
 
-        def keep(index: int) -> Callable[[nn.Module, object, object], None]:
+    def visit(self, images: Tensor, seen: Callable[[int, Tensor], None], layers: Sequence[int] | None = None) -> None:
+        """Run the model and show the blocks' outputs as they are computed: who keeps none holds one layer's.
+
+        Args:
+            images: as in calling.
+            seen: called as `seen(layer, tokens)` with all tokens `[B, N, C]`, before any norm.
+            layers: 0-based block indices; None: all.
+
+        Raises:
+            UnsupportedModelError: the model has no [CLS] token.
+        """
+        h, w = (size // self.patch_size for size in images.shape[-2:])
+
+        def show(index: int) -> Callable[[nn.Module, object, object], None]:
             def hook(module: nn.Module, args: object, output: object) -> None:
-                outputs[index] = _tokens(output)
+                tokens = _tokens(output)
+                if tokens.shape[1] <= h * w:
+                    raise UnsupportedModelError(
+                        f"{type(self.model).__name__} has no [CLS] token: {tokens.shape[1]} tokens"
+                    )
+                seen(index, tokens)
 
             return hook
 
-        handles = [self.blocks[index].register_forward_hook(keep(index)) for index in layers]
+        chosen = range(self.depth) if layers is None else layers
+        handles = [self.blocks[index].register_forward_hook(show(index)) for index in dict.fromkeys(chosen)]
         try:
             self._places.run(self.model, images)
         finally:
             for handle in handles:
                 handle.remove()
-        features = []
-        for index in layers:
-            tokens = self._final_norm(outputs[index], h * w) if norm else outputs[index]
-            if tokens.shape[1] <= h * w:
-                raise UnsupportedModelError(f"{type(self.model).__name__} has no [CLS] token: {tokens.shape[1]} tokens")
-            patches = tokens[:, -h * w :].transpose(1, 2).unflatten(2, (h, w))
-            features.append((patches.contiguous(), tokens[:, 0]))
-        return features
 
-    def _final_norm(self, tokens: Tensor, patches: int) -> Tensor:
+    def final_norm(self, tokens: Tensor, patches: int) -> Tensor:
+        """The model's final norm of a block's output `[B, N, C]`, of which the last `patches` tokens are patches."""
         _, cls_norm = _first(self.model, (self._places.cls_norm,))
         if cls_norm is not None:
             prefix = tokens.shape[1] - patches

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..data.layouts import LAYOUTS
-from ..probes.command import data_options, iteration_options, mim_command, size_options
-from ..probes.running import build_runner
+from ..probes.run.command import data_options, iteration_options, mim_command, size_options
+from ..probes.run.runner import build_runner
 from ..results import COLUMNS, FILE_NAME, read_result
 
 __all__ = ["COLUMN_PROBES", "Plan", "probe_columns", "probe_voc", "write_columns"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -33,6 +34,15 @@ class Mechanism:
     extra_tokens: int = 0
     order: int = 1
     adds_parameters: bool = True
+
+    @classmethod
+    def settled(cls, params: Mapping[str, Any], *, new: bool) -> dict[str, Any]:
+        """Parameters with what they leave unsaid, where that does not mean the same everywhere.
+
+        A default that changes must not change what files mean: here the parameters of a spec are given the value that
+        they have in a file, or with ``new`` that of a patch that is made now, and records say it.
+        """
+        return dict(params)
 
     def check(self, vit: ViT) -> None:
         """Raise ``UnsupportedModelError`` for a ViT that this mechanism cannot change; change nothing."""

@@ -46,6 +46,13 @@ static void pack_transposed(float *dst, const float *src, long stride, long rows
         for (long j = 0; j < cols; j++) dst[j * ld + i] = factor * src[i * stride + j];
 }
 
+/* Whether no number among n, a multiple of LANES, is infinite or NaN: zero weights hide what they multiply only then. */
+static int all_finite(const float *x, long n) {
+    vec zeros = {0};
+    for (long i = 0; i < n; i += LANES) zeros += load(x + i) * 0;
+    return !any(zeros != 0);
+}
+
 static void unpack(float *dst, long stride, const float *src, long rows, long cols, long ld, float factor) {
     for (long i = 0; i < rows; i++)
         for (long j = 0; j < cols; j++) dst[i * stride + j] = factor * src[i * ld + j];
@@ -73,23 +80,17 @@ static void scores(const problem *p, const tensor *q, const tensor *mask, const 
             const float *m = row(mask, b, h, t.first + i);
             for (long j = 0; j < p->keys; j++) x[j * ld + i] += m[j * mask->s];
         }
+    for (long j = 0; t.count < ld && j < p->keys; j++) /* no row is there: none of its keys counts */
+        for (long i = t.count; i < ld; i++) x[j * ld + i] = -INFINITY;
     if (p->causal)
         for (long i = 0; i < t.count; i++)
             for (long j = t.first + i + 1; j < p->keys; j++) x[j * ld + i] = -INFINITY;
 }
 
-static void solve_columns(float alpha, float *x, long keys, long vecs, float *top, float *tau) {
-    long ld = vecs * LANES;
-    for (long j = 0; j < ld; j += LANES) {
-        vec m, t;
-        switch (family_of(alpha)) {
-            case ENTMAX15: solve(ENTMAX15, x + j, keys, ld, 2, &m, &t); break;
-            case SPARSEMAX: solve(SPARSEMAX, x + j, keys, ld, 1, &m, &t); break;
-            case ENTMAX: solve(ENTMAX, x + j, keys, ld, 1 / (alpha - 1), &m, &t); break;
-        }
-        store(top + j, m);
-        store(tau + j, t);
-    }
+static void solve_column(float alpha, float *x, long keys, long ld, vec *top, vec *tau, list *list) {
+#define SOLVE(family, power) solve(family, x, keys, ld, power, top, tau, list)
+    AT_FAMILY(SOLVE, alpha)
+#undef SOLVE
 }
 
 /* Scores x become weights, and s their slope d^(p-1). */
@@ -101,26 +102,29 @@ INLINE void restore(enum family f, float *x, float *s, long n, long ld, float po
     }
 }
 
-/* x: scores to weights; g: the weights' gradient to the scores'. Returns the gradient of alpha if it is wanted. */
-static float backward_columns(float alpha, float *x, float *g, float *s, long keys, block t, const float *top,
-                              const float *tau, int want_alpha) {
-    long ld = t.vecs * LANES;
+/* x: scores to weights; g: the weights' gradient to the scores'; for one vector of rows, the first `lanes` of which
+   are used. Returns the gradient of alpha if it is wanted. */
+static float backward_column(float alpha, float *x, float *g, float *s, long keys, long ld, long lanes, vec top,
+                             vec tau, int want_alpha) {
     float alpha_grad = 0;
-    for (long j = 0; j < ld; j += LANES) {
-        vec m = load(top + j), u = load(tau + j);
-        switch (family_of(alpha)) {
-            case ENTMAX15: restore(ENTMAX15, x + j, s + j, keys, ld, 2, m, u); break;
-            case SPARSEMAX: restore(SPARSEMAX, x + j, s + j, keys, ld, 1, m, u); break;
-            case ENTMAX: restore(ENTMAX, x + j, s + j, keys, ld, 1 / (alpha - 1), m, u); break;
-        }
-        vec delta = weighted_mean(s + j, g + j, keys, ld);
-        if (want_alpha) {
-            vec rows = pull_back_alpha(x + j, g + j, keys, ld, alpha, delta);
-            for (long i = 0; i < LANES && j + i < t.count; i++) alpha_grad += rows[i];
-        }
-        pull_back(s + j, g + j, keys, ld, delta);
+#define RESTORE(family, power) restore(family, x, s, keys, ld, power, top, tau)
+    AT_FAMILY(RESTORE, alpha)
+#undef RESTORE
+    vec delta = weighted_mean(s, g, keys, ld);
+    if (want_alpha) {
+        vec rows = pull_back_alpha(x, g, keys, ld, alpha, delta);
+        for (long i = 0; i < lanes; i++) alpha_grad += rows[i];
     }
+    pull_back(s, g, keys, ld, delta);
     return alpha_grad;
+}
+
+static long min(long a, long b) { return a < b ? a : b; }
+
+/* The least score with a weight, a little less where rounding may tell otherwise. */
+static vec floor_of(float alpha, vec top, vec tau) {
+    vec floor = top + tau / (alpha - 1), size = blend(top < 0, -top, top) - tau / (alpha - 1);
+    return floor - 1e-6f * size;
 }
 
 /* out = entmax(scale * q k^T + mask) v; stats [2][batch][heads][queries] = maximum and threshold of every row.
@@ -132,7 +136,7 @@ int attention_forward(const problem *p, const tensor *q, const tensor *k, const 
     long pairs = p->batch * p->heads, splits = 1;
     /* Few heads and many threads: split a head's queries, each part packing the keys again. */
     while (splits < blocks && pairs * splits < 2 * p->threads) splits++;
-    long floats = room(keys * (ldk + ldv + lanes) + lanes * (p->dim + ldv + 2));
+    long floats = room(keys * (ldk + ldv + lanes) + lanes * (p->dim + ldv) + LANES * list_room(p->keys));
     void *memory;
     if (posix_memalign(&memory, 64, p->threads * floats * sizeof(float))) return -1;
 #pragma omp parallel num_threads(p->threads)
@@ -140,21 +144,34 @@ int attention_forward(const problem *p, const tensor *q, const tensor *k, const 
         float *pool = (float *)memory + omp_get_thread_num() * floats;
         float *kp = take(&pool, keys * ldk), *vp = take(&pool, keys * ldv), *x = take(&pool, keys * lanes);
         float *qt = take(&pool, p->dim * lanes), *o = take(&pool, lanes * ldv);
-        float *top = take(&pool, lanes), *tau = take(&pool, lanes);
+        list list = {(int32_t *)take(&pool, LANES * list_room(p->keys)), list_room(p->keys)};
 #pragma omp for schedule(dynamic)
         for (long task = 0; task < pairs * splits; task++) {
             long pair = task / splits, part = task % splits, b = pair / p->heads, h = pair % p->heads;
             pack(kp, row(k, b, h, 0), k->n, p->keys, p->dim, ldk);
             pack(vp, row(v, b, h, 0), v->n, p->keys, p->value_dim, ldv);
+            int sparse = p->keys >= MANY && all_finite(vp, p->keys * ldv);
             for (long i = blocks * part / splits; i < blocks * (part + 1) / splits; i++) {
                 block t = block_at(p, i, blocks);
                 long ld = t.vecs * LANES, at = pair * p->queries + t.first;
                 scores(p, q, mask, kp, ldk, b, h, t, qt, x);
-                solve_columns(p->alpha[h], x, p->keys, t.vecs, top, tau);
-                matmul(ld, ldv / LANES, p->keys, (operand){x, 1, ld}, vp, ldv, o, ldv, 0);
+                int whole[TILE_VECS];
+                for (long j = 0; j < t.vecs; j++) {
+                    vec top, tau;
+                    float *column = x + j * LANES;
+                    list.filled = 0;
+                    solve_column(p->alpha[h], column, p->keys, ld, &top, &tau, sparse ? &list : NULL);
+                    whole[j] = !list.filled;
+                    if (!whole[j]) gather_product(&list, column, ld, vp, ldv, o + j * LANES * ldv);
+                    long used = min(t.count - j * LANES, LANES) * sizeof(float);
+                    memcpy(stats + at + j * LANES, &top, used);
+                    memcpy(stats + rows + at + j * LANES, &tau, used);
+                }
+                for (long j = 0; j < t.vecs; j++)
+                    if (whole[j])
+                        matmul(LANES, ldv / LANES, p->keys, (operand){x + j * LANES, 1, ld}, vp, ldv,
+                               o + j * LANES * ldv, ldv, 0);
                 unpack(row(out, b, h, t.first), out->n, o, t.count, p->value_dim, ldv, 1);
-                memcpy(stats + at, top, t.count * sizeof(float));
-                memcpy(stats + rows + at, tau, t.count * sizeof(float));
             }
         }
     }
@@ -167,7 +184,8 @@ int attention_backward(const problem *p, const tensor *q, const tensor *k, const
                        const tensor *grad, const float *stats, tensor *dq, tensor *dk, tensor *dv, float *alpha_grad) {
     long ldk = round_up(p->dim, LANES), ldv = round_up(p->value_dim, LANES), keys = round_up(p->keys, TILE_ROWS);
     long lanes = TILE_VECS * LANES, blocks = blocks_of(p), rows = p->batch * p->heads * p->queries;
-    long floats = room(keys * (2 * ldk + 2 * ldv + 3 * lanes) + lanes * (p->dim + p->value_dim + 2 * ldk + ldv + 2));
+    long floats = room(keys * (2 * ldk + 2 * ldv + 3 * lanes) + lanes * (p->dim + p->value_dim + 2 * ldk + ldv + 2) +
+                       LANES * list_room(p->keys));
     void *memory;
     if (posix_memalign(&memory, 64, p->threads * floats * sizeof(float))) return -1;
 #pragma omp parallel num_threads(p->threads)
@@ -179,12 +197,14 @@ int attention_backward(const problem *p, const tensor *q, const tensor *k, const
         float *qt = take(&pool, p->dim * lanes), *gt = take(&pool, p->value_dim * lanes);
         float *qp = take(&pool, lanes * ldk), *dqp = take(&pool, lanes * ldk), *gp = take(&pool, lanes * ldv);
         float *top = take(&pool, lanes), *tau = take(&pool, lanes);
+        list list = {(int32_t *)take(&pool, LANES * list_room(p->keys)), list_room(p->keys)};
 #pragma omp for schedule(dynamic)
         for (long pair = 0; pair < p->batch * p->heads; pair++) {
             long b = pair / p->heads, h = pair % p->heads;
             float alpha_sum = 0;
             pack(kp, row(k, b, h, 0), k->n, p->keys, p->dim, ldk);
             pack(vp, row(v, b, h, 0), v->n, p->keys, p->value_dim, ldv);
+            int sparse = p->keys >= MANY && all_finite(kp, p->keys * ldk) && all_finite(vp, p->keys * ldv);
             memset(dkp, 0, keys * ldk * sizeof(float));
             memset(dvp, 0, keys * ldv * sizeof(float));
             for (long i = 0; i < blocks; i++) {
@@ -196,14 +216,32 @@ int attention_backward(const problem *p, const tensor *q, const tensor *k, const
                     tau[j] = j < t.count ? stats[rows + at + j] : 0;
                 }
                 scores(p, q, mask, kp, ldk, b, h, t, qt, x);
-                pack_transposed(gt, grad_rows, grad->n, t.count, p->value_dim, ld, 1);
-                matmul(p->keys, t.vecs, p->value_dim, (operand){vp, ldv, 1}, gt, ld, g, ld, 0);
-                alpha_sum += backward_columns(p->alpha[h], x, g, s, p->keys, t, top, tau, alpha_grad != NULL);
                 pack(qp, row(q, b, h, t.first), q->n, t.count, p->dim, ldk);
                 pack(gp, grad_rows, grad->n, t.count, p->value_dim, ldv);
-                matmul(p->keys, ldv / LANES, t.count, (operand){x, ld, 1}, gp, ldv, dvp, ldv, 1);
-                matmul(p->keys, ldk / LANES, t.count, (operand){g, ld, 1}, qp, ldk, dkp, ldk, 1);
-                matmul(ld, ldk / LANES, p->keys, (operand){g, 1, ld}, kp, ldk, dqp, ldk, 0);
+                ivec used = {0};
+                for (long j = 0; sparse && j < ld; j += LANES)
+                    used += above(x + j, p->keys, ld, floor_of(p->alpha[h], load(top + j), load(tau + j)));
+                if (sparse && few(used, t.vecs * p->keys) && all_finite(qp, t.count * ldk) && all_finite(gp, t.count * ldv)) {
+                    for (long j = 0; j < ld; j += LANES) {
+                        long used = min(t.count - j, LANES);
+                        vec m = load(top + j), u = load(tau + j);
+                        long n = shorten(&list, x + j, p->keys, ld, floor_of(p->alpha[h], m, u));
+                        dots(&list, used, g + j, n, ld, gp + j * ldv, vp, ldv);
+                        alpha_sum += backward_column(p->alpha[h], x + j, g + j, s + j, n, ld, used, m, u, !!alpha_grad);
+                        add_transposed(&list, used, x + j, ld, gp + j * ldv, dvp, ldv);
+                        add_transposed(&list, used, g + j, ld, qp + j * ldk, dkp, ldk);
+                        gather_product(&list, g + j, ld, kp, ldk, dqp + j * ldk);
+                    }
+                } else {
+                    pack_transposed(gt, grad_rows, grad->n, t.count, p->value_dim, ld, 1);
+                    matmul(p->keys, t.vecs, p->value_dim, (operand){vp, ldv, 1}, gt, ld, g, ld, 0);
+                    for (long j = 0; j < ld; j += LANES)
+                        alpha_sum += backward_column(p->alpha[h], x + j, g + j, s + j, p->keys, ld, min(t.count - j, LANES),
+                                                     load(top + j), load(tau + j), !!alpha_grad);
+                    matmul(p->keys, ldv / LANES, t.count, (operand){x, ld, 1}, gp, ldv, dvp, ldv, 1);
+                    matmul(p->keys, ldk / LANES, t.count, (operand){g, ld, 1}, qp, ldk, dkp, ldk, 1);
+                    matmul(ld, ldk / LANES, p->keys, (operand){g, 1, ld}, kp, ldk, dqp, ldk, 0);
+                }
                 unpack(row(dq, b, h, t.first), dq->n, dqp, t.count, p->dim, ldk, p->scale);
             }
             unpack(row(dk, b, h, 0), dk->n, dkp, p->keys, p->dim, ldk, p->scale);

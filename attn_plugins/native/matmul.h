@@ -7,8 +7,6 @@
 
 typedef struct { const float *at; long row, col; } operand; /* element (i, j) is at[i * row + j * col] */
 
-INLINE long round_up(long n, long to) { return (n + to - 1) / to * to; }
-
 /* One tile of TILE_ROWS x nv vectors, held in registers while it walks the depth. */
 INLINE void tile(const int nv, const float *a, long row, long col, long depth, const float *b, long ldb, float *c,
                  long ldc, int add) {

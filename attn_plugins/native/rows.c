@@ -28,11 +28,9 @@ int rows_forward(const float *scores, float *weights, int64_t rows, int64_t n, f
         for (long first = 0; first < rows; first += LANES) {
             vec top, tau;
             gather(x, scores, first, rows, n);
-            switch (family_of(alpha)) {
-                case ENTMAX15: solve(ENTMAX15, x, n, LANES, 2, &top, &tau); break;
-                case SPARSEMAX: solve(SPARSEMAX, x, n, LANES, 1, &top, &tau); break;
-                case ENTMAX: solve(ENTMAX, x, n, LANES, 1 / (alpha - 1), &top, &tau); break;
-            }
+#define SOLVE(family, power) solve(family, x, n, LANES, power, &top, &tau, NULL)
+            AT_FAMILY(SOLVE, alpha)
+#undef SOLVE
             scatter(weights, x, first, rows, n);
         }
     }
@@ -57,6 +55,7 @@ int rows_backward(const float *weights, const float *grad, float *out, int64_t r
                 switch (family_of(alpha)) {
                     case ENTMAX15: store(s + i * LANES, vsqrt(p)); break;
                     case SPARSEMAX: store(s + i * LANES, blend(p > 0, splat(1), p)); break;
+                    case ENTMAX125: /* the root of the root, cubed: dearer to write than the general power */
                     case ENTMAX: store(s + i * LANES, slope(ENTMAX, p, 3 - alpha)); break;
                 }
             }

@@ -5,31 +5,51 @@
 #ifndef ATTN_PLUGINS_SOLVE_H
 #define ATTN_PLUGINS_SOLVE_H
 
-#include "vector.h"
+#include "sparse.h"
 
-enum family { ENTMAX15, SPARSEMAX, ENTMAX };
+enum family { ENTMAX15, SPARSEMAX, ENTMAX125, ENTMAX };
 #define MAX_STEPS 64    /* never reached: each step divides (norm - 1) * slope by 4 or more */
 #define CONVERGED 1e-6f /* a step this small beside tau is followed by none that float32 could tell */
+#define ROUGH_STEPS 3
 #define CHUNK 32        /* rows summed before they join the total */
 
-static enum family family_of(float alpha) { return alpha == 1.5f ? ENTMAX15 : alpha == 2.f ? SPARSEMAX : ENTMAX; }
+/* Where 1 / (alpha - 1) is a whole number, no logarithm is needed. */
+static enum family family_of(float alpha) {
+    return alpha == 1.5f ? ENTMAX15 : alpha == 2.f ? SPARSEMAX : alpha == 1.25f ? ENTMAX125 : ENTMAX;
+}
+
+/* `call` with the family that the compiler knows, and its power. */
+#define AT_FAMILY(call, alpha) \
+    switch (family_of(alpha)) { \
+        case ENTMAX15: call(ENTMAX15, 2); break; \
+        case SPARSEMAX: call(SPARSEMAX, 1); break; \
+        case ENTMAX125: call(ENTMAX125, 4); break; \
+        case ENTMAX: call(ENTMAX, 1 / ((alpha) - 1)); break; \
+    }
 
 /* s = d^(p-1), the derivative of the weights up to a constant; the weight itself is s * d. */
 INLINE vec slope(enum family f, vec d, float power) {
     if (f == ENTMAX15) return d;
     if (f == SPARSEMAX) return blend(d > 0, splat(1), d);
+    if (f == ENTMAX125) return d * d * d;
     /* Where d <= 1e-37 the logarithm has no normal number to work on; the weight there is 0 to any precision. */
     vec s = vexp2((power - 1) * vlog2(blend(d > 1e-37f, d, splat(1))));
     return blend(d > 1e-37f, s, d * 0);
 }
 
-/* (alpha - 1)(x - max x). The factor comes last: before, it would round scores that may be large. */
-INLINE vec shifted(enum family f, vec x, vec top, float power) {
-    return f == SPARSEMAX ? x - top : f == ENTMAX15 ? (x - top) * .5f : (x - top) / power;
+INLINE vec rough_slope(vec d, float power) {
+    vec s = rough_exp2((power - 1) * rough_log2(blend(d > 1e-37f, d, splat(1))));
+    return blend(d > 1e-37f, s, d * 0);
 }
 
-/* One Newton step from tau. With `top`, x holds scores, and y is stored in their place. */
-INLINE vec newton(enum family f, float *x, long n, long ld, const vec *top, vec tau, float power) {
+/* (alpha - 1)(x - max x). The factor comes last: before, it would round scores that may be large. */
+INLINE vec shifted(enum family f, vec x, vec top, float power) {
+    return f == SPARSEMAX ? x - top : f == ENTMAX15 ? (x - top) * .5f : f == ENTMAX125 ? (x - top) * .25f : (x - top) / power;
+}
+
+/* One Newton step from tau. With `top`, x holds scores, and y is stored in their place. With `used`, the number of keys
+   above tau is counted. With `rough`, the weights are known to a few per cent. */
+INLINE vec newton(enum family f, float *x, long n, long ld, const vec *top, vec tau, float power, ivec *used, int rough) {
     vec sum_s = {0}, sum_p = {0}, lost = {0};
     for (long c = 0; c < n; c += CHUNK) {
         long end = c + CHUNK < n ? c + CHUNK : n;
@@ -37,7 +57,8 @@ INLINE vec newton(enum family f, float *x, long n, long ld, const vec *top, vec 
         for (long i = c; i < end; i++) {
             vec y = load(x + i * ld);
             if (top) store(x + i * ld, y = shifted(f, y, *top, power));
-            vec d = relu(y - tau), s = slope(f, d, power);
+            if (used) *used -= y > tau;
+            vec d = relu(y - tau), s = rough ? rough_slope(d, power) : slope(f, d, power);
             part_s += s;
             part_p += s * d;
         }
@@ -49,7 +70,8 @@ INLINE vec newton(enum family f, float *x, long n, long ld, const vec *top, vec 
     }
     vec norm = sum_p;
     if (f == ENTMAX15) norm = vsqrt(sum_p);
-    if (f == ENTMAX) for (int i = 0; i < LANES; i++) norm[i] = powf(sum_p[i], 1 / power);
+    if (f == ENTMAX125) norm = vsqrt(vsqrt(sum_p));
+    if (f == ENTMAX) norm = vexp2(vlog2(sum_p) / power);
     vec step = (norm - 1) * sum_p / (norm * sum_s);
     return (vec)((ivec)step & ~(sum_p == 0)); /* every key masked: nothing to solve */
 }
@@ -63,15 +85,32 @@ INLINE vec column_max(const float *x, long n, long ld) {
     return blend(top == -INFINITY, splat(0), top);
 }
 
-/* Scores to weights in place. top and tau are what the backward pass needs to find the weights again. */
-INLINE void solve(enum family f, float *x, long n, long ld, float power, vec *top, vec *tau) {
+/* Scores to weights in place. top and tau are what the backward pass needs to find the weights again.
+
+   With `list`, the column is shortened to the keys that may have a weight if they are few (sparse.h). */
+INLINE void solve(enum family f, float *x, long n, long ld, float power, vec *top, vec *tau, list *list) {
     *top = column_max(x, n, ld);
-    vec t = splat(-1), step = newton(f, x, n, ld, top, t, power);
-    t += step;
-    for (int i = 0; i < MAX_STEPS && any(step > CONVERGED * -t); i++) {
-        step = newton(f, x, n, ld, NULL, t, power);
+    vec t = splat(-1), step;
+    int left = MAX_STEPS;
+    if (f == ENTMAX) { /* powers are dear: come near first */
+        vec highest = splat(-powf(n, -1 / power)); /* the largest of n weights is 1 / n or more */
+        for (int i = 0; i < ROUGH_STEPS; i++) {
+            t += newton(f, x, n, ld, i ? NULL : top, t, power, NULL, 1);
+            t = blend(t > -1, t, splat(-1));
+            t = blend(t < highest, t, highest);
+        }
+    } else
+        t += newton(f, x, n, ld, top, t, power, NULL, 0);
+    /* Exact from here. A step from above the root ends below it, and a key below tau then has no weight. */
+    int tried = !list;
+    do {
+        ivec used = {0};
+        if (tried) step = newton(f, x, n, ld, NULL, t, power, NULL, 0);
+        else step = newton(f, x, n, ld, NULL, t, power, &used, 0);
         t += step;
-    }
+        if (!tried && few(used, n)) n = shorten(list, x, n, ld, t);
+        tried = 1;
+    } while (any(blend(step < 0, -step, step) > CONVERGED * -t) && --left > 0);
     for (long i = 0; i < n; i++) {
         vec d = relu(load(x + i * ld) - t);
         store(x + i * ld, slope(f, d, power) * d);

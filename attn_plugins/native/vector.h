@@ -7,7 +7,11 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__AVX512F__)
+#if defined(__SSE__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512DQ__)
 #define LANES 16
 #define TILE_ROWS 8 /* divides LANES */
 #elif defined(__AVX__)
@@ -23,16 +27,53 @@ typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 #define INLINE static inline __attribute__((always_inline))
 
+INLINE long round_up(long n, long to) { return (n + to - 1) / to * to; }
 INLINE vec load(const float *p) { vec v; memcpy(&v, p, sizeof v); return v; }
 INLINE void store(float *p, vec v) { memcpy(p, &v, sizeof v); }
 INLINE vec splat(float x) { return (vec){0} + x; }
 INLINE vec blend(ivec take, vec a, vec b) { return (vec)(((ivec)a & take) | ((ivec)b & ~take)); }
 INLINE int any(ivec m) { int r = 0; for (int i = 0; i < LANES; i++) r |= m[i]; return r; }
 
+/* Bit i is set where lane i of a comparison is true; what GCC's vector types lack. */
+INLINE uint32_t bits(ivec m) {
+#if defined(__AVX512DQ__)
+    return _mm512_movepi32_mask((__m512i)m);
+#elif defined(__AVX__)
+    return _mm256_movemask_ps((__m256)m);
+#elif defined(__SSE__)
+    return _mm_movemask_ps((__m128)m);
+#else
+    uint32_t r = 0;
+    for (int i = 0; i < LANES; i++) r |= (uint32_t)(m[i] < 0) << i;
+    return r;
+#endif
+}
+
+INLINE float sum(vec v) {
+#if defined(__AVX512DQ__)
+    return _mm512_reduce_add_ps((__m512)v);
+#else
+    float half[LANES / 2];
+    for (int i = 0; i < LANES / 2; i++) half[i] = v[i] + v[i + LANES / 2];
+    float r = 0;
+    for (int i = 0; i < LANES / 2; i++) r += half[i];
+    return r;
+#endif
+}
+
 /* max(x, 0); a NaN stays a NaN, so that it reaches the output. */
 INLINE vec relu(vec x) { return (vec)((ivec)x & ~(x <= 0)); }
 
 INLINE vec vsqrt(vec x) { vec r; for (int i = 0; i < LANES; i++) r[i] = __builtin_sqrtf(x[i]); return r; }
+
+/* x * 2^k for whole k from -126 to 127 */
+INLINE vec times_power(vec x, vec k) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_scalef_ps((__m512)x, (__m512)k);
+#else
+    return x * (vec)((__builtin_convertvector(k, ivec) + 127) << 23);
+#endif
+}
 
 /* log2(x) for normal x > 0: x = m * 2^k with m in [sqrt(1/2), sqrt(2)), then the atanh series of m. */
 INLINE vec vlog2(vec x) {
@@ -44,15 +85,32 @@ INLINE vec vlog2(vec x) {
     return k + 2.885390082f * (s + s * s2 * series);
 }
 
-/* 2^x for x <= 0; 0 below -126, where results would be denormal. */
+/* 2^x; 0 below -126, where results would be denormal. */
 INLINE vec vexp2(vec x) {
     ivec flush = x < -126.f;
     vec c = blend(flush, splat(0), x), magic = splat(12582912.f); /* adding 1.5 * 2^23 rounds to an integer */
     vec whole = (c + magic) - magic, f = c - whole;
-    vec y = ((((((f * 1.5252734e-5f + 1.5403530e-4f) * f + 1.3333558e-3f) * f + 9.6181291e-3f) * f + 5.5504109e-2f) * f +
-              2.4022651e-1f) * f + 6.9314718e-1f) * f + 1.f;
-    ivec scale = (__builtin_convertvector(whole, ivec) + 127) << 23;
-    return (vec)((ivec)(y * (vec)scale) & ~flush);
+    vec y = (((((f * 1.5469797e-4f + 1.3408431e-3f) * f + 9.6179266e-3f) * f + 5.5503327e-2f) * f + 2.4022651e-1f) * f +
+             6.9314718e-1f) * f + 1.f;
+    return (vec)((ivec)times_power(y, whole) & ~flush);
+}
+
+/* log2(x) to 0.01 and 2^x to 0.3 %, in half of the time. */
+INLINE vec rough_log2(vec x) {
+#if defined(__AVX512F__)
+    vec k = (vec)_mm512_getexp_ps((__m512)x), m = (vec)_mm512_getmant_ps((__m512)x, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src);
+#else
+    vec k = __builtin_convertvector(((ivec)x >> 23) - 127, vec);
+    vec m = (vec)(((ivec)x & 0x007fffff) | 0x3f800000);
+#endif
+    return k + ((-1.f / 3) * m + 2) * m - 5.f / 3;
+}
+
+INLINE vec rough_exp2(vec x) {
+    ivec flush = x < -126.f;
+    vec c = blend(flush, splat(0), x), magic = splat(12582912.f);
+    vec whole = (c + magic) - magic, f = c - whole;
+    return (vec)((ivec)times_power((f * .2402265f + .6931472f) * f + 1, whole) & ~flush);
 }
 
 #endif

@@ -20,7 +20,7 @@ from ..errors import UnsupportedModelError
 from ..functional.normalizer import build, keep_scales
 from ..mechanisms import plan_mechanisms
 from ..record import RECORD
-from ..spec import Plugin, Spec, parse
+from ..spec import Plugin, Spec, parse, settled
 from ..swap import PREFIX
 from ..torch_names import tell_if_newer
 from .description import describe
@@ -87,7 +87,7 @@ def patch(
         UserWarning: some attention of the model is not reached by any adapter; the warning names it.
     """
     tell_if_newer()
-    parsed = parse(spec)
+    parsed = settled(parse(spec), new=True)
     fitted = None if scales is None else Scales.read(scales)
     if fitted is not None:
         parsed = fitted.spec_for(parsed)

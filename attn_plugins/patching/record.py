@@ -15,7 +15,7 @@ from .. import swap
 from ..codebases.base import NORMALIZER, SPEC, WHOLE, Layer
 from ..mechanisms import applied_mechanisms
 from ..record import RECORD, decode, encode
-from ..spec import Plugin, Spec, parse
+from ..spec import Plugin, Spec, parse, settled
 
 __all__ = [
     "METADATA_KEY",
@@ -157,7 +157,7 @@ def _canonical(record: Mapping[str, Any]) -> Any:
 
 def _read(spec: Any) -> Any:
     try:
-        return parse(spec)
+        return settled(parse(spec), new=False)
     except ValueError:
         return spec  # nothing that is known here; compared as it is written
 

@@ -1,20 +1,38 @@
 """Linear probes on frozen ViTs, registered in mmseg; configs get them by `custom_imports`."""
 
 from .backbone import FrozenViT
-from .classification import ClassifierGrid, GridTop1
-from .depth_data import BorderCrop, ColorAugment, DepthSplit, KBCrop, LoadDepth, RandomDepthRotate
-from .depth_metric import DepthErrors
-from .heads import BNLinearHead, DepthBinsHead
-from .hooks import BackboneIdentityHook, ClassCountHook
-from .image_data import CheckLabels, LoadProbeImage
-from .imagenet_data import ImageNetFolder, PackImageLabel, RandomResizedCrop, ResizeCenterCrop
-from .loop import ProbeTrainLoop
-from .losses import LogGradientLoss, SigLoss
-from .paths import config_file, configs_dir
-from .reading import install_safe_loading
-from .recording import ProbeResultHook
-from .sampling import ProbeSampler, SeedDraw
-from .segmentors import DepthProbe, LinearProbe
+from .classification import (
+    ClassifierGrid,
+    GridTop1,
+    ImageNetFolder,
+    PackImageLabel,
+    RandomResizedCrop,
+    ResizeCenterCrop,
+)
+from .depth import (
+    BorderCrop,
+    ColorAugment,
+    DepthBinsHead,
+    DepthErrors,
+    DepthProbe,
+    DepthSplit,
+    KBCrop,
+    LoadDepth,
+    LogGradientLoss,
+    RandomDepthRotate,
+    SigLoss,
+)
+from .fast import FastLinearProbe, FeaturePreProcessor, make_fast
+from .images import LoadProbeImage
+from .own import LoadMask, OwnClasses, OwnDepth, OwnMasks
+from .ownership import BackboneIdentityHook
+from .predict import Prediction, Predictor, load
+from .protocol import ProbeSampler, ProbeTrainLoop, SeedDraw
+from .run.paths import config_file, configs_dir
+from .run.reading import install_safe_loading
+from .run.recording import ProbeResultHook
+from .segmentation import BNLinearHead, CheckLabels, ClassCountHook, ImageIoU, LinearProbe
+from .views import FeatureStoreHook, StoredViews
 
 __all__ = [
     "BNLinearHead",
@@ -28,15 +46,25 @@ __all__ = [
     "DepthErrors",
     "DepthProbe",
     "DepthSplit",
+    "FastLinearProbe",
+    "FeaturePreProcessor",
+    "FeatureStoreHook",
     "FrozenViT",
     "GridTop1",
+    "ImageIoU",
     "ImageNetFolder",
     "KBCrop",
     "LinearProbe",
     "LoadDepth",
+    "LoadMask",
     "LoadProbeImage",
     "LogGradientLoss",
+    "OwnClasses",
+    "OwnDepth",
+    "OwnMasks",
     "PackImageLabel",
+    "Prediction",
+    "Predictor",
     "ProbeResultHook",
     "ProbeSampler",
     "ProbeTrainLoop",
@@ -45,8 +73,11 @@ __all__ = [
     "ResizeCenterCrop",
     "SeedDraw",
     "SigLoss",
+    "StoredViews",
     "config_file",
     "configs_dir",
+    "load",
+    "make_fast",
 ]
 
 install_safe_loading()

@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from mmengine.hooks import Hook
 from mmengine.logging import print_log
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmseg.registry import HOOKS
 from torch import Tensor
 
-__all__ = ["OwnedHead", "require_same_backbone"]
+from ..results import backbone_differences
+from .backbone import FrozenViT
 
-# The file may have been moved or copied between training and testing; its contents may not have changed.
-_DIGESTS = ("digest", "sha256")
-_CHOICE = ("plugins", "layers", "norm", "cls_token", "autocast")
+__all__ = ["BackboneIdentityHook", "OwnedHead", "SizedHead", "probe_model", "require_same_backbone"]
 
 
 def require_same_backbone(theirs: Any, own: Mapping[str, Any]) -> None:
@@ -29,12 +31,9 @@ def require_same_backbone(theirs: Any, own: Mapping[str, Any]) -> None:
     """
     if not isinstance(theirs, Mapping):
         raise ValueError("this checkpoint does not say which backbone its head belongs to: it is not a probe's")
-    # Heads of the first release have neither `digest` nor `autocast`.
-    keys = [key for key in _DIGESTS if key in theirs and key in own][:1]
-    if not keys:
+    if not any(key in theirs and key in own for key in ("digest", "sha256")):
         raise ValueError(f"this checkpoint does not say which backbone its head belongs to: it tells {dict(theirs)}")
-    keys += [key for key in _CHOICE if key in own and (key in theirs or key != "autocast")]
-    differ = {key: (theirs.get(key), own[key]) for key in keys if theirs.get(key) != own[key]}
+    differ = backbone_differences({**dict.fromkeys(("plugins", "layers", "norm", "cls_token")), **theirs}, own)
     if differ:
         told = "; ".join(f"{key}: trained with {was!r}, now {now!r}" for key, (was, now) in differ.items())
         raise ValueError(
@@ -69,3 +68,43 @@ class OwnedHead:
             note = "this head was written by an earlier release: only mmengine's runner can tell whose backbone it fits"
             print_log(note, logger="current", level=30)
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
+
+
+class SizedHead:
+    """The head takes its input channels from the backbone."""
+
+    backbone: Any
+
+    def _init_decode_head(self, decode_head: Any) -> None:
+        super()._init_decode_head({"in_channels": self.backbone.channels, **decode_head})  # type: ignore[misc]
+
+
+@HOOKS.register_module()
+class BackboneIdentityHook(Hook):
+    """Writes the frozen backbone's identity into the probe's checkpoints, and refuses a head of another backbone."""
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """Add `checkpoint["meta"]["backbone"]`."""
+        checkpoint["meta"]["backbone"] = _backbone(runner).identity
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """Compare the checkpoint's backbone with the model's.
+
+        Raises:
+            ValueError: the head was trained on another backbone, spec, or choice of features.
+        """
+        meta = checkpoint.get("meta") if isinstance(checkpoint, Mapping) else None
+        require_same_backbone(meta.get("backbone") if isinstance(meta, Mapping) else None, _backbone(runner).identity)
+
+
+def probe_model(runner: Any) -> Any:
+    """The probe itself, without what DDP or test-time augmentation put around it."""
+    model = runner.model
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
+
+
+def _backbone(runner: Any) -> FrozenViT:
+    backbone: FrozenViT = probe_model(runner).backbone
+    return backbone

@@ -3,20 +3,37 @@
 Needs neither mmengine nor anything else beside the standard library.
 """
 
-from .record import FILE_NAME, DataSplit, Evaluation, ProbeResult, find_results, read_result, write_result
-from .table import COLUMNS, PAPER, Row, collect, render
+from .images import IMAGES_FILE, Difference, difference, read_images, write_images
+from .record import (
+    FILE_NAME,
+    DataSplit,
+    Evaluation,
+    ProbeResult,
+    backbone_differences,
+    find_results,
+    read_result,
+    write_result,
+)
+from .table import COLUMNS, PAPER, Row, collect, main_metric, render
 
 __all__ = [
     "COLUMNS",
     "FILE_NAME",
+    "IMAGES_FILE",
     "PAPER",
     "DataSplit",
+    "Difference",
     "Evaluation",
     "ProbeResult",
     "Row",
+    "backbone_differences",
     "collect",
+    "difference",
     "find_results",
+    "main_metric",
+    "read_images",
     "read_result",
     "render",
+    "write_images",
     "write_result",
 ]

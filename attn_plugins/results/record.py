@@ -10,12 +10,23 @@ from typing import Any
 
 from ..files import write_text
 
-__all__ = ["FILE_NAME", "DataSplit", "Evaluation", "ProbeResult", "find_results", "read_result", "write_result"]
+__all__ = [
+    "FILE_NAME",
+    "DataSplit",
+    "Evaluation",
+    "ProbeResult",
+    "backbone_differences",
+    "find_results",
+    "read_result",
+    "write_result",
+]
 
 FILE_NAME = "probe.json"
 _ROLES = ("train", "val", "test")
-# What has to be equal in two identities where there is no digest: files of the first release have none.
-_CHOICE = ("plugins", "layers", "norm", "cls_token")
+# What tells two backbones apart: a file may have been moved or copied, its contents may not have changed. Files of the
+# first release have neither `digest` nor `autocast`.
+_DIGESTS = ("digest", "sha256")
+_CHOICE = ("plugins", "layers", "norm", "cls_token", "autocast")
 # Options that a test does not depend on.
 _TRAINING = (
     "train_", "val_", "optim_wrapper", "param_scheduler", "auto_scale_lr", "default_hooks", "custom_hooks",
@@ -97,7 +108,8 @@ class ProbeResult:
         told = []
         if self.probe != other.probe:
             told.append(f"probe: {self.probe}, now {other.probe}")
-        told += _backbone_differences(self.backbone, other.backbone)
+        differ = backbone_differences(self.backbone, other.backbone)
+        told += [f"backbone's {key}: {was!r}, now {now!r}" for key, (was, now) in differ.items()]
         for role in _ROLES:
             was, now = self.data.get(role), other.data.get(role)
             if was is not None and now is not None and was != now:
@@ -124,10 +136,11 @@ class ProbeResult:
         return replace(settings, backbone=run.backbone, evaluations=self.evaluations, data={**self.data, **run.data})
 
 
-def _backbone_differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    keys = [key for key in ("digest", "sha256") if key in was and key in now][:1]
-    keys += [key for key in (*_CHOICE, "autocast") if key in was and key in now]
-    return [f"backbone's {key}: {was[key]!r}, now {now[key]!r}" for key in keys if was[key] != now[key]]
+def backbone_differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """{what differs: (before, now)} of two identities of a `FrozenViT`, as far as both tell it."""
+    keys = [key for key in _DIGESTS if key in was and key in now][:1]
+    keys += [key for key in _CHOICE if key in was and key in now]
+    return {key: (was[key], now[key]) for key in keys if was[key] != now[key]}
 
 
 def write_result(folder: Path, result: ProbeResult) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from .compare import differences, told
 from .official import variant
 from .record import ProbeResult, find_results, read_result
 
-__all__ = ["COLUMNS", "PAPER", "Row", "collect", "render"]
+__all__ = ["COLUMNS", "PAPER", "Row", "collect", "main_metric", "render"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,25 @@ _TRAINED = Column("sunrgbd_train", "SUN RGB-D RMSE (trained)", "rmse", False, 3)
 
 _BY_PROBE = {column.probe: column for column in (*COLUMNS, _TRAINED)}
 
+OWN = "own:"
+"""What the name of a probe on a user's own pictures begins with."""
+
+# What a probe is measured by, the first that it has; whether more is better; digits.
+_METRICS = {"mIoU": (True, 2), "top1": (True, 2), "rmse": (False, 3)}
+
+
+def main_metric(metrics: Mapping[str, float]) -> tuple[str, bool]:
+    """(the metric that a probe is judged by, whether more is better).
+
+    Raises:
+        ValueError: it has none of those that are known.
+    """
+    found = [name for name in _METRICS if name in metrics]
+    if not found:
+        raise ValueError(f"none of {', '.join(_METRICS)} is among {', '.join(metrics)}")
+    return found[0], _METRICS[found[0]][0]
+
+
 PAPER: dict[str, tuple[float, ...]] = {
     "CLS baseline": (69.50, 42.80, 19.85, 36.79, 0.834, 0.674, 6.743),
     "Register-4": (70.03, 44.34, 19.52, 36.00, 0.814, 0.667, 6.749),
@@ -61,6 +81,7 @@ class Row:
         last: {column: value at the end}.
         unfinished: {column: (iterations done, iterations wanted)}.
         overrides: {column: {option: value}} of settings that differ from the shipped config.
+        differences: {column: difference from another row}, as `compare.differences` gives them.
     """
 
     method: str
@@ -68,6 +89,7 @@ class Row:
     last: dict[str, float] = field(default_factory=dict)
     unfinished: dict[str, tuple[int, int]] = field(default_factory=dict)
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
+    differences: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def collect(work_dirs: Iterable[str | Path]) -> list[Row]:
@@ -91,13 +113,23 @@ def collect(work_dirs: Iterable[str | Path]) -> list[Row]:
             )
         runs[key] = file, result
     specs = [_method(runs) for runs in found.values()]
-    return [_row(runs, specs.count(_method(runs)) > 1) for runs in found.values()]
+    rows = [_row(runs, specs.count(_method(runs)) > 1) for runs in found.values()]
+    compared = differences([(row.method, runs) for row, runs in zip(rows, found.values(), strict=True)])
+    for row, own in zip(rows, compared, strict=True):
+        row.differences = own
+    return rows
 
 
 def _column_key(file: Path, result: ProbeResult) -> str:
+    fast = "fast" if "fast" in (result.overrides or {}) else ""
+    if str(result.probe).startswith(OWN):
+        if not result.evaluations:
+            raise ValueError(f"{file} has no evaluation yet")
+        metric, _ = main_metric(result.evaluations[-1].metrics)
+        return f"{result.probe} {metric}" + (f" [{fast}]" if fast else "")
     if result.probe not in _BY_PROBE:
         raise ValueError(f"{file}: probe={result.probe!r} is no column; known: {', '.join(sorted(_BY_PROBE))}")
-    differs = variant(result.probe, result.data)
+    differs = "; ".join(filter(None, (fast, variant(result.probe, result.data))))
     return f"{result.probe} [{differs}]" if differs else result.probe
 
 
@@ -135,14 +167,23 @@ def _row(runs: dict[str, tuple[Path, ProbeResult]], ambiguous: bool) -> Row:
 def _column(key: str) -> Column:
     """The column of a key of a row's `best`: the paper's own, or one beside it for other data."""
     probe, _, differs = key.partition(" [")
-    column = _BY_PROBE[probe]
+    column = _BY_PROBE.get(probe) or _own_column(probe)
     return replace(column, probe=key, title=f"{column.title} [{differs}") if differs else column
+
+
+def _own_column(probe: str) -> Column:
+    """Of a user's own data: `own:NAME METRIC`."""
+    name, _, metric = probe.removeprefix(OWN).rpartition(" ")
+    higher, digits = _METRICS[metric]
+    title = {"mIoU": "mIoU", "top1": "top-1", "rmse": "RMSE"}[metric]
+    return Column(probe, f"{name} {title}", metric, higher, digits)
 
 
 def render(rows: Sequence[Row], form: str = "markdown", paper: bool = True) -> str:
     """The table as text; a gap is a dash, an unfinished run has a star, one with other settings than the config's †.
 
-    A run on other data than the paper's has a column of its own.
+    A run on other data than the paper's has a column of its own; a table of a user's own data alone has only those.
+    Below are differences between rows, where the runs kept what each image contributed.
 
     Args:
         rows: as `collect` gives them.
@@ -153,7 +194,9 @@ def render(rows: Sequence[Row], form: str = "markdown", paper: bool = True) -> s
         ValueError: unknown form.
     """
     others = {key: None for row in rows for key in row.best if key not in {column.probe for column in COLUMNS}}
-    columns = [*COLUMNS, *map(_column, others)]
+    own = bool(others) and all(key.startswith(OWN) for row in rows for key in row.best)
+    paper = paper and not own
+    columns = [*(() if own else COLUMNS), *map(_column, others)]
     if form == "json":
         return json.dumps(
             {
@@ -200,6 +243,11 @@ def _note(rows: Sequence[Row]) -> str:
         f"\\* {row.method}, {key}: {done} of {wanted} iterations.\n"
         for row in rows
         for key, (done, wanted) in row.unfinished.items()
+    ]
+    notes += [
+        told(row.method, _column(key).title, found, _column(key).digits)
+        for row in rows
+        for key, found in row.differences.items()
     ]
     return "\n" + "".join(notes) if notes else ""
 

@@ -39,7 +39,8 @@ def check_adapter(
     Args:
         adapter: registered, or not yet; then it is for the time of the check.
         module: it is copied and stays as it is.
-        inputs, kwargs: what its forward takes.
+        *inputs: what its forward takes.
+        **kwargs: likewise, by name.
         skip: properties to leave out.
 
     Raises:

@@ -33,7 +33,8 @@ def check_mechanism(
     Args:
         spec: with one mechanism or more, e.g. ``"mine:width=4"``.
         model: a ViT; it is copied and stays as it is.
-        inputs, kwargs: what its forward takes, e.g. images ``[B, 3, H, W]``.
+        *inputs: what its forward takes, e.g. images ``[B, 3, H, W]``.
+        **kwargs: likewise, by name.
         skip: properties to leave out.
 
     Raises:

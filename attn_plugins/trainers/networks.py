@@ -16,7 +16,7 @@ from ..checkpoints import CheckpointError, agree, recorded_spec
 from ..patching import PREFIX, patch
 from ..patching.record import refuse_others, spec_of, stamp
 from ..record import RECORD
-from ..spec import parse
+from ..spec import parse, settled
 from .annealing import anneal_network
 from .compat import read_own_checkpoints
 from .proof import tell_answers
@@ -36,7 +36,7 @@ def patch_networks(spec: str, *networks: nn.Module) -> None:
         UnknownPluginError, UnsupportedModelError, ValueError: as `attn_plugins.patch`.
     """
     read_own_checkpoints()
-    wanted = parse(spec)
+    wanted = settled(parse(spec), new=True)
     for network in networks:
         present = spec_of(network)
         if present not in (None, str(wanted)):

@@ -12,6 +12,9 @@ from timm.layers import set_fused_attn
 import attn_plugins
 from attn_plugins.analysis import attention as module
 from attn_plugins.analysis.attention import cls_attention, entropy, statistics
+from attn_plugins.analysis.recording import Answer
+from attn_plugins.functional.normalizer import bind, build
+from attn_plugins.spec import parse
 
 
 @pytest.fixture
@@ -70,7 +73,7 @@ def test_sparse_normalizers_and_batches(model, images, spec):
     attn_plugins.patch(model, spec)
     before = model(images)
     whole, streamed = statistics(model, images), statistics(model, iter(images.split(1)))
-    for name in ("entropy", "entropy_p15", "zero_share", "support", "cls_mass", "rows"):
+    for name in ("entropy", "entropy_p15", "zero_share", "underflow", "support", "cls_mass", "rows"):
         torch.testing.assert_close(getattr(streamed, name), getattr(whole, name), msg=name)
     torch.testing.assert_close(whole.zero_share * 17 + whole.support, torch.full((3, 2), 17.0))
     assert whole.zero_share.max() > 0.05
@@ -88,14 +91,47 @@ def test_zero_share_and_support_of_a_map_that_is_known(model, images):
     assert (found.support == 17).all()
 
 
+@pytest.mark.parametrize(
+    ("spec", "scores", "support"),
+    [
+        # exp(-200) is below 1e-45, and softmax gives it to its key all the same.
+        ("softmax", [0.0, -1.0, -200.0], 3),
+        ("entmax15", [0.0, -1.0, -200.0], 2),
+        ("sparsemax", [0.0, -0.5, -200.0], 2),
+        # alpha = 1.05 is d^20: the third key is 0.0025 above the threshold, and 0.0025^20 is 1e-52.
+        ("entmax:alpha=1.05", [0.0, -18.0, -19.95, -200.0], 3),
+    ],
+)
+def test_underflow_is_no_support(spec, scores, support):
+    normalizer = bind(spec)
+    rows = torch.tensor(scores).expand(1, 1, 2, -1)
+    answer = Answer(normalizer(rows), rows, normalizer)
+    assert answer.support().sum(-1).unique().tolist() == [support]
+    stats = module._Layer(1, len(scores), torch.device("cpu"))
+    stats.add(answer, len(scores))
+    assert float(stats.support / stats.rows) == support
+    held = int((answer.weights[0, 0, 0] > 0).sum())
+    assert float(stats.underflow / stats.rows) == pytest.approx((support - held) / len(scores))
+    assert float(stats.zero_share / stats.rows) == pytest.approx(1 - support / len(scores))
+    assert held < support or spec in ("entmax15", "sparsemax")
+
+
+def test_support_of_a_learnable_alpha_is_computed_anew():
+    normalizer = build(parse("entmax_alpha:init=1.05").normalizer, 2)
+    rows = torch.tensor([0.0, -18.0, -19.95, -200.0]).expand(1, 2, 1, -1)
+    weights = normalizer(rows).detach()
+    assert Answer(weights, rows, normalizer).support().sum(-1).flatten().tolist() == [3, 3]
+    assert (weights > 0).sum(-1).max() < 3 and normalizer.logit.dtype == torch.float32
+
+
 def test_one_layers_maps_at_a_time(model, images, monkeypatch):
     alive = []
     add = module._Layer.add
 
-    def watched(self, weights, patches):
+    def watched(self, answer, patches):
         assert all(reference() is None for reference in alive), "an earlier layer's maps are still held"
-        add(self, weights, patches)
-        alive.append(weakref.ref(weights))
+        add(self, answer, patches)
+        alive.append(weakref.ref(answer.weights))
 
     monkeypatch.setattr(module._Layer, "add", watched)
     statistics(model, [images, images])

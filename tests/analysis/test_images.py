@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from attn_plugins.analysis import images as images_module
-from attn_plugins.analysis.boxes import read_coco, read_xml
-from attn_plugins.analysis.images import MEAN, STD, find_images
+from attn_plugins.analysis.boxes import Objects, read_coco, read_xml
+from attn_plugins.analysis.images import MEAN, STD, View, find_images
 from attn_plugins.data.layouts.imagenet import write_imagenet
 from attn_plugins.data.layouts.voc import write_voc
 
@@ -26,7 +26,9 @@ def test_voc_boxes_surround_the_objects_of_its_masks(voc):
     for file in images.files:
         mask = np.asarray(Image.open(voc / "SegmentationObject" / f"{file.stem}.png"))
         inside = np.zeros(mask.shape, bool)
-        for left, top, right, bottom in images.annotations(file):
+        objects = images.annotations(file)
+        assert objects.size == mask.shape
+        for left, top, right, bottom in objects.boxes:
             assert left == int(left) and 0 <= left < right <= 64 and 0 <= top < bottom <= 48
             inside[int(top) : int(bottom), int(left) : int(right)] = True
         assert inside[(mask > 0) & (mask < 255)].all()
@@ -37,7 +39,7 @@ def test_imagenet_and_its_localisation_boxes(tmp_path):
     root = write_imagenet(tmp_path / "imagenet", 20, 20, 0, (32, 32))
     for split in ("train", "val"):
         images = find_images(root, split)
-        assert len(images) == 20 and all(images.annotations(file) for file in images.files)
+        assert len(images) == 20 and all(images.annotations(file).boxes for file in images.files)
 
 
 def test_a_folder_and_coco(tmp_path):
@@ -50,7 +52,7 @@ def test_a_folder_and_coco(tmp_path):
     coco.write_text(json.dumps({"images": [{"id": 7, "file_name": "b/two.png"}], "annotations": entries}))
     images = find_images(tmp_path, annotations=coco)
     assert [file.name for file in images.files] == ["one.jpg", "two.png"]
-    assert read_coco(coco) == {"b/two.png": [(10, 5, 30, 15)]}
+    assert read_coco(coco) == {"b/two.png": Objects(((10, 5, 30, 15),), (False,))}
     (batch,) = images.batches(40)
     # Twice as large and 20 cut off at the left: 10..30 becomes 0..40.
     assert batch.boxes == [[], [(0.0, 10.0, 40.0, 30.0)]]
@@ -66,7 +68,7 @@ def test_boxes_that_the_cut_removes_are_gone(tmp_path):
         f"<{name}>{edge}</{name}>" for name, edge in zip(("xmin", "ymin", "xmax", "ymax"), (1, 1, 20, 50), strict=True)
     )
     (tmp_path / "x.xml").write_text(f"<annotation><object><bndbox>{corners}</bndbox></object></annotation>")
-    assert read_xml(tmp_path / "x.xml") == [(0, 0, 20, 50)]
+    assert read_xml(tmp_path / "x.xml") == Objects(((0, 0, 20, 50),), (False,))
     (batch,) = find_images(tmp_path, annotations=tmp_path).batches(50)
     assert batch.boxes == [[]]
 
@@ -251,3 +253,63 @@ def test_a_split_file_that_is_no_text_is_named(tmp_path):
     (tmp_path / "ImageSets" / "Segmentation" / "val.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match=r"val\.txt is no readable text"):
         find_images(tmp_path)
+
+
+BOXED = (
+    "<a>{}<object><difficult>{}</difficult><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+    "</object></a>"
+)
+
+
+def test_boxes_of_a_picture_of_another_size_are_refused(tmp_path):
+    Image.new("RGB", (40, 20)).save(tmp_path / "x.png")
+    size = "<size><width>{}</width><height>{}</height></size>"
+    for said in (size.format(40, 20), size.format(0, 0), ""):
+        (tmp_path / "x.xml").write_text(BOXED.format(said, 0))
+        (batch,) = find_images(tmp_path, annotations=tmp_path).batches(20)
+        assert batch.objects == [(((0.0, 0.0, 9.0, 9.0),), (20, 40))]
+    (tmp_path / "x.xml").write_text(BOXED.format(size.format(80, 40), 0))
+    with pytest.raises(ValueError, match=r"x\.png is 20x40 and its annotation is of a picture of 40x80"):
+        next(find_images(tmp_path, annotations=tmp_path).batches(20))
+
+
+def test_a_folder_like_voc_without_splits_has_its_boxes(tmp_path):
+    for name in ("JPEGImages", "Annotations"):
+        (tmp_path / name).mkdir()
+    Image.new("RGB", (40, 20)).save(tmp_path / "JPEGImages" / "x.png")
+    (tmp_path / "Annotations" / "x.xml").write_text(BOXED.format("", 1))
+    images = find_images(tmp_path)
+    assert images.annotations(images.files[0]).difficult == (True,)
+
+
+def test_masks_follow_their_pictures(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    ramp = np.arange(60, dtype=np.uint8)[None].repeat(30, 0)
+    Image.fromarray(ramp).convert("RGB").save(tmp_path / "images" / "x.png")
+    mask = Image.fromarray(ramp)
+    mask.putpalette(list(range(256)) * 3)
+    mask.save(tmp_path / "masks" / "x.png")
+    images = find_images(tmp_path / "images", masks=tmp_path / "masks")
+    (batch,) = images.batches(30)
+    assert batch.masks.dtype == torch.int64 and batch.masks[0, 7].tolist() == list(range(15, 45))
+    (batch,) = images.batches(View(20, 60))
+    assert batch.masks.shape == (1, 20, 20)
+    mask.resize((30, 30)).save(tmp_path / "masks" / "x.png")
+    with pytest.raises(ValueError, match=r"x\.png is 30x30, and .*x\.png, over which it lies, 30x60"):
+        next(images.batches(30))
+    Image.new("RGB", (60, 30)).save(tmp_path / "masks" / "x.png")
+    with pytest.raises(ValueError, match="a mask has one channel"):
+        next(images.batches(30))
+    with pytest.raises(FileNotFoundError, match="has no PNG file"):
+        find_images(tmp_path / "images", masks=tmp_path / "nowhere")
+    (tmp_path / "masks" / "x.png").rename(tmp_path / "masks" / "y.png")
+    with pytest.raises(ValueError, match=r"no mask below .* is called x\.png"):
+        next(find_images(tmp_path / "images", masks=tmp_path / "masks").batches(30))
+
+
+def test_what_a_view_cannot_be():
+    with pytest.raises(ValueError, match="resize=20 is below size=30"):
+        View(30, 20)
+    with pytest.raises(ValueError, match="size=0"):
+        View(0)

@@ -1,8 +1,9 @@
 """The report's template: everything is escaped, and its parts are where the links lead."""
 
 import re
+from urllib.parse import unquote
 
-from attn_plugins.analysis.exhibit import Exhibit
+from attn_plugins.analysis.exhibit import Exhibit, Panel
 from attn_plugins.analysis.page import Section, page
 
 EVIL = "<script>alert('\"x\"')</script>&"
@@ -14,22 +15,37 @@ class Figure:
         out.write(b"picture")
 
 
+def figure(name, title="", caption="", alt="", panels=1):
+    drawn = tuple(Panel("" if panels == 1 else str(n), title, alt, Figure()) for n in range(panels))
+    return Exhibit(name, title, caption, alt, drawn, [])
+
+
 def test_what_comes_from_elsewhere_is_escaped():
-    figure = Exhibit("name", EVIL, EVIL, EVIL, Figure(), [])
-    text = page(EVIL, [Section(EVIL, EVIL, (EVIL,), ((EVIL,),))], [figure], [(EVIL, EVIL)])
+    table = Section(EVIL, EVIL, (EVIL,), ((EVIL,),))
+    text = page(EVIL, [table], [figure(EVIL, EVIL, EVIL, EVIL)], [(EVIL, EVIL)], "folder")
     assert "<script" not in text
-    assert text.count(ESCAPED) == 2 + 2 + (1 + 1 + 1 + 1) + (1 + 1 + 1) + 2
-    assert f'alt="{ESCAPED}"' in text
+    assert f'alt="{ESCAPED}"' in text and f"<h3>{ESCAPED}</h3>" in text and f"<dt>{ESCAPED}</dt>" in text
+    assert text.count("alert(") == text.count("alert(&#39;")
     assert 'src="data:image/svg+xml;base64,cGljdHVyZQ=="' in text
 
 
 def test_every_link_leads_to_its_section():
-    figures = [Exhibit(name, f"Figure {name}", "", "", Figure(), [], vector=False) for name in "ab"]
+    figures = [figure(name, f"Figure {name}") for name in "ab"]
     text = page("Report", [Section("Table", "", ("x",), (("1",),))], figures, [("seed", "0")])
     links = dict(re.findall(r'<a href="#(s\d+)">([^<]+)</a>', text))
     sections = dict(re.findall(r'<section id="(s\d+)">\s*<h2>([^<]+)</h2>', text))
     assert links == sections and list(links.values()) == ["Table", "Figure a", "Figure b", "Provenance"]
     assert "{{" not in text and "{%" not in text
+
+
+def test_files_are_linked_as_they_are_written(tmp_path):
+    figures = [figure("one", "One"), figure("two", "Two", panels=2)]
+    text = page("Report", [], figures, [], "my report")
+    linked = {unquote(href) for href in re.findall(r'href="([^#"]+)"', text)}
+    written = {f"my report/{path.name}" for one in figures for path in one.write(tmp_path)}
+    assert linked == written and len(linked) == 2 + 3 * 2
+    labels = re.findall(r'aria-label="([^"]+)"', text)
+    assert len(set(labels)) == len(labels), "links that read alike lead to different files"
 
 
 def test_no_tables_and_no_figures():

@@ -5,20 +5,21 @@ import csv
 import json
 import re
 import shutil
-import subprocess
 from html.parser import HTMLParser
 from importlib import metadata
+from urllib.parse import unquote
 
-import numpy as np
 import pytest
 import timm
 import torch
+from helpers.browser import CHROMIUM, see
 from PIL import Image
 
 import attn_plugins
 from attn_plugins.analysis.exhibit import Exhibit
 from attn_plugins.analysis.findings import Settings
 from attn_plugins.analysis.images import Images, find_images
+from attn_plugins.analysis.panels import contrast
 from attn_plugins.analysis.report import as_table, exhibits, write_report
 from attn_plugins.analysis.subjects import Subject, from_checkpoints
 from attn_plugins.checkpoints import save
@@ -27,7 +28,7 @@ from attn_plugins.data.layouts.voc import write_voc
 
 SPECS = ("softmax", "registers:num=4", "specialization", "entmax15")
 OPTIONS = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3, "dynamic_img_size": True}
-FIGURES = ("pca", "pib", "attention", "overlay", "norms")
+FIGURES = ("pca", "pib", "diffusion", "discovery", "attention", "overlay", "reach", "maps", "norms", "drift")
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,7 @@ def report(run):
     out = folder / "out" / "report.html"
     checkpoints = [str(folder / f"{index}.pth") for index in range(len(SPECS))]
     arguments = ["report", *checkpoints, "--data", str(data), "--size", "32", "--pictures", "2", "--out", str(out)]
+    arguments += ["--masks", str(data / "SegmentationClass")]
     assert main([*arguments, "--work-dirs", str(folder / "probes"), "--layer-dirs", str(folder)]) == 0
     return out
 
@@ -79,15 +81,22 @@ def test_the_page_needs_nothing_from_elsewhere(report):
     text = report.read_text()
     page = Page(text)
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
-    assert not re.search(r"""(?:src|href)=["'](?!data:|\#)""", text)
+    assert not re.search(r"""src=["'](?!data:)""", text)
     assert "url(" not in text.split("</style>")[0] and "@import" not in text
-    assert len(page.images) == len(FIGURES) + 1
+    assert len(page.images) > len(FIGURES) + len(SPECS) and "What the plugins changed" in text
     for image in page.images:
-        assert len(image["alt"]) > 30
-        kind, data = re.fullmatch(r"data:image/(svg\+xml|png);base64,(.+)", image["src"]).groups()
+        assert len(image["alt"]) > 10
+        kind, data = re.fullmatch(r"data:image/(svg\+xml|webp);base64,(.+)", image["src"]).groups()
         content = base64.b64decode(data)
-        assert content.startswith(b"\x89PNG" if kind == "png" else b"<?xml")
+        assert content.startswith(b"RIFF" if kind == "webp" else b"<?xml")
     assert 'name="viewport"' in text and "default-src 'none'" in text
+
+
+def test_every_link_leads_to_a_file_beside_it(report):
+    linked = {unquote(href) for href in re.findall(r'href="([^#"]+)"', report.read_text())}
+    assert linked == {f"report/{path.name}" for path in report.with_suffix("").iterdir()} - {
+        f"report/{name}" for name in ("pca.png", "pib.png", "overlay.png", "maps.png", "changes.csv")
+    }
 
 
 def test_it_tells_what_made_it(report, run):
@@ -101,42 +110,95 @@ def test_it_tells_what_made_it(report, run):
 def test_pictures_and_numbers_of_every_figure_lie_beside_it(report):
     folder = report.with_suffix("")
     for name in (*FIGURES, "layers"):
-        with Image.open(folder / f"{name}.png") as picture:
-            assert min(picture.size) > 150
+        pictures = list(folder.glob(f"{name}*.png"))
+        assert pictures
+        for path in pictures:
+            with Image.open(path) as picture:
+                assert min(picture.size) > 150
         rows = list(csv.DictReader((folder / f"{name}.csv").open()))
-        assert {row.get("model", row.get("method")) for row in rows} == set(SPECS), name
+        names = set(SPECS[1:]) if name == "drift" else set(SPECS)
+        assert {row.get("model", row.get("method")) for row in rows} == names, name
     rows = {(r["model"], r["layer"]): r for r in csv.DictReader((folder / "pib.csv").open())}
     assert len(rows) == 12
     for row in rows.values():
         assert float(row["low"]) <= float(row["pib"]) <= float(row["high"])
     zeros = {r["model"]: float(r["zero_share"]) for r in csv.DictReader((folder / "attention.csv").open())}
     assert zeros["softmax"] == 0
+    assert {row["norm"] for row in rows.values()} == {"final"}
 
 
 def test_nothing_partial_is_left_behind(report):
     assert not [path for path in report.parent.rglob("*") if path.name.startswith(".")]
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium is installed (Debian: apt-get install chromium)"
+)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed (Debian: apt-get install chromium)")
-@pytest.mark.parametrize("width", [390, 1000])
-def test_a_browser_shows_it_on_a_phone_and_on_a_desk(report, tmp_path, width):
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    flags += [f"--user-data-dir={tmp_path}/profile", "--hide-scrollbars", f"--window-size={width},2600"]
-    shot = tmp_path / "page.png"
-    subprocess.run(
-        [CHROMIUM, *flags, f"--screenshot={shot}", report.as_uri()], check=True, timeout=120, capture_output=True
+def check_layout(page, folder, width, dark):
+    """A page as a reader needs it: nothing wider than the screen, nothing too small or too faint to read."""
+    seen = see(page, width, dark, folder)
+    assert seen.width == width and seen.scroll <= width, f"{seen.scroll} pixels wide on {width}"
+    for one in seen.texts:
+        assert one["size"] >= 12, one
+        assert one["scrolls"] or one["right"] <= width, one
+    faint = {what: ratio for what, ratio in seen.contrasts().items() if ratio < 4.5}
+    assert not faint
+    assert len(seen.images) > 10
+    for image in seen.images:
+        assert image["natural"] > 0 and image["alt"], "a picture that did not load, or says nothing"
+        assert 0 < image["width"] <= width and image["right"] <= width
+    drawn = seen.drawn_texts()
+    assert len(drawn) > 200
+    for alt, size, colour in drawn:
+        assert size >= 9, (alt, size)
+        rgb = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)]
+        # White stands in cells of heat maps, where test_panels looks at it.
+        assert colour == "#ffffff" or contrast(rgb, (1, 1, 1)) >= 4.5, (alt, colour)
+    assert len(seen.columns) == (1 if width < 700 else 2), "panels stand below one another on a phone"
+    return seen
+
+
+@needs_browser
+@pytest.mark.parametrize(("width", "dark"), [(390, False), (390, True), (1280, False), (1280, True)])
+def test_a_browser_shows_it_on_a_phone_and_on_a_desk(report, tmp_path, width, dark):
+    seen = check_layout(report, tmp_path, width, dark)
+    grounds = {one["ground"] for one in seen.texts}
+    assert ("rgb(29, 33, 38)" in grounds) == dark and ("rgb(255, 255, 255)" in grounds) == (not dark)
+
+
+@needs_browser
+@pytest.mark.nightly
+def test_twenty_models_of_two_specs_and_ten_epochs(run, tmp_path):
+    folder, data = run
+    subjects = []
+    for index in range(20):
+        spec = ("softmax", "entmax15")[index % 2]
+        (one,) = from_checkpoints([folder / ("0.pth", "3.pth")[index % 2]])
+        subjects.append(
+            Subject(f"{spec}, epoch {20 + 20 * (index // 2)}", one.load, spec, epoch=20 + 20 * (index // 2))
+        )
+    for index, subject in enumerate(subjects):
+        for layer in (0, 1, 2):
+            work_dir = tmp_path / "layers" / f"{index}-{layer}"
+            work_dir.mkdir(parents=True)
+            backbone = {"plugins": subject.spec, "checkpoint": f"checkpoint{subject.epoch:04d}.pth", "layers": [layer]}
+            evaluations = [{"split": "val", "iter": 1, "metrics": {"mIoU": 20.0 + layer + index}}]
+            record = {"probe": "voc2012", "max_iters": 1, "backbone": backbone, "evaluations": evaluations}
+            (work_dir / "probe.json").write_text(json.dumps(record))
+    settings = Settings(size=32, pictures=4, limit=6)
+    out = write_report(
+        tmp_path / "report.html", subjects, find_images(data), settings, layer_dirs=[tmp_path / "layers"]
     )
-    pixels = np.asarray(Image.open(shot).convert("RGB"), np.float32)
-    assert pixels.shape[1] == width
-    # A figure that did not load would leave its card white; without figures only the links are coloured.
-    colourful = (pixels.max(2) - pixels.min(2) > 60).mean(1)
-    assert (colourful > 0.05).sum() > 250
-    # Nothing is wider than the screen: the page's right edge is background all the way.
-    edge = pixels[:, -4:]
-    assert (np.ptp(edge.reshape(-1, 3), axis=0) < 12).all()
+    assert out.stat().st_size < 5e6
+    again = out.read_bytes()
+    write_report(out, subjects, find_images(data), settings, layer_dirs=[tmp_path / "layers"])
+    assert out.read_bytes() == again
+    for width in (390, 1280):
+        for dark in (False, True):
+            (tmp_path / f"{width}-{dark}").mkdir()
+            check_layout(out, tmp_path / f"{width}-{dark}", width, dark)
 
 
 def test_a_figure_gives_the_same_bytes_again(run):
@@ -146,22 +208,24 @@ def test_a_figure_gives_the_same_bytes_again(run):
     first, second = (exhibits(subjects, find_images(data), settings, ["norms", "pca"]) for _ in range(2))
     for a, b in zip(first, second, strict=True):
         assert isinstance(a, Exhibit) and a.table() == b.table()
-        assert a.render("png") == b.render("png") and a.render("svg") == b.render("svg")
+        for one, other in zip(a.panels, b.panels, strict=True):
+            assert [one.render(form) for form in one.forms] == [other.render(form) for form in other.forms]
 
 
-@pytest.mark.parametrize("kind", ["pib", "pca", "attention", "norms"])
+@pytest.mark.parametrize("kind", ["pib", "pca", "diffusion", "discovery", "attention", "maps", "norms", "drift"])
 def test_analyze_writes_each_figure(run, kind, tmp_path, capsys):
     folder, data = run
     arguments = ["analyze", kind, str(folder / "0.pth"), str(folder / "3.pth"), "--data", str(data), "--size", "32"]
     assert main([*arguments, "--limit", "4", "--out", str(tmp_path)]) == 0
-    assert {path.suffix for path in tmp_path.iterdir()} == {".png", ".csv", ".svg"}
+    drawn = {path.suffix for path in tmp_path.iterdir()}
+    assert drawn == ({".png", ".csv"} if kind == "pca" else {".png", ".csv", ".svg"})
     assert "entmax15" in capsys.readouterr().out
 
 
 def test_analyze_layers_and_what_is_refused(run, tmp_path, capsys):
     folder, data = run
     assert main(["analyze", "layers", str(folder), "--out", str(tmp_path)]) == 0
-    assert (tmp_path / "layers.png").exists()
+    assert list(tmp_path.glob("layers*.png"))
     assert main(["analyze", "layers", str(tmp_path), "--out", str(tmp_path)]) == 2
     assert f"no probe.json below {tmp_path}" in capsys.readouterr().err
     odd = ["analyze", "norms", str(folder / "0.pth"), "--data", str(data), "--size", "30", "--out", str(tmp_path)]
@@ -185,6 +249,8 @@ def test_statistics_over_all_images(run, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("kind", "option", "says"),
     [
+        ("pib", ["--below", "2"], "below=2.0; use a share of the image"),
+        ("pib", ["--resize", "16"], "resize=16 is below size=32"),
         ("attention", ["--heads", "0", "3"], "heads=[0, 3]: softmax has heads 0 to 2"),
         ("attention", ["--layer", "3"], "layer=3: the model has layers 0 to 2"),
         ("pca", ["--pictures", "0"], "pictures=0; use a number of at least 1"),
@@ -236,8 +302,32 @@ def test_tables_of_ones_own(tmp_path, run):
     out = write_report(tmp_path / "r.html", [subject], find_images(data), settings, tables=[table])
     text = out.read_text()
     assert "<td>12.5</td>" in text and "Measured &amp; &lt;escaped&gt;." in text
-    with pytest.raises(ValueError, match="nothing to analyse"):
+    with pytest.raises(ValueError, match="nothing to report"):
         write_report(tmp_path / "r.html", [], find_images(data))
+    with pytest.raises(ValueError, match="models are shown images"):
+        write_report(tmp_path / "r.html", [subject], None)
+
+
+def test_a_report_of_probes_alone_and_the_same_bytes_again(run, tmp_path):
+    folder, _ = run
+    arguments = ["report", "--work-dirs", str(folder / "probes"), "--layer-dirs", str(folder)]
+    out = tmp_path / "r.html"
+    assert main([*arguments, "--out", str(out)]) == 0
+    text = out.read_text()
+    assert "Table 1" in text and "Dense quality by layer" in text and "Point-in-box" not in text
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert main([*arguments, "--out", str(out)]) == 0
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_what_needs_a_second_model_or_masks_says_so(run, tmp_path, capsys):
+    folder, data = run
+    common = [str(folder / "0.pth"), "--data", str(data / "JPEGImages"), "--size", "32", "--out", str(tmp_path)]
+    for kind, needs in (("drift", "a second model"), ("discovery", "boxes or masks"), ("pib", "boxes")):
+        assert main(["analyze", kind, *common]) == 2
+        assert f"{kind} needs {needs}, and there are none" in capsys.readouterr().err
+    assert main(["analyze", "discovery", *common, "--masked", str(data / "JPEGImages")]) == 2
+    assert "name the folder of these with --masks" in capsys.readouterr().err
 
 
 def test_names_of_folders_are_drawn_as_they_are(run, tmp_path):
@@ -251,11 +341,12 @@ def test_names_of_folders_are_drawn_as_they_are(run, tmp_path):
     settings = Settings(size=32, pictures=1, limit=2)
     drawn = exhibits([*subjects, Subject("_alone$^$", subjects[0].load)], find_images(run[1]), settings)
     assert {exhibit.name for exhibit in drawn} == set(FIGURES)
-    for exhibit in drawn:
-        assert exhibit.render("svg") and exhibit.render("png")
-    legend = next(exhibit for exhibit in drawn if exhibit.name == "norms").figure.legends[0]
+    for panel in (panel for exhibit in drawn for panel in exhibit.panels):
+        assert all(panel.render(form) for form in panel.forms)
+    few = exhibits([*subjects[:3], Subject("_alone$^$", subjects[0].load)], find_images(run[1]), settings, ["norms"])
+    legend = few[0].panels[0].drawing.legends[0]
     shown = [text.get_text().replace(r"\$", "$").strip() for text in legend.get_texts()]
-    assert shown == [*(subject.name for subject in subjects), "_alone$^$"]
+    assert shown == [*(subject.name for subject in subjects[:3]), "_alone$^$"]
 
 
 @pytest.mark.parametrize("out", ["page", "there", "link.html", "taken.html"])

@@ -19,7 +19,7 @@ PROJECT = PACKAGE.parent / "pyproject.toml"
 
 # Modules of distributions whose names differ, and of those that a distribution requires itself.
 MODULES = {
-    "onedl-mmcv": {"mmcv"},
+    "onedl-mmcv": {"mmcv", "cv2"},
     "onedl-mmengine": {"mmengine", "yaml"},
     "onedl-mmsegmentation": {"mmseg"},
     "onedl-mim": {"mim"},

@@ -11,10 +11,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from attn_plugins.probes.hooks import ProbeResultHook
 
 import attn_plugins
 from attn_plugins.checkpoints import save
-from attn_plugins.probes.hooks import ProbeResultHook
 
 HERE = Path(__file__).parent
 OUT = Path(tempfile.mkdtemp())

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from mmengine.runner import CheckpointLoader
 
-from attn_plugins.probes.command import data_options, mim_command, size_options
+from attn_plugins.probes.run.command import data_options, mim_command, size_options
 
 # Which written layout each config reads.
 LAYOUT_OF = {

@@ -12,10 +12,11 @@ import pytest
 from mmengine.config import Config, DictAction
 
 from attn_plugins.cli import main
-from attn_plugins.probes.command import data_options, mim_command, size_options
-from attn_plugins.probes.image_data import CheckLabels, LoadProbeImage
-from attn_plugins.probes.paths import config_file, configs_dir
-from attn_plugins.probes.running import build_runner as here
+from attn_plugins.probes.images import LoadProbeImage
+from attn_plugins.probes.run.command import data_options, mim_command, size_options
+from attn_plugins.probes.run.paths import config_file, configs_dir
+from attn_plugins.probes.run.runner import build_runner as here
+from attn_plugins.probes.segmentation import CheckLabels
 
 from .running import options
 
@@ -88,7 +89,7 @@ def test_bad_arguments_are_named(arguments, message, backbone_file, tmp_path, ca
 
 def test_configs_are_found_inside_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from attn_plugins import shipped
-    from attn_plugins.probes.paths import configs_dir
+    from attn_plugins.probes.run.paths import configs_dir
 
     (tmp_path / "attn_plugins/_mmseg_configs/_base_").mkdir(parents=True)
     monkeypatch.setattr(shipped, "PACKAGE", tmp_path / "attn_plugins")

@@ -11,7 +11,7 @@ import pytest
 from mmseg.registry import TRANSFORMS
 from scipy import ndimage
 
-from attn_plugins.probes.depth_data import BorderCrop, ColorAugment, DepthSplit, KBCrop, LoadDepth, RandomDepthRotate
+from attn_plugins.probes.depth.data import BorderCrop, ColorAugment, DepthSplit, KBCrop, LoadDepth, RandomDepthRotate
 
 
 def sample(height: int = 480, width: int = 640) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def test_unreadable_depth_is_named(what: str, tmp_path: Path) -> None:
 def test_the_written_layouts_are_read(name: str, roots: dict[str, Path]) -> None:
     from mmengine.config import Config
 
-    from attn_plugins.probes.paths import config_file
+    from attn_plugins.probes.run.paths import config_file
 
     probe = "sunrgbd_linear4_depth_train" if name == "sunrgbd" else name
     for loader, count in (("train_dataloader", 4), ("val_dataloader", 2)):
@@ -138,7 +138,7 @@ def test_raw_maps_of_lines_without_truth_are_found_where_they_were_projected_to(
     there.parent.mkdir(parents=True)
     there.touch()
     told: list[str] = []
-    monkeypatch.setattr("attn_plugins.probes.depth_data.print_log", lambda message, logger: told.append(message))
+    monkeypatch.setattr("attn_plugins.probes.depth.data.print_log", lambda message, logger: told.append(message))
     raw = {"replace": [("groundtruth", "velodyne_raw")], "data_prefix": {"img_path": "", "depth_map_path": "raw"}}
     dataset = DepthSplit(ann_file="s.txt", data_root=str(tmp_path), **raw)
     found = [Path(entry["depth_map_path"]) for entry in dataset.load_data_list()]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from attn_plugins.probes.depth_metric import DepthErrors, crop_box
+from attn_plugins.probes.depth.metric import DepthErrors, crop_box
 
 
 def by_hand(prediction: np.ndarray, target: np.ndarray, low: float, high: float) -> dict[str, float]:

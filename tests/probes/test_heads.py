@@ -10,8 +10,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from attn_plugins.probes.heads import BNLinearHead, DepthBinsHead
-from attn_plugins.probes.norm import GlobalBatchNorm
+from attn_plugins.probes.depth.model import DepthBinsHead
+from attn_plugins.probes.segmentation import BNLinearHead, GlobalBatchNorm
 
 from .conftest import checkout
 
@@ -92,7 +92,7 @@ def test_flips_are_averaged(backbone_file: Path) -> None:
     from mmengine.config import Config
     from mmseg.registry import MODELS
 
-    from attn_plugins.probes.paths import config_file
+    from attn_plugins.probes.run.paths import config_file
 
     config = Config.fromfile(config_file("nyuv2"))
     config.model.backbone.checkpoint = str(backbone_file)

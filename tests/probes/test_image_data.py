@@ -14,10 +14,10 @@ from mmseg.registry import DATASETS, TRANSFORMS
 from PIL import Image
 
 from attn_plugins.data import images
-from attn_plugins.probes.hooks import _label_checks
-from attn_plugins.probes.image_data import CheckLabels, LoadProbeImage
-from attn_plugins.probes.paths import config_file, configs_dir
-from attn_plugins.probes.running import build_runner as here
+from attn_plugins.probes.images import LoadProbeImage
+from attn_plugins.probes.run.paths import config_file, configs_dir
+from attn_plugins.probes.run.runner import build_runner as here
+from attn_plugins.probes.segmentation import CheckLabels, _label_checks
 
 from .running import options
 

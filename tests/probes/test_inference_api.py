@@ -13,8 +13,8 @@ from mmengine.config import Config
 from mmseg.apis import MMSegInferencer, inference_model, init_model
 from PIL import Image
 
-from attn_plugins.probes.paths import config_file
-from attn_plugins.probes.running import build_runner as here
+from attn_plugins.probes.run.paths import config_file
+from attn_plugins.probes.run.runner import build_runner as here
 
 from .conftest import ARCH, OPTIONS, save, tiny_vit
 from .running import mim, options

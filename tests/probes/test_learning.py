@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from attn_plugins.data.layouts import LAYOUTS
-from attn_plugins.probes.running import build_runner as here
+from attn_plugins.probes.run.runner import build_runner as here
 
 from .running import options
 

@@ -7,7 +7,7 @@ import torch
 from mmengine.logging import MessageHub
 from torch import Tensor
 
-from attn_plugins.probes.losses import LogGradientLoss, SigLoss
+from attn_plugins.probes.depth.losses import LogGradientLoss, SigLoss
 
 from . import upstream
 from .conftest import checkout

@@ -12,8 +12,8 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS, PARAM_SCHEDULERS
 
-from attn_plugins.probes.command import iteration_options
-from attn_plugins.probes.paths import config_file, configs_dir
+from attn_plugins.probes.run.command import iteration_options
+from attn_plugins.probes.run.paths import config_file, configs_dir
 
 SEGMENTATION = {"voc2012": (21, (2048, 512)), "ade20k": (150, (2048, 512)), "cityscapes": (19, (2048, 1024))}
 DEPTH = {"nyuv2": 10.0, "kitti": 80.0, "sunrgbd": 10.0, "sunrgbd_linear4_depth_train": 10.0}

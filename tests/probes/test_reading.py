@@ -13,7 +13,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader, load_checkpoint
 
 from attn_plugins.checkpoints import CheckpointError
-from attn_plugins.probes.running import build_runner as here
+from attn_plugins.probes.run.runner import build_runner as here
 
 from .running import options
 
@@ -61,7 +61,7 @@ def test_apis_beside_the_runner_and_other_schemes(tmp_path: Path) -> None:
         load_checkpoint(torch.nn.Linear(1, 1), str(tmp_path / "evil.pth"))
     for scheme in CheckpointLoader._schemes:
         loader = CheckpointLoader._get_checkpoint_loader(f"{scheme}x")
-        assert loader.__module__ == "attn_plugins.probes.reading", scheme
+        assert loader.__module__ == "attn_plugins.probes.run.reading", scheme
     with pytest.raises(CheckpointError, match="Download it"):
         CheckpointLoader.load_checkpoint("open-mmlab://resnet50_v1c")
     assert not (tmp_path / "trace").exists()

@@ -13,9 +13,9 @@ from mmengine.config import Config
 from attn_plugins.cli import main
 from attn_plugins.cli.probe import _name
 from attn_plugins.data.layouts import LAYOUTS
-from attn_plugins.probes import recording
-from attn_plugins.probes.paths import configs_dir
-from attn_plugins.probes.running import build_runner as here
+from attn_plugins.probes.run import recording
+from attn_plugins.probes.run.paths import configs_dir
+from attn_plugins.probes.run.runner import build_runner as here
 from attn_plugins.results import read_result
 
 from .conftest import ARCH, OPTIONS, save, tiny_vit

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from attn_plugins.probes.command import mim_command
-from attn_plugins.probes.running import build_runner as here
+from attn_plugins.probes.run.command import mim_command
+from attn_plugins.probes.run.runner import build_runner as here
 from attn_plugins.results import collect
 
 from .conftest import ARCH, OPTIONS, save, tiny_vit

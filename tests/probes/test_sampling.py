@@ -11,15 +11,14 @@ import torch
 from mmengine.dataset import BaseDataset
 from torch.utils.data import DataLoader
 
-from attn_plugins.probes import sampling
-from attn_plugins.probes.loop import split_batch
-from attn_plugins.probes.sampling import Draw, ProbeSampler, SeedDraw
+from attn_plugins.probes import protocol
+from attn_plugins.probes.protocol import Draw, ProbeSampler, SeedDraw, split_batch
 
 
 def draws(
     monkeypatch: pytest.MonkeyPatch, rank: int, world: int, count: int, skip: int = 0, group: int = 1
 ) -> list[Draw]:
-    monkeypatch.setattr(sampling, "get_dist_info", lambda: (rank, world))
+    monkeypatch.setattr(protocol, "get_dist_info", lambda: (rank, world))
     sampler = ProbeSampler(range(7), seed=3, group=group)
     sampler.skip(skip)
     return list(itertools.islice(iter(sampler), count))

@@ -101,11 +101,11 @@ def test_demo(tmp_path: Path, say: Say) -> None:
 def test_probe_training_and_resume(tmp_path: Path, say: Say) -> None:
     pytest.importorskip("mim")
     from probes.conftest import ARCH, OPTIONS, tiny_vit
-    from probes.running import options, weights
+    from probes.run.runner import options, weights
 
     from attn_plugins.data.layouts import LAYOUTS
-    from attn_plugins.probes.command import mim_command
-    from attn_plugins.probes.running import build_runner
+    from attn_plugins.probes.run.command import mim_command
+    from attn_plugins.probes.run.runner import build_runner
 
     backbone = checkpoints.save(tmp_path / "tiny.pth", tiny_vit("entmax15"), arch=ARCH, arch_options=OPTIONS)
     roots = {"voc2012": LAYOUTS["voc2012"](tmp_path / "voc", 4, 2, seed=0, size=(96, 128))}

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 import attn_plugins
 from attn_plugins import checkpoints
-from attn_plugins.analysis.boxes import read_coco, read_xml, size_in_xml, sizes_in_coco
+from attn_plugins.analysis.boxes import read_coco, read_xml
 from attn_plugins.checkpoints import CheckpointError
 from attn_plugins.data.images import ImageError, read_image
 from attn_plugins.data.layouts.voc import box_xml
@@ -116,10 +116,10 @@ READERS = {
     "record": Reader(record, told),
     "probe.json": Reader(probe, read_result),
     "JSON": Reader(coco, read_json),
-    "COCO boxes": Reader(coco, lambda path: (read_coco(path), sizes_in_coco(path))),
+    "COCO boxes": Reader(coco, read_coco),
     "XML boxes": Reader(
         lambda path: path.write_bytes(box_xml("VOC2012", "x.jpg", (20, 30), [("cat", Box(1, 1, 2, 9, 8))])),
-        lambda path: (read_xml(path), size_in_xml(path)),
+        read_xml,
     ),
     "split": Reader(lambda path: path.write_text("a/b.jpg a/b.png 518.8\n" * 5), read_lines),
     "JPEG": Reader(picture("JPEG"), lambda path: read_image(path, exif=True), (ImageError,)),

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from attn_plugins import checkpoints, files
-from attn_plugins.analysis.exhibit import Exhibit
+from attn_plugins.analysis.exhibit import Exhibit, Panel
 from attn_plugins.data.layouts.voc import write_voc
 from attn_plugins.results.record import Evaluation, ProbeResult, read_result, write_result
 
@@ -73,7 +73,7 @@ def read_probe(folder: Path) -> int:
 def write_figure(folder: Path, version: int) -> None:
     figure = Figure(figsize=(1, 1))
     figure.subplots().plot([0, version])
-    Exhibit("x", "", "", "", figure, [{"version": version}] * 40).write(folder)
+    Exhibit("x", "", "", "", (Panel("", "", "", figure),), [{"version": version}] * 40).write(folder)
 
 
 def read_figure(folder: Path) -> int:

@@ -1,0 +1,137 @@
+"""Products over the support alone (sparse.h) equal the dense ones, on every instruction set, whatever the scores."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from attn_plugins import attention, native
+from attn_plugins.functional import EntmaxAlpha
+from attn_plugins.native import attention as kernel
+from attn_plugins.native import build
+
+pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=f"no kernels: {native.unavailable()}")
+
+NARROWER = {"avx512": (), "avx2": ("-mno-avx512f",), "sse": ("-mno-avx512f", "-mno-avx")}
+CASE = {
+    "queries": st.integers(1, 60),
+    "keys": st.sampled_from([1, 40, 99, 100, 101, 127, 128, 160, 257]),
+    "dims": st.sampled_from([(8, 8), (64, 64), (64, 40), (16, 130), (72, 72), (1, 3)]),
+    "scale": st.sampled_from([0.0, 0.05, 0.3, 1.0, 8.0]),
+    "alpha": st.sampled_from([1.05, 1.25, 1.3, 1.5, 1.7, 2.0]),
+    "masking": st.sampled_from(["none", "causal", "bool", "rows", "float"]),
+    "seed": st.integers(0, 2**31),
+}
+
+
+@pytest.fixture(scope="module", params=NARROWER)
+def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The kernel as narrower processors run it; with the widest, this one's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        if NARROWER[request.param]:
+            library = built(tmp_path_factory.mktemp(request.param), *NARROWER[request.param])
+            patch.setattr(kernel, "_library", lambda: library)
+        yield
+
+
+def built(folder: Path, *flags: str) -> ctypes.CDLL:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no compiler")
+    sources = [str(path) for path in sorted(build.SOURCES.glob("*.c"))]
+    subprocess.run([compiler, *build.flags(), *flags, *sources, "-o", str(folder / "k.so"), "-lm"], check=True)
+    return kernel.declare(ctypes.CDLL(str(folder / "k.so")))
+
+
+def inputs(queries: int, keys: int, dims: tuple[int, int], scale: float, seed: int) -> list[Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    shapes = [(2, 2, queries, dims[0]), (2, 2, keys, dims[0]), (2, 2, keys, dims[1])]
+    q, k, v = (torch.randn(shape, generator=random) for shape in shapes)
+    return [(q * scale).requires_grad_(), k.requires_grad_(), v.requires_grad_()]
+
+
+def mask_of(masking: str, queries: int, keys: int, seed: int) -> Tensor | None:
+    random = torch.Generator().manual_seed(seed + 1)
+    if masking == "bool":
+        return torch.rand(2, 1, queries, keys, generator=random) < 0.3
+    if masking == "rows":  # some queries see nothing, some one key
+        return torch.rand(2, 1, queries, keys, generator=random) < torch.rand(2, 1, queries, 1, generator=random) ** 8
+    return torch.randn(2, 1, queries, keys, generator=random) if masking == "float" else None
+
+
+def results(x: list[Tensor], alpha: float, backend: str, **masks: object) -> list[Tensor]:
+    """Output and the gradients of query, key, value and alpha."""
+    module = EntmaxAlpha(2, init=alpha) if 1.05 < alpha < 2 else None
+    normalizer = module or f"entmax:alpha={alpha}"
+    if module is not None:
+        module = module.to(x[0].dtype)
+    out = attention(*x, normalizer=normalizer, backend=backend, **masks)
+    weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape).cos()
+    wrt = [*x, *(module.parameters() if module else ())]
+    return [out, *torch.autograd.grad((out * weight).sum(), wrt)]
+
+
+@pytest.mark.usefixtures("compiled")
+class TestEveryInstructionSet:
+    @settings(max_examples=120)
+    @given(**CASE)
+    def test_equals_float64(self, queries, keys, dims, scale, alpha, masking, seed):
+        x = inputs(queries, keys, dims, scale, seed)
+        masks = {"is_causal": masking == "causal", "attn_mask": mask_of(masking, queries, keys, seed)}
+        found = results(x, alpha, "cpu", **masks)
+        if masks["attn_mask"] is not None and masks["attn_mask"].dtype != torch.bool:
+            masks["attn_mask"] = masks["attn_mask"].double()
+        exact = [t.detach().double().requires_grad_() for t in x]
+        for name, a, b in zip(
+            ["o", "q", "k", "v", "alpha"], found, results(exact, alpha, "reference", **masks), strict=False
+        ):
+            # A weight that is nearly zero may be zero in float32: sparsemax's gradient jumps there. That of alpha is a
+            # sum over all rows, whose terms cancel.
+            tolerance = 2e-3 if name == "alpha" or (alpha > 1.5 and name != "o") else 1e-4
+            size = max(1.0, float(b.detach().abs().max()))
+            wrong = (a.double() - b).abs() > tolerance * size
+            assert wrong.float().mean() <= (0.01 if alpha > 1.5 else 0), (
+                name,
+                float((a.double() - b).abs().max()),
+                size,
+            )
+
+
+@settings(max_examples=150)
+@given(**CASE)
+def test_the_choice_does_not_show(dense, queries, keys, dims, scale, alpha, masking, seed):
+    x = inputs(queries, keys, dims, scale, seed)
+    masks = {"is_causal": masking == "causal", "attn_mask": mask_of(masking, queries, keys, seed)}
+    found = results(x, alpha, "cpu", **masks)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel, "_library", lambda: dense)
+        for a, b in zip(found, results(x, alpha, "cpu", **masks), strict=True):
+            tolerance = 2e-6 if a.ndim > 1 else 5e-5  # alpha's is a sum over all rows, whose terms cancel
+            assert float((a - b).abs().max()) <= tolerance * max(1.0, float(b.abs().max())) * max(1.0, scale)
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The kernel, which never finds a support small."""
+    return built(tmp_path_factory.mktemp("dense"), "-DFEW=1000000")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("which", range(3))
+def test_what_is_not_finite_reaches_the_same_places(dense, bad, which):
+    x = inputs(20, 200, (64, 64), 3.0, 0)
+    x[which].data[0, 1, 3, 5] = bad
+    found = results(x, 1.5, "cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel, "_library", lambda: dense)
+        for a, b in zip(found, results(x, 1.5, "cpu"), strict=True):
+            torch.testing.assert_close(a, b, equal_nan=True, rtol=1e-5, atol=1e-5)
