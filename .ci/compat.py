@@ -12,6 +12,7 @@ import datetime
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -103,17 +104,11 @@ def run(environment: dict[str, Any], out: Path) -> None:
 
 
 def install(bin_: Path, *words: str) -> None:
-    command = [
-        bin_ / "python",
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-cache-dir",
-        "--disable-pip-version-check",
-        *words,
-    ]
-    subprocess.run(list(map(str, command)), check=True)
+    """By uv where it is installed, which is several times faster, or else by the environment's own pip."""
+    python, uv = str(bin_ / "python"), shutil.which("uv")
+    by_pip = [python, "-m", "pip", "install", "--no-cache-dir", "--disable-pip-version-check"]
+    command = [uv, "pip", "install", "--python", python, "--no-cache"] if uv else by_pip
+    subprocess.run([*command, "--quiet", *words], check=True)
 
 
 def resolve(environment: dict[str, Any]) -> str:

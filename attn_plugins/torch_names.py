@@ -94,7 +94,8 @@ def needs(version: tuple[int, int], what: str) -> None:
 def register_vmap(operator: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """``operator.register_vmap``, which is of torch 2.5; before, ``torch.func.vmap`` calls the operator in a loop."""
     if hasattr(operator, "register_vmap"):
-        return operator.register_vmap
+        register: Callable[[Callable[..., Any]], Callable[..., Any]] = operator.register_vmap
+        return register
     return lambda function: function
 
 
@@ -257,7 +258,8 @@ def reshard() -> Callable[..., Any]:
     """FSDP1's function that frees a unit's gathered parameters: ``(state, handle, free)``."""
     import torch.distributed.fsdp._runtime_utils as runtime
 
-    return runtime._reshard
+    function: Callable[..., Any] = runtime._reshard
+    return function
 
 
 def set_reshard(function: Callable[..., Any]) -> None:

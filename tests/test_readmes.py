@@ -30,16 +30,10 @@ from attn_plugins.cli import main
 from attn_plugins.registry import NORMALIZERS
 
 ROOT = Path(__file__).parents[1]
+FOLDERS = ("attn_plugins", "docs", "integration", "mmseg_configs", "tests/golden")
 PAGES = sorted(
     page.relative_to(ROOT).as_posix()
-    for pattern in (
-        "*.md",
-        "docs/*.md",
-        "attn_plugins/**/*.md",
-        "integration/**/*.md",
-        "mmseg_configs/*.md",
-        "tests/golden/*.md",
-    )
+    for pattern in ("*.md", *(f"{folder}/**/*.md" for folder in FOLDERS))
     for page in ROOT.glob(pattern)
 )
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)

@@ -1,20 +1,54 @@
-"""``attn-plugins bench attention | step | methods | monitor | probes``: how fast it is here, beside its peers."""
+"""``attn-plugins bench attention | qkv | step | methods | monitor | probes``: how fast it is here, beside its peers."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["add_parser", "run"]
+__all__ = ["add_parser", "run", "run_qkv"]
+
+ISAS = {
+    "avx2": {
+        "ATTN_PLUGINS_MARCH": "haswell",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    }
+}
+"""What holds our kernels, torch, oneDNN and MKL to an instruction set; all of them ask once, when they start."""
 
 
 def add_parser(subparsers: Any) -> None:
     """Add ``bench`` to the command line."""
     parser = subparsers.add_parser("bench", help="time attention, or a whole training step, beside its peers")
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="attention | step | methods | monitor | probes")
+    kinds = parser.add_subparsers(
+        dest="kind", required=True, metavar="attention | qkv | step | methods | monitor | probes"
+    )
     attention = kinds.add_parser("attention", help="forward and backward of one attention call")
     attention.add_argument("--shape", type=int, nargs=4, metavar=("B", "H", "N", "D"), help="default: 16 6 197 64")
+    attention.add_argument("--grid", action="store_true", help="many lengths, sizes, kinds and dtypes, as ratios")
+    attention.add_argument(
+        "--tokens", type=int, nargs="+", metavar="N", help="lengths of the grid (default: 37 ... 2305)"
+    )
+    attention.add_argument("--qkv", type=Path, metavar="FILE", help="real ones, of `bench qkv`")
+    attention.add_argument(
+        "--cpu-time", action="store_true", help="count processor time, for a busy machine (1 thread)"
+    )
+    attention.add_argument("--isa", choices=sorted(ISAS), help="as a processor without wider registers computes")
+    qkv = kinds.add_parser("qkv", help="write the queries, keys and values of a checkpoint on pictures")
+    qkv.add_argument("checkpoint", help="a file or folder, as `attn-plugins inspect` reads")
+    qkv.add_argument("--data", type=Path, required=True, help="image folder, or root of VOC, ImageNet, ADE20K, ...")
+    qkv.add_argument("--layers", type=int, nargs="+", default=[1, 6, 11], help="from 0 (default: 1 6 11)")
+    qkv.add_argument("--size", type=int, default=224, help="pixels of a side (default: %(default)s)")
+    qkv.add_argument("--images", type=int, default=16, help="how many (default: %(default)s)")
+    qkv.add_argument("--arch", default="auto", help="where a checkpoint does not tell: timm/NAME, dinov2/NAME, ...")
+    qkv.add_argument("--repo", help="checkout of the official code, for dinov1/, dinov2/ and dinov3/")
+    qkv.add_argument("--out", type=Path, required=True, help="safetensors file to write")
+    qkv.set_defaults(func=run_qkv)
     step = kinds.add_parser("step", help="forward, backward and AdamW of a timm model (needs timm)")
     methods = kinds.add_parser("methods", help="that step with the four methods of Table 1 (needs timm)")
     monitor = kinds.add_parser("monitor", help="that step looked at by a Monitor, and as it is (needs timm)")
@@ -47,6 +81,10 @@ def run(args: argparse.Namespace) -> int:
 
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.kind == "attention" and args.isa and any(os.environ.get(k) != v for k, v in ISAS[args.isa].items()):
+        return _again(args)
+    if args.kind == "attention" and (args.grid or args.qkv):
+        return _run_grid(args)
     if args.kind == "attention" and args.device.startswith("cuda"):
         return _run_cuda(args)
     options: dict[str, Any] = {"device": args.device}
@@ -88,6 +126,67 @@ def run(args: argparse.Namespace) -> int:
     print(shown(result))
     if args.json:
         write_json(result, args.json)
+    return 0
+
+
+def _again(args: argparse.Namespace) -> int:
+    """The same command in a process whose libraries are told at their start."""
+    command = [sys.executable, "-m", "attn_plugins", "bench", "attention", "--isa", args.isa]
+    for name in ("shape", "specs", "tokens", "qkv", "device", "threads", "repeats", "json"):
+        value = getattr(args, name)
+        if value is not None:
+            command += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    command += [f"--{name.replace('_', '-')}" for name in ("grid", "quick", "cpu_time") if getattr(args, name)]
+    return subprocess.run(command, env={**os.environ, **ISAS[args.isa]}).returncode
+
+
+def _run_grid(args: argparse.Namespace) -> int:
+    """Many cases, or those of a file, as ratios."""
+    import torch
+
+    from ..bench.report import write_json
+    from ..bench.shapes import TOKENS, bench_shapes, cases, cpu_clock, read_qkv, shapes_table
+    from ..bench.timing import wall_clock
+    from ..progress import printed_progress
+
+    if args.device != "cpu":
+        raise ValueError(f"--grid and --qkv compare on the CPU; on {args.device}, leave them out")
+    if args.cpu_time and torch.get_num_threads() != 1:
+        raise ValueError("--cpu-time counts one thread's time: give --threads 1")
+    if args.qkv:
+        compared = read_qkv(args.qkv, args.specs or ["entmax15"])
+    else:
+        compared = cases(args.tokens or ((37,) if args.quick else TOKENS))
+    result = bench_shapes(
+        compared,
+        args.repeats or (2 if args.quick else 10),
+        cpu_clock if args.cpu_time else wall_clock,
+        printed_progress("bench"),
+    )
+    print(shapes_table(result))
+    if args.json:
+        write_json(result, args.json)
+    return 0
+
+
+def run_qkv(args: argparse.Namespace) -> int:
+    """Build the backbone, let it look, write what its attention was given."""
+    import torch
+
+    from ..analysis.images import find_images
+    from ..bench.qkv import capture, write_qkv
+    from ..checkpoints import build
+    from ..files import require_plain
+
+    require_plain(args.out)
+    images = find_images(args.data).sample(args.images, seed=0)
+    model, told = build(args.arch, args.checkpoint, "softmax", args.repo)
+    pixels = torch.cat([batch.pixels for batch in images.batches(args.size)])
+    layers = capture(model, pixels, args.layers)
+    write_qkv(args.out, layers, arch=str(told["arch"]), sha256=str(told["sha256"]), size=str(args.size))
+    for name, (query, *_) in layers.items():
+        print(f"{name}: {tuple(query.shape)}")
+    print(f"wrote {args.out}")
     return 0
 
 

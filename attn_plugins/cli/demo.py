@@ -18,7 +18,7 @@ def add_parser(subparsers: Any) -> None:
         help="render scenes, pre-train small ViTs with DINO, probe and compare them",
         description="Renders a small PASCAL VOC, pre-trains a ViT for every method with DINO (lightly), probes the "
         "frozen backbones with `mim train mmseg voc2012_linear` and compares them. A second run goes on where the "
-        "first one stopped.",
+        "first one stopped. With --checkpoint nothing is trained: a backbone of yours is shown under entmax15.",
     )
     parser.add_argument("--out", type=Path, default=Path("demo_out"), help="folder of the run (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)

@@ -96,7 +96,8 @@ def _floor_pattern(rng: np.random.Generator, x: Array, z: Array) -> Array:
     size = rng.uniform(0.5, 1.1)
     if kind == "tiles":
         checks: Array = (((np.floor(x / size) + np.floor(z / size)) % 2) * 2 - 1).astype(np.float32)
-        return checks * np.float32(rng.uniform(0.25, 0.7))
+        checks *= np.float32(rng.uniform(0.25, 0.7))
+        return checks
     if kind == "planks":
         board = np.floor(x / (0.3 * size))
         tone = (board * 0.618) % 1 * 2 - 1

@@ -105,7 +105,7 @@ def draw_sparse(
             sheet.paste(picture.resize((width, height), kind_of), (x, y))
             if column % 3 == 1 or column == 0:
                 _mark(pen, x, y, width / grid[1], height / grid[0], query)
-    told = "attention of the marked patch in the last layer, mean over heads; this colour: a weight of exactly 0"
+    told = "exactly 0; pale to dark red: above. Attention of the marked patch in the last layer, mean over heads"
     y = size[1] - FOOT / 2
     pen.rectangle((4, y - 6, 22, y + 6), fill=ZERO)
     pen.text((28, y), told, fill="#3b424a", font=small, anchor="lm")

@@ -79,7 +79,7 @@ class EntmaxAnneal(nn.Module):
         _LIVE.add(self)
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         _LIVE.add(self)
 
     def at(self, step: int) -> float:

@@ -128,8 +128,8 @@ def build(plugin: Plugin, num_heads: int | None, head_dim: int | None = None) ->
     factory = NORMALIZERS.get(plugin.name).factory if plugin.factory is None else plugin.factory
     plain, scale = _apart(plugin, factory)
     if scale is not None and (isinstance(scale, str) or _is_module(factory)):
-        scaled = _scaled(build(plain, num_heads), scale, plugin, num_heads, head_dim)
-        scaled.plugin = plugin
+        scaled: nn.Module = _scaled(build(plain, num_heads), scale, plugin, num_heads, head_dim)
+        scaled.plugin = plugin  # type: ignore[assignment]
         return scaled
     if isinstance(factory, nn.Module):
         raise ValueError(

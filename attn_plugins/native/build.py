@@ -30,7 +30,6 @@ __all__ = ["load", "unavailable"]
 FLAGS = (
     "-std=gnu11",
     "-O3",
-    "-march=native",
     # Without these two, square roots and comparisons are not vectorised. NaN and infinity keep their meaning.
     "-fno-math-errno",
     "-fno-trapping-math",
@@ -107,6 +106,18 @@ def _openmp_runtimes(maps: str) -> list[str]:
     return sorted(path for path in paths if re.search(r"/lib(gomp|iomp5|omp)\b[^/]*\.so[^/ ]*$", path))
 
 
+def flags() -> tuple[str, ...]:
+    """What the compiler is told: for this CPU, or the one that ``ATTN_PLUGINS_MARCH`` names as ``-march`` does.
+
+    Raises:
+        RuntimeError: the variable holds no such name.
+    """
+    march = os.environ.get("ATTN_PLUGINS_MARCH") or "native"
+    if not re.fullmatch(r"[\w.+-]+", march):
+        raise _BuildError(f"ATTN_PLUGINS_MARCH={march!r} names no CPU; unset it, or give one of gcc's, such as haswell")
+    return (*FLAGS, f"-march={march}")
+
+
 def _cached_library() -> ctypes.CDLL:
     if not hasattr(os, "getuid"):  # that nobody else may write the cache cannot be seen
         raise _BuildError("they are built on Linux and macOS alone")
@@ -169,7 +180,7 @@ def _build(compiler: list[str], path: Path) -> ctypes.CDLL:
     logger.warning("compiling attention kernels for this CPU (a few seconds, once; kept in %s)", path)
     with tempfile.TemporaryDirectory(prefix="build-", dir=path.parent) as scratch:
         built = Path(scratch) / path.name
-        _run([*compiler, *FLAGS, *map(str, sorted(SOURCES.glob("*.c"))), "-o", str(built), "-lm"])
+        _run([*compiler, *flags(), *map(str, sorted(SOURCES.glob("*.c"))), "-o", str(built), "-lm"])
         built.chmod(0o700)
         built.replace(path)
     logger.info("compiled in %.1f s", time.perf_counter() - started)
@@ -216,7 +227,7 @@ def _check_private(path: Path) -> None:
 def _key(compiler: list[str]) -> str:
     cpuinfo = Path("/proc/cpuinfo")
     features = re.search(r"^(?:flags|Features)\s*:.*$", cpuinfo.read_text(), re.M) if cpuinfo.exists() else None
-    parts = [*compiler, *FLAGS, _version(compiler), platform.machine(), features.group() if features else ""]
+    parts = [*compiler, *flags(), _version(compiler), platform.machine(), features.group() if features else ""]
     parts += [path.name + path.read_text("utf-8") for path in sorted(SOURCES.glob("*.[ch]"))]
     return hashlib.sha256(os.fsencode("\0".join(parts))).hexdigest()[:16]
 

@@ -82,7 +82,8 @@ def sink_of(given: Any) -> Sink:
     if hasattr(given, "log") and hasattr(given, "config"):
         return _wandb(given)
     if callable(given):
-        return given
+        function: Sink = given
+        return function
     raise ValueError(
         f"{given!r} is no sink: use FILE.jsonl, 'tensorboard:FOLDER', 'wandb', a SummaryWriter, a W&B run or a function"
     )

@@ -17,6 +17,7 @@ from attn_plugins.analysis.images import MEAN, STD
 from attn_plugins.checkpoints import read
 from attn_plugins.codebases.features import ViTFeatures
 from attn_plugins.data.scenes import NUM_CLASSES, render
+from attn_plugins.demo.linear import predict, score
 from attn_plugins.demo.pretrain import Method, Recipe
 from attn_plugins.text import columns
 
@@ -37,13 +38,13 @@ def judge(out: Path) -> str:
         state = read(path)
         (spec,) = state["methods"]
         method = Method(spec, Recipe(**state["recipe"]))
-        rows.append((f"{spec}, untrained", "0", *score(method.backbone, images, masks, labels)))
+        rows.append((f"{spec}, untrained", "0", *judged(method.backbone, images, masks, labels)))
         method.load(state["methods"][spec])
-        rows.append((spec, str(state["step"]), *score(method.backbone, images, masks, labels)))
+        rows.append((spec, str(state["step"]), *judged(method.backbone, images, masks, labels)))
     if len(rows) == 1:
         raise SystemExit(f"{out} holds no training state (*.pth): run pretrain.py first")
-    background = miou(torch.zeros_like(masks[TRAIN:]), masks[TRAIN:])
-    rows.append(("background everywhere, any class", "", f"{background:.1f}", f"{100 / NUM_CLASSES:.1f}", ""))
+    background = score(torch.zeros_like(masks[TRAIN:]), masks[TRAIN:], NUM_CLASSES + 1)
+    rows.append(("background everywhere, any class", "", str(background), f"{100 / NUM_CLASSES:.1f}", ""))
     return "\n".join(columns(rows))
 
 
@@ -57,47 +58,19 @@ def scenes() -> tuple[Tensor, Tensor, Tensor]:
     return images, masks.long().flatten(1), torch.tensor([scene.label for scene in found])
 
 
-def score(backbone: nn.Module, images: Tensor, masks: Tensor, labels: Tensor) -> tuple[str, str, str]:
+def judged(backbone: nn.Module, images: Tensor, masks: Tensor, labels: Tensor) -> tuple[str, str, str]:
     """mIoU of a linear head on patch tokens, accuracy of 20 nearest neighbours by [CLS], share of exact zeros."""
     features = ViTFeatures(backbone.eval())
     with torch.no_grad():
         read_out = [features(batch, [-1])[0] for batch in images.split(50)]
     patches = torch.cat([tokens.flatten(2).transpose(1, 2) for tokens, _ in read_out])
     cls = F.normalize(torch.cat([token for _, token in read_out]), dim=-1)
-    found = linear(patches[:TRAIN].flatten(0, 1), masks[:TRAIN].flatten(), patches[TRAIN:])
+    found = predict(patches[:TRAIN], masks[:TRAIN], patches[TRAIN:], NUM_CLASSES + 1)
     nearest = labels[:TRAIN][(cls[TRAIN:] @ cls[:TRAIN].T).topk(20).indices]
     votes = F.one_hot(nearest, NUM_CLASSES + 1).sum(1).argmax(1)
     accuracy = (votes == labels[TRAIN:]).double().mean().item()
     zeros = statistics(backbone, images[:32]).zero_share.mean().item()
-    return f"{miou(found, masks[TRAIN:]):.1f}", f"{100 * accuracy:.1f}", f"{100 * zeros:.1f} %"
-
-
-def linear(x: Tensor, y: Tensor, others: Tensor) -> Tensor:
-    """Classes `[..., M]` of `others: [..., M, C]` by logistic regression on standardised `x: [N, C]`, `y: [N]`."""
-    mean, std = x.mean(0), x.std(0)
-    torch.manual_seed(0)
-    head = nn.Linear(x.shape[1], NUM_CLASSES + 1)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-2, weight_decay=1e-4)
-    x = (x - mean) / std
-    for step in range(600):
-        chosen = torch.randint(len(x), (4096,))
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-2 * (1 - step / 600)
-        optimizer.zero_grad()
-        F.cross_entropy(head(x[chosen]), y[chosen]).backward()
-        optimizer.step()
-    with torch.no_grad():
-        result: Tensor = head((others - mean) / std).argmax(-1)
-    return result
-
-
-def miou(found: Tensor, truth: Tensor) -> float:
-    """Mean intersection over union in percent, over the classes that `truth` shows."""
-    shares = []
-    for label in truth.unique():
-        both, either = ((found == label) & (truth == label)).sum(), ((found == label) | (truth == label)).sum()
-        shares.append((both / either).item())
-    return 100 * sum(shares) / len(shares)
+    return str(score(found, masks[TRAIN:], NUM_CLASSES + 1)), f"{100 * accuracy:.1f}", f"{100 * zeros:.1f} %"
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def built(folder: Path, *flags: str) -> ctypes.CDLL:
     if compiler is None:
         pytest.skip("no compiler")
     sources = [str(path) for path in sorted(build.SOURCES.glob("*.c"))]
-    subprocess.run([compiler, *build.FLAGS, *flags, *sources, "-o", str(folder / "k.so"), "-lm"], check=True)
+    subprocess.run([compiler, *build.flags(), *flags, *sources, "-o", str(folder / "k.so"), "-lm"], check=True)
     return kernel.declare(ctypes.CDLL(str(folder / "k.so")))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import pickle
 from collections.abc import Callable
@@ -187,3 +188,16 @@ def test_an_exported_program_computes_it() -> None:
     with attn_plugins.exportable(model):
         program = torch.export.export(model, (images(),))
     torch.testing.assert_close(program.module()(images()), model(images()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("spec", ["entmax15@6-11", "sparsemax@0-2/9-11+entmax15@3-8", "entmax:alpha=1.1..1.5"])
+def test_options_of_trainers_and_configs_hand_it_on_as_it_is(spec: str, tmp_path: Path) -> None:
+    omegaconf, config = pytest.importorskip("omegaconf"), pytest.importorskip("mmengine.config")
+    assert omegaconf.OmegaConf.from_dotlist([f"student.attn_plugins={spec}"]).student.attn_plugins == spec
+    (tmp_path / "config.yaml").write_text(f"student:\n  attn_plugins: {spec}\n")
+    assert omegaconf.OmegaConf.load(tmp_path / "config.yaml").student.attn_plugins == spec
+    assert config.DictAction._parse_iterable(spec) == spec
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cfg-options", nargs="+", action=config.DictAction)
+    args = parser.parse_args(["--cfg-options", f"model.backbone.plugins={spec}"])
+    assert args.cfg_options == {"model.backbone.plugins": spec}

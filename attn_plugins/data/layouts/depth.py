@@ -26,9 +26,11 @@ def encode(depth: NDArray[np.float32], scale: int, valid: NDArray[np.bool_]) -> 
 
 def rotate_left(stored: NDArray[np.uint16]) -> NDArray[np.uint16]:
     """Millimetres to what SUN RGB-D's files hold: the 16 bits rotated left by 3."""
-    return (stored << np.uint16(3)) | (stored >> np.uint16(13))
+    rotated: NDArray[np.uint16] = (stored << np.uint16(3)) | (stored >> np.uint16(13))
+    return rotated
 
 
 def rotate_right(stored: NDArray[np.uint16]) -> NDArray[np.uint16]:
     """What SUN RGB-D's files hold to millimetres."""
-    return (stored >> np.uint16(3)) | (stored << np.uint16(13))
+    rotated: NDArray[np.uint16] = (stored >> np.uint16(3)) | (stored << np.uint16(13))
+    return rotated

@@ -77,8 +77,10 @@ def _replacements() -> list[tuple[Any, str, Any]]:
     def gloo_group(*args: Any, **kwargs: Any) -> Any:
         return new_group(*args, **{**kwargs, "backend": "gloo"})
 
-    def gloo_gather(output: torch.Tensor, input: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        return all_gather(output, torch.atleast_1d(input), *args, **kwargs)  # gloo has none of a tensor without dims
+    # Before torch 2.8, FSDP2 gives these two by torch's names.
+    def gloo_gather(output_tensor: torch.Tensor, input_tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        # gloo has none of a tensor without dims
+        return all_gather(output_tensor, torch.atleast_1d(input_tensor), *args, **kwargs)
 
     def cpu_mesh(self: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
         mesh(self, "cpu", *args, **kwargs)
