@@ -47,7 +47,7 @@ class Panel:
         """The panel as "png", "svg" or "webp"; the same drawing gives the same bytes."""
         out = io.BytesIO()
         if isinstance(self.drawing, np.ndarray):
-            _picture(self.drawing).save(out, form, **({"quality": 82, "method": 6} if form == "webp" else {}))
+            _picture(self.drawing).save(out, form, **({"quality": 75, "method": 6} if form == "webp" else {}))
             return out.getvalue()
         import matplotlib
 
