@@ -47,11 +47,12 @@ def capture(model: nn.Module, images: Tensor, layers: Sequence[int]) -> dict[str
     beyond = [index for index in layers if not 0 <= index < len(calls)]
     if beyond:
         raise ValueError(f"layers {beyond}: {len(calls)} attention calls were seen, which are counted from 0")
-    chosen = {f"layer {index}": calls[index] for index in layers}
-    return {
-        name: (*(t.detach().float().contiguous() for t in (c.query, c.key, c.value)), c.scale)
-        for name, c in chosen.items()
-    }
+    found: dict[str, Layer] = {}
+    for index in layers:
+        call = calls[index]
+        query, key, value = (t.detach().float().contiguous() for t in (call.query, call.key, call.value))
+        found[f"layer {index}"] = (query, key, value, call.scale)
+    return found
 
 
 def write_qkv(path: Path, layers: dict[str, Layer], **told: str) -> None:
@@ -75,8 +76,8 @@ def read_layers(path: Path) -> dict[str, Layer]:
     found: dict[str, Layer] = {}
     try:
         with safe_open(path, "pt") as file:
-            told, names = file.metadata() or {}, sorted({name.rpartition("/")[0] for name in file.keys()})  # noqa: SIM118
-            for name in names:
+            told, names = file.metadata() or {}, {name.rpartition("/")[0] for name in file.keys()}  # noqa: SIM118
+            for name in sorted(names, key=lambda name: (len(name), name)):
                 q, k, v = (file.get_tensor(f"{name}/{part}") for part in "qkv")
                 found[name] = (q, k, v, float(told[f"scale {name}"]))
     except (SafetensorError, KeyError, ValueError) as error:

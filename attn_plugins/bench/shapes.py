@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,8 @@ class Case:
         normalizer: Any = EntmaxAlpha(q.shape[1]) if self.normalizer == "entmax_alpha" else self.normalizer
         mask: Any = self._lengths() if self.kind == "packed" else self._mask()
         options: dict[str, Any] = {"is_causal": self.kind == "causal", "scale": self.scale, "backend": backend}
-        return attention(q, k, v, attn_mask=mask, normalizer=normalizer, **options)
+        output: Tensor = attention(q, k, v, attn_mask=mask, normalizer=normalizer, **options)
+        return output
 
     def _mask(self) -> Tensor | None:
         if self.kind != "masked":
@@ -82,11 +83,18 @@ def cases(tokens: Iterable[int] = TOKENS, device: str = "cpu") -> list[Case]:
     """
     made: list[Case] = []
 
-    def add(name: str, n: int, dim: int = 64, dtype: torch.dtype = torch.float32, **what: str) -> None:
+    def add(
+        name: str,
+        n: int,
+        dim: int = 64,
+        dtype: torch.dtype = torch.float32,
+        normalizer: str = "entmax15",
+        kind: str = "",
+    ) -> None:
         generator = torch.Generator().manual_seed(n)
-        batch = 1 if what.get("kind") == "packed" else max(1, 4096 // n)
+        batch = 1 if kind == "packed" else max(1, 4096 // n)
         q, k, v = (torch.randn(batch, 6, n, dim, generator=generator).to(device, dtype) for _ in range(3))
-        made.append(Case(f"B {batch}, N {n}{name}", q, k, v, **what))
+        made.append(Case(f"B {batch}, N {n}{name}", q, k, v, normalizer, kind))
 
     for n in tokens:
         add("", n)
@@ -124,10 +132,10 @@ def cpu_clock(function: Callable[[], object]) -> float:
 
 
 def bench_shapes(
-    compared: Iterable[Case],
+    compared: Sequence[Case],
     repeats: int = 10,
     clock: Clock = wall_clock,
-    progress: Callable[[int, str], None] = lambda done, name: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Time forward, and forward with backward, of each case and of softmax in turns, after a check of its output.
 
@@ -139,20 +147,21 @@ def bench_shapes(
     """
     rows = []
     for done, case in enumerate(compared):
-        progress(done, case.name)
-        inputs = tuple(t.requires_grad_() for t in (case.query, case.key, case.value))
+        progress(done, len(compared))
+        q, k, v = inputs = tuple(t.requires_grad_() for t in (case.query, case.key, case.value))
         nonzero = _check(case)
         row: dict[str, Any] = {"case": case.name, "nonzero": nonzero}
         with torch.no_grad():
-            forward = {"softmax": lambda: case.softmax(*inputs), "ours": lambda: case.ours(*inputs)}  # noqa: B023
+            forward = {"softmax": lambda: case.softmax(q, k, v), "ours": lambda: case.ours(q, k, v)}  # noqa: B023
             row |= _row("forward", in_turns(forward, repeats, clock=clock))
-        grad = torch.randn_like(case.ours(*inputs))
+        grad = torch.randn_like(case.ours(q, k, v))
         both = {
-            name: lambda run=run: torch.autograd.grad(run(*inputs), inputs, grad)  # noqa: B023
+            name: lambda run=run: torch.autograd.grad(run(q, k, v), inputs, grad)  # noqa: B023
             for name, run in (("softmax", case.softmax), ("ours", case.ours))
         }
         row |= _row("forward_backward", in_turns(both, repeats, clock=clock))
         rows.append(row)
+    progress(len(compared), len(compared))
     threads = torch.get_num_threads()
     timed = "processor time" if clock is cpu_clock else "wall time"
     return {"machine": machine(), "threads": threads, "clock": timed, "repeats": repeats, "rows": rows}

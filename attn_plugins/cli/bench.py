@@ -157,12 +157,11 @@ def _run_grid(args: argparse.Namespace) -> int:
         compared = read_qkv(args.qkv, args.specs or ["entmax15"])
     else:
         compared = cases(args.tokens or ((37,) if args.quick else TOKENS))
-    report = printed_progress("bench")
     result = bench_shapes(
         compared,
         args.repeats or (2 if args.quick else 10),
         cpu_clock if args.cpu_time else wall_clock,
-        lambda done, name: report(done, len(compared)),
+        printed_progress("bench"),
     )
     print(shapes_table(result))
     if args.json:

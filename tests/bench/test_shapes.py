@@ -16,7 +16,8 @@ from attn_plugins.cli import main
 
 def test_the_grid_has_every_length_size_kind_and_dtype() -> None:
     names = [case.name for case in cases((37, 197))]
-    for part in ("N 37", "N 37, bf16", "N 197, d 32", "masked", "packed", "causal", "sparsemax", "1.25", "entmax_alpha"):
+    parts = ("N 37", "N 37, bf16", "N 197, d 32", "masked", "packed", "causal", "sparsemax", "1.25", "entmax_alpha")
+    for part in parts:
         assert any(part in name for name in names), part
 
 

@@ -190,7 +190,8 @@ def codes_of(labels: NDArray[Any]) -> NDArray[np.int64]:
     """One number a pixel: the value, or R·65536 + G·256 + B."""
     if labels.ndim == 2:
         return labels.astype(np.int64)
-    return (labels.astype(np.int64) * (65536, 256, 1)).sum(2)
+    numbers: NDArray[np.int64] = (labels.astype(np.int64) * (65536, 256, 1)).sum(2)
+    return numbers
 
 
 def _colour(code: int) -> tuple[int, int, int]:
