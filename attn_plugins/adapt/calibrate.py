@@ -97,9 +97,9 @@ def calibrate(
     is chosen on a few dozen images so that the head's output is nearest to softmax's; layer by layer, on what the
     patched layers before it make of the images. No weight changes, and nothing is trained: seconds for a ViT-S.
 
-    With ``sparsity``, the factors have the least sum over heads of errors, each relative to its head's output, at that
-    share of exact zeros. More keys make more zeros, and want other factors: give images of several sizes to fit for
-    all of them; zeros are then counted on the first.
+    With ``sparsity``, the factors have the least sum over heads of errors, each relative to its head's output and those
+    of later layers weighing more, at that share of exact zeros. More keys make more zeros, and want other factors: give
+    images of several sizes to fit for all of them; zeros are then counted on the first.
 
     Args:
         model: a ViT without plugins or with token mechanisms and softmax; put into eval mode.

@@ -20,6 +20,9 @@ from ..patching.sites import Site
 __all__ = ["Curves", "measured"]
 
 LOWEST, HIGHEST, POINTS = 0.01, 8.0, 18
+DEPTH = 1.0
+"""Logarithm of the last layer's weight over the first's. At 80 % zeros a DINOv2 ViT-S/14 keeps more of its features
+with 1 than with 0, -1, or one common factor on the nearest ones (``integration/adapt``)."""
 FINER = 8
 """Points of the interpolated curves between two that were computed."""
 QUERIES = 64
@@ -57,9 +60,10 @@ class Curves:
         return fine.logs[fine.error.argmin(-1)]
 
     def at_zeros(self, share: float) -> Tensor:
-        """``[L, H]``, the logarithms with the least sum of errors at this share of zeros over all heads.
+        """``[L, H]``, the logarithms with the least weighted sum of errors at this share of zeros over all heads.
 
-        That sum has one price of a zero for all heads (Lagrange's multiplier), which is found by bisection.
+        That sum has one price of a zero for all heads (Lagrange's multiplier), which is found by bisection. Errors of
+        later layers weigh more, up to e**:data:`DEPTH` times.
 
         Raises:
             ValueError: no factor that was tried makes so many or so few zeros.
@@ -71,10 +75,11 @@ class Curves:
                 f"sparsity={share}: factors from {LOWEST} to {HIGHEST} give {low:.1%} to {high:.1%} zeros on "
                 "these images"
             )
+        weights = torch.linspace(0, DEPTH, len(fine.error)).exp().view(-1, 1, 1)
         lowest, highest = -20.0, 10.0  # of the price, as powers of two
         for _ in range(60):
             middle = (lowest + highest) / 2
-            chosen = (fine.error - 2**middle * fine.zeros).argmin(-1)
+            chosen = (weights * fine.error - 2**middle * fine.zeros).argmin(-1)
             found = float(fine.zeros.gather(-1, chosen.unsqueeze(-1)).mean())
             lowest, highest = (lowest, middle) if found > share else (middle, highest)
         return fine.logs[chosen]

@@ -5,16 +5,23 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import statistics
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .probe import QUICK, common_options, launch_options, work_dir_of
+from .sweep import is_sweep, run_sweep
 
 if TYPE_CHECKING:
     from mmengine.config import Config
 
     from ..data.own import Found
     from ..probes.run.folder import FolderData
+
+    # The shipped probe that it is, its config, its data, how many images are trained on, what was found in the files.
+    _Told = tuple[str, Config, FolderData, int, Found]
 
 __all__ = ["run_folder"]
 
@@ -32,17 +39,18 @@ def run_folder(args: argparse.Namespace) -> int:
         raise ValueError("--masks and --depth are two probes: run one after the other")
     if args.test:
         raise ValueError("--test is for data sets with a config; predict with `attn-plugins predict`")
+    is_sweep(args)  # refuses one that it cannot be, before the pictures are read
     config, about = _config(args)
     kind = "fast" if args.fast else "linear"
     name = config.probe.partition(":")[2]
-    from .probe import launch_options, work_dir_of
-
     work_dir = args.work_dir or work_dir_of(f"{name}_{kind}", args.checkpoint)
     for path in filter(None, (args.config_out, work_dir / "config.py")):
         written = write_config(config, path, about)
         print(f"config: {written}")
     if args.check:
         return 0
+    if is_sweep(args):
+        return run_sweep(config, args, work_dir)
     command = mim_command("train", str(work_dir / "config.py"), {}, *launch_options(args), work_dir=work_dir)
     status = subprocess.run(command, env=os.environ, check=False).returncode
     if status == 0:
@@ -55,14 +63,13 @@ def _config(args: argparse.Namespace) -> tuple[Config, str]:
     from ..probes.fast import make_fast
     from ..probes.run.folder import default_iterations, set_iterations
     from ..probes.run.runner import parsed_options
-    from .probe import QUICK, common_options
 
     if args.masks is not None:
-        base, config, data, train, sizes = _masks(args)
+        base, config, data, train, found = _masks(args)
     elif args.depth is not None:
-        base, config, data, train, sizes = _depth(args)
+        base, config, data, train, found = _depth(args)
     else:
-        base, config, data, train, sizes = _classes(args)
+        base, config, data, train, found = _classes(args)
     batch = config.train_cfg.total_batch_size
     steps = args.iterations or (QUICK if args.quick else default_iterations(train, batch, config.train_cfg.max_iters))
     set_iterations(config, base, steps, validations=1 if args.quick else 5)
@@ -74,16 +81,17 @@ def _config(args: argparse.Namespace) -> tuple[Config, str]:
     options["model.backbone.checkpoint"] = str(Path(args.checkpoint).absolute())
     config.merge_from_dict(parsed_options(options))
     if args.fast:
-        scale = (4 * args.size, args.size) if args.size else None
-        make_fast(config, views=args.views, scale=scale, store=str(args.store.absolute()))
+        shortest = args.size or min(512, statistics.median_low([min(size) for size in found.sizes.elements()]))
+        print(f"fast: shortest sides resized to {shortest} pixels; features in {args.store}")
+        make_fast(config, views=args.views, scale=(4 * shortest, shortest), store=str(args.store.absolute()))
     about = (
-        f"A linear probe on {data.images}, as `attn-plugins probe folder` wrote it; sizes {sizes}.\n"
+        f"A linear probe on {data.images}, as `attn-plugins probe folder` wrote it.\n"
         "Run it: mim train mmseg THIS_FILE --work-dir WORK_DIR"
     )
     return config, about
 
 
-def _masks(args: argparse.Namespace) -> tuple[str, Config, FolderData, int, str]:
+def _masks(args: argparse.Namespace) -> _Told:
     from ..data.own import decide_classes, find_pairs, parse_values, scan_masks
     from ..probes.run.folder import masks_config
     from ..progress import printed_progress
@@ -92,7 +100,7 @@ def _masks(args: argparse.Namespace) -> tuple[str, Config, FolderData, int, str]
     pairs, problems = find_pairs(args.images, args.masks)
     found = scan_masks(pairs, printed_progress("checking"))
     found.problems[:0] = problems
-    data, train, sizes = _parted(args, [pair.name for pair in pairs], found)
+    data, train = _parted(args, [pair.name for pair in pairs], found)
     classes = decide_classes(found, args.classes, void)
     void_text = ", ".join(map(str, classes.void)) or "none"
     print(f"{len(classes.names)} classes; void: {void_text} ({classes.void_from})")
@@ -102,10 +110,10 @@ def _masks(args: argparse.Namespace) -> tuple[str, Config, FolderData, int, str]
     absent = [n for n, v in zip(classes.names, classes.values, strict=True) if not found.images[v]]
     if absent:
         print(f"no image shows {', '.join(absent)}: left out of the mean")
-    return "voc2012", masks_config(data, classes, args.size), data, train, sizes
+    return "voc2012", masks_config(data, classes, args.size), data, train, found
 
 
-def _depth(args: argparse.Namespace) -> tuple[str, Config, FolderData, int, str]:
+def _depth(args: argparse.Namespace) -> _Told:
     from ..data.own import find_pairs, scan_depth
     from ..probes.run.folder import depth_config
     from ..progress import printed_progress
@@ -113,7 +121,7 @@ def _depth(args: argparse.Namespace) -> tuple[str, Config, FolderData, int, str]
     pairs, problems = find_pairs(args.images, args.depth)
     found = scan_depth(pairs, printed_progress("checking"))
     found.problems[:0] = problems
-    data, train, sizes = _parted(args, [pair.name for pair in pairs], found)
+    data, train = _parted(args, [pair.name for pair in pairs], found)
     low, high = min(map(_number, found.pixels)), max(map(_number, found.pixels))
     if not args.depth_scale:
         raise ValueError(
@@ -126,10 +134,10 @@ def _depth(args: argparse.Namespace) -> tuple[str, Config, FolderData, int, str]
     )
     side = (min(size[0] for size in found.sizes), min(size[1] for size in found.sizes))
     crop = (min(side[0], args.size or 416), min(side[1], args.size or 544))
-    return "nyuv2", depth_config(data, args.depth_scale, far, crop), data, train, sizes
+    return "nyuv2", depth_config(data, args.depth_scale, far, crop), data, train, found
 
 
-def _classes(args: argparse.Namespace) -> tuple[str, Config, FolderData, int, str]:
+def _classes(args: argparse.Namespace) -> _Told:
     from ..data.own import find_images, scan_images
     from ..probes.run.folder import classes_config
     from ..progress import printed_progress
@@ -143,13 +151,13 @@ def _classes(args: argparse.Namespace) -> tuple[str, Config, FolderData, int, st
             f"probes, or {args.images}/CLASS/IMAGE with two classes or more"
         )
     found = scan_images(files, printed_progress("checking"))
-    data, train, sizes = _parted(args, list(files), found)
+    data, train = _parted(args, list(files), found)
     print(f"{len(names)} classes: {', '.join(names[:_SHOWN])}{', …' if len(names) > _SHOWN else ''}")
-    return "imagenet", classes_config(data, names), data, train, sizes
+    return "imagenet", classes_config(data, names), data, train, found
 
 
-def _parted(args: argparse.Namespace, names: Sequence[str], found: Found) -> tuple[FolderData, int, str]:
-    """The data, how many images are trained on, and the sizes in words; stops at problems, telling all.
+def _parted(args: argparse.Namespace, names: Sequence[str], found: Found) -> tuple[FolderData, int]:
+    """The data, and how many images are trained on; stops at problems, telling all.
 
     Raises:
         ValueError: there are problems, and --skip-bad was not given.
@@ -181,7 +189,7 @@ def _parted(args: argparse.Namespace, names: Sequence[str], found: Found) -> tup
     print(f"sizes: {sizes}{' and others' if len(found.sizes) > 3 else ''}")
     name = args.name or _name(args.images)
     data = FolderData(name, args.images, args.masks or args.depth, args.val_share, lists, tuple(found.bad))
-    return data, len(train), sizes
+    return data, len(train)
 
 
 def _name(images: Path) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import sha256
+from .sweep import add_sweep_options, is_sweep, run_sweep
 
 __all__ = ["add_parser", "run"]
 
@@ -52,6 +53,7 @@ def add_parser(subparsers: Any) -> None:
     fast.add_argument("--fast", action="store_true", help="compute features once, train on them in seconds")
     fast.add_argument("--views", type=int, default=1, help="fixed views of each training image (default 1, at most 6)")
     fast.add_argument("--store", type=Path, default=Path("work_dirs/features"), help="keeps features (%(default)s)")
+    add_sweep_options(fast)
     _add_folder_options(parser.add_argument_group("your own pictures, with `probe folder`"))
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="as mim takes them")
     parser.set_defaults(func=run)
@@ -71,7 +73,7 @@ def _add_folder_options(group: Any) -> None:
         "--val-share", type=float, default=0.2, help="validated on where nothing else tells (%(default)s)"
     )
     group.add_argument("--skip-bad", action="store_true", help="leave out pictures with problems instead of stopping")
-    group.add_argument("--size", type=int, help="shortest side and crop in pixels (default 512, the protocol's)")
+    group.add_argument("--size", type=int, help="shortest side and crop in pixels (default 512; --fast: not enlarged)")
     group.add_argument("--name", help="of the data, for the table (default: the images' folder)")
     group.add_argument("--config-out", type=Path, metavar="FILE", help="write the config here, too")
     group.add_argument("--check", action="store_true", help="check the pictures and write the config; train nothing")
@@ -91,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_named(args: argparse.Namespace) -> int:
     from ..probes.run.command import data_options, iteration_options, mim_command
+    from ..probes.run.folder import write_config
     from ..probes.run.paths import config_file
 
     config = config_file(args.probe)
@@ -115,8 +118,11 @@ def _run_named(args: argparse.Namespace) -> int:
         options |= iteration_options(args.probe, iterations)
     options |= common_options(args)
     work_dir = args.work_dir or work_dir_of(config.stem + ("_fast" if args.fast else ""), args.checkpoint)
+    if is_sweep(args):
+        return run_sweep(_fast_config(config, options, args), args, work_dir)
     if args.fast:
-        config, options = _fast_config(config, options, args, work_dir), {}
+        about = f"The fast probe {config.stem}: features of fixed views, computed once."
+        config, options = write_config(_fast_config(config, options, args), work_dir / "config.py", about), {}
     action = ["--checkpoint", args.test] if args.test else []
     command = mim_command(
         "test" if args.test else "train", str(config), options, *action, *launch_options(args), work_dir=work_dir
@@ -146,18 +152,17 @@ def launch_options(args: argparse.Namespace) -> list[str]:
     return resume + (["--launcher", "pytorch", "--gpus", str(args.gpus)] if args.gpus > 1 else [])
 
 
-def _fast_config(config: Path, options: dict[str, Any], args: argparse.Namespace, work_dir: Path) -> Path:
-    """The fast probe's config, written into the work dir."""
+def _fast_config(config: Path, options: dict[str, Any], args: argparse.Namespace) -> Any:
+    """The fast probe's config, whole."""
     from mmengine.config import Config
 
     from ..probes.fast import make_fast
-    from ..probes.run.folder import write_config
     from ..probes.run.runner import parsed_options
 
     whole = Config.fromfile(config)
     whole.merge_from_dict(parsed_options(options))
     make_fast(whole, views=args.views, store=str(args.store.absolute()))
-    return write_config(whole, work_dir / "config.py", f"The fast probe {config.stem}: features of fixed views, once.")
+    return whole
 
 
 def work_dir_of(probe: str, checkpoint: str) -> Path:

@@ -103,7 +103,8 @@ class FrozenViT(BaseModule):
     @property
     def model(self) -> nn.Module:
         """The patched ViT itself."""
-        return self._vit.model
+        model: nn.Module = self._vit.model
+        return model
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> tuple[Any, ...]:
@@ -132,7 +133,8 @@ class FrozenViT(BaseModule):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.model._apply(fn)
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        return self
 
     def extra_repr(self) -> str:
         return ", ".join(f"{key}={value!r}" for key, value in self.identity.items())

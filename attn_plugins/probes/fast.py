@@ -91,16 +91,18 @@ class FeaturePreProcessor(SegDataPreProcessor):
     """mmseg's preprocessor for images, and what moves stored features to the device as float32."""
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
-        """A batch of images, or of lists of maps `[C, h, w]`."""
-        if isinstance(data["inputs"][0], Tensor):
+        """A batch of images, uint8 `[3, H, W]`, or of features, float32 `[C, h, w]`, which stay a list."""
+        if data["inputs"][0].dtype == torch.uint8:
             return dict(super().forward(data, training))
-        moved = self.cast_data(data)
-        return {**moved, "inputs": [[layer.float() for layer in maps] for maps in moved["inputs"]]}
+        return dict(self.cast_data(data))
 
 
 @MODELS.register_module()
 class FastLinearProbe(LinearProbe):
-    """A `LinearProbe` that also takes features in the place of images: lists of maps `[C, h, w]`, of any sizes."""
+    """A `LinearProbe` that also takes features in the place of images: a list of `[C, h, w]`, of any sizes.
+
+    C is that of all layers, one behind the other.
+    """
 
     def loss(self, inputs: Any, data_samples: Any) -> dict[str, Tensor]:
         """Losses over images `[B, 3, H, W]`, or over features, whose pixels count alike whatever their image's size."""
@@ -123,11 +125,11 @@ class FastLinearProbe(LinearProbe):
             predicted += self.postprocess_result(resized, [sample])
         return predicted
 
-    def _logits(self, inputs: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        """`[K, h, w]` for each list of maps. Batch norm and a 1x1 convolution see tokens, not images: all at once."""
-        sizes = [maps[0].shape[1:] for maps in inputs]
-        tokens = [torch.cat([layer.flatten(1) for layer in maps], dim=1) for maps in zip(*inputs, strict=True)]
-        logits = self.decode_head([layer[None, :, None] for layer in tokens])[0, :, 0]
+    def _logits(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """`[K, h, w]` for each. Batch norm and a 1x1 convolution see tokens, not images: all of them at once."""
+        sizes = [maps.shape[1:] for maps in inputs]
+        tokens = torch.cat([maps.flatten(1) for maps in inputs], dim=1)[None, :, None]
+        logits = self.decode_head(tokens.split(self.backbone.channels, dim=1))[0, :, 0]
         parts = logits.split([h * w for h, w in sizes], dim=1)
         return [part.unflatten(1, size) for part, size in zip(parts, sizes, strict=True)]
 

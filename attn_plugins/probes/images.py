@@ -67,7 +67,8 @@ class LoadProbeImage(BaseTransform):
 
     def _content(self, path: str) -> bytes:
         try:
-            return mmengine.fileio.get(path, backend_args=self.backend_args)
+            content: bytes = mmengine.fileio.get(path, backend_args=self.backend_args)
+            return content
         except OSError as error:
             raise ValueError(f"cannot read image {path}: {error}") from error
 

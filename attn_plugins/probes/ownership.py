@@ -106,4 +106,5 @@ def probe_model(runner: Any) -> Any:
 
 
 def _backbone(runner: Any) -> FrozenViT:
-    return probe_model(runner).backbone
+    backbone: FrozenViT = probe_model(runner).backbone
+    return backbone

@@ -121,7 +121,7 @@ class Draw(int):
 
 
 @DATA_SAMPLERS.register_module()
-class ProbeSampler(Sampler):
+class ProbeSampler(Sampler[int]):
     """Endless shuffled passes over a dataset, dealt to the processes in turn.
 
     Draw number p of the stream is the same image with the same augmentation whatever the number of processes and of

@@ -51,7 +51,8 @@ class BNLinearHead(BaseDecodeHead):
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Class logits `[B, classes, h, w]` from feature maps `[B, C, h, w]`, resized to the first and concatenated."""
-        return self.cls_seg(self.bn(self._transform_inputs(inputs)))
+        logits: Tensor = self.cls_seg(self.bn(self._transform_inputs(inputs)))
+        return logits
 
 
 class GlobalBatchNorm(nn.BatchNorm2d):

@@ -104,7 +104,8 @@ def record_of_run(runner: Any) -> ProbeRecord | None:
 
 
 def _pipeline(config: Any) -> Sequence[Mapping[str, Any]]:
-    return config.get("test_pipeline") or config.val_dataloader.dataset.pipeline
+    told: Sequence[Mapping[str, Any]] = config.get("test_pipeline") or config.val_dataloader.dataset.pipeline
+    return told
 
 
 def _head(task: str, told: Mapping[str, Any]) -> dict[str, Any]:

@@ -46,8 +46,8 @@ _BATCH = 4
 class StoredViews(Dataset[dict[str, Any]]):
     """A segmentation data set whose images are given as features of fixed views, from a `FeatureStore`.
 
-    `fill` computes what is missing; only then are there entries to draw. An entry's `inputs` are the maps `[C, h, w]`
-    of the backbone's layers, its `data_samples` what mmseg packs.
+    `fill` computes what is missing; only then are there entries to draw. An entry's `inputs` are the maps of the
+    backbone's layers, `[C of all layers, h, w]`, float32, its `data_samples` what mmseg packs.
 
     Args:
         dataset: config of the data set, with the transforms of its labels alone as pipeline.
@@ -103,7 +103,8 @@ class StoredViews(Dataset[dict[str, Any]]):
         if not self.keys:
             raise ValueError("StoredViews has no features yet: custom_hooks needs dict(type='FeatureStoreHook')")
         number, view = divmod(int(index), len(self.views))
-        maps = [self._kept(key, "patches") for key in self.keys[int(index)]]
+        # One tensor: mmengine's collating takes lists apart.
+        maps = torch.cat([self._kept(key, "patches").float() for key in self.keys[int(index)]])
         if self.labels is not None:
             labels = self._kept(self.label_keys[int(index)], "labels")
             sample = SegDataSample(gt_sem_seg=PixelData(data=labels[None].long()))
@@ -220,7 +221,8 @@ def _nearest(labels: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]:
     rows, columns = (
         ((np.arange(to) + 0.5) * size / to).astype(int) for size, to in zip(labels.shape[:2], shape, strict=True)
     )
-    return labels[rows[:, None], columns]
+    near: NDArray[Any] = labels[rows[:, None], columns]
+    return near
 
 
 @HOOKS.register_module()

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from mmseg.apis import inference_model, init_model
 
-from attn_plugins.probes import FrozenViT, StoredViews, make_fast
+from attn_plugins.probes import FrozenViT, LinearProbe, StoredViews, make_fast
 from attn_plugins.probes.run.paths import config_file
 from attn_plugins.probes.run.runner import build_runner
 from attn_plugins.results import collect, read_result, render
@@ -49,8 +49,27 @@ def test_stored_features_are_the_backbones_own(trained: Runner, roots: dict[str,
         path = data.dataset.get_data_info(index)["img_path"]
         # mmseg's own loading, resizing and normalising of the same picture.
         (expected,) = model.backbone(inference_inputs(model, path))
-        (found,) = data[index]["inputs"]
-        torch.testing.assert_close(found.float(), expected[0], atol=2e-3, rtol=2e-3)
+        torch.testing.assert_close(data[index]["inputs"], expected[0], atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("layers", [[-1], [1, 3]])
+def test_a_step_is_that_of_a_linear_probe_on_all_images_of_the_batch(
+    layers: list[int], backbone_file: Path, roots: dict[str, Path], store: Path, tmp_path: Path
+) -> None:
+    """mmseg's own segmentor, on the images themselves."""
+    runner = fast(backbone_file, roots, tmp_path, store, **{"model.backbone.out_indices": layers})
+    runner.train()
+    batch = next(iter(runner.train_loop.dataloader))
+    assert len(batch["inputs"]) == len(batch["data_samples"]) == 4
+    model = runner.model.eval()
+    data = model.data_preprocessor(batch, True)
+    found = model(**data, mode="loss")["decode.loss_ce"]
+    numbers = [int(index) for index, _ in zip(runner.train_loop.dataloader.sampler, range(4), strict=False)]
+    views = runner.train_loop.dataloader.dataset
+    images = [inference_inputs(init_model(copy.deepcopy(runner.cfg), device="cpu"), path) for path in
+              (views.dataset.get_data_info(number)["img_path"] for number in numbers)]  # fmt: skip
+    plain = LinearProbe.loss(model, torch.cat(images), data["data_samples"])["decode.loss_ce"]
+    torch.testing.assert_close(found, plain, atol=1e-3, rtol=1e-3)
 
 
 def inference_inputs(model: Any, path: str) -> torch.Tensor:
@@ -111,10 +130,10 @@ def test_views_are_mirrored_and_scaled(
     assert len(data) == 12
     plain, mirrored, larger = (data[index] for index in range(3))
     labels = [view["data_samples"].gt_sem_seg.data for view in (plain, mirrored, larger)]
-    assert larger["inputs"][0].shape[2] > plain["inputs"][0].shape[2]
+    assert larger["inputs"].shape[2] > plain["inputs"].shape[2]
     whole = torch.from_numpy(data.dataset[0]["gt_seg_map"])[None, None].byte()
     for view, own, pixels in zip((plain, mirrored, larger), labels, (whole, whole.flip(3), whole), strict=True):
-        size = [4 * side for side in view["inputs"][0].shape[1:]]
+        size = [4 * side for side in view["inputs"].shape[1:]]
         expected = torch.nn.functional.interpolate(pixels, size=size, mode="nearest-exact")
         assert torch.equal(own, expected[0].long())
 

@@ -119,7 +119,8 @@ def _unknown_void(found: Found, values: Sequence[Value]) -> str:
         f"    {said(value):>12}  {100 * found.pixels[value] / total:6.2f} % of pixels, in {found.images[value]} masks"
         for value in sorted(rows, key=lambda value: (isinstance(value, tuple), value))
     )
-    example = said(max(values, key=lambda value: (isinstance(value, int), value)))
+    # Black among colours and the last number are what most data sets take; it is an example, no guess.
+    example = said(values[0] if isinstance(values[0], tuple) else values[-1])
     return (
         f"the masks have these {len(values)} values, and nothing tells whether one of them means 'no class':\n{told}\n"
         f"Give --void VALUE (for example --void {example}), or --void none if every value is a class"

@@ -28,8 +28,9 @@ class DepthProbe(OwnedHead, SizedHead, DepthEstimator):
     def inference(self, inputs: Tensor, batch_img_metas: list[dict[str, Any]]) -> Tensor:
         """Depth `[B, 1, H, W]` in metres of `inputs [B, 3, H, W]`, normalised."""
         if not self.test_cfg.get("flip", False):
-            return self.encode_decode(inputs, batch_img_metas)
-        both = self.encode_decode(torch.cat([inputs, inputs.flip(3)]), [*batch_img_metas, *batch_img_metas])
+            depth: Tensor = self.encode_decode(inputs, batch_img_metas)
+            return depth
+        both: Tensor = self.encode_decode(torch.cat([inputs, inputs.flip(3)]), [*batch_img_metas, *batch_img_metas])
         depth, mirrored = both.chunk(2)
         return (depth + mirrored.flip(3)) / 2
 
@@ -102,4 +103,7 @@ class DepthBinsHead(BaseDecodeHead):
         """Depth clamped to the range, then resized to the images' size `[B, 1, H, W]`."""
         prediction = prediction.clamp(self.min_depth, self.max_depth)
         size = batch_img_metas[0]["img_shape"][:2]
-        return resize(prediction, size=size, mode="bilinear", align_corners=self.align_corners, warning=False)
+        resized: Tensor = resize(
+            prediction, size=size, mode="bilinear", align_corners=self.align_corners, warning=False
+        )
+        return resized
