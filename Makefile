@@ -58,9 +58,11 @@ $(VENV)/.venv:
 	touch $@
 
 # The stamp carries the extra's name: make installs again when the requirements change.
+# Some of the pins are not to be had for Python 3.10, which takes the newest that there are instead.
 $(VENV)/.%: $(VENV)/.venv pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$*]"
+	pins=$$($(BIN)/python -c 'import os, sys; print("constraints.txt" if sys.version_info >= (3, 11) else os.devnull)') && \
+	  pip="$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $$pins" && \
+	  $$pip torch torchvision && $$pip -e ".[$*]"
 	touch $@
 
 clean:

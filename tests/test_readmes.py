@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tomllib
 import torch
 from packaging.requirements import Requirement
 
@@ -28,6 +27,11 @@ import attn_plugins
 from attn_plugins.cli import COMMANDS as COMMANDS_OF_THE_PROGRAM
 from attn_plugins.cli import main
 from attn_plugins.registry import NORMALIZERS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("attn_plugins", "docs", "integration", "mmseg_configs", "tests/golden")

@@ -33,7 +33,7 @@ COMMANDS = {
 }
 
 # What only some models need, and no extra that a command names has.
-SEPARATE = ("transformers", "xformers", "adasplash")
+SEPARATE = ("transformers", "xformers", "adasplash", "wandb")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -9,10 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
-import tomllib
 
 import attn_plugins
 from attn_plugins.cli import COMMANDS, SEPARATE, main
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 PACKAGE = Path(attn_plugins.__file__).parent
 PROJECT = PACKAGE.parent / "pyproject.toml"
@@ -26,6 +30,7 @@ MODULES = {
     "pillow": {"PIL"},
     "timm": {"timm", "safetensors", "huggingface_hub", "yaml", "torchvision"},
     "lightly": {"lightly"},
+    "scikit-learn": {"sklearn", "scipy"},
 }
 TORCH = {"torch", "jinja2", "filelock", "typing_extensions"}
 
