@@ -32,8 +32,7 @@ def overlaid(picture: NDArray[np.floating], values: NDArray[np.floating], top: f
     grey = resized(np.repeat(picture.mean(-1, keepdims=True), 3, axis=-1), side, smooth=True) / 255
     shade = matplotlib.colormaps["cividis"](np.clip(values / top, 0, 1) if top > 0 else np.zeros_like(values))
     colours = resized(shade[..., :3], side) / 255
-    mixed: NDArray[np.uint8] = ((0.3 * (0.25 + 0.6 * grey) + 0.7 * colours) * 255).round().astype(np.uint8)
-    return mixed
+    return np.asarray(((0.3 * (0.25 + 0.6 * grey) + 0.7 * colours) * 255).round(), np.uint8)
 
 
 def marked(picture: NDArray[np.floating], boxes: Sequence[Box], point: tuple[float, float] | None, side: int) -> Pixels:

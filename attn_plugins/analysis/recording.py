@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..functional.scale import ScoreScale
 from ..mechanisms import applied_mechanisms
 from ..patching import NORMALIZER, find_attention, patched
 
@@ -99,17 +100,25 @@ def recorded(model: nn.Module, seen: Seen) -> Iterator[nn.Module]:
     bare = [index for index, site in enumerate(sites) if getattr(site.module, NORMALIZER, None) is None]
     spec = "+".join(["softmax", *map(str, applied_mechanisms(model))])
     with patched(model, spec, layers=bare) if bare else contextlib.nullcontext(model):
-        before: list[Any] = [getattr(site.module, NORMALIZER) for site in sites]
+        # Behind a factor on the scores, which may need the query: what is recorded is what is normalized.
+        places = [_place(site.module) for site in sites]
+        before: list[Any] = [getattr(owner, name) for owner, name in places]
         try:
-            for index, (site, normalizer) in enumerate(zip(sites, before, strict=True)):
-                _replace(site.module, _Recorder(normalizer, index, seen))
+            for index, ((owner, name), normalizer) in enumerate(zip(places, before, strict=True)):
+                _replace(owner, name, _Recorder(normalizer, index, seen))
             yield model
         finally:
-            for site, normalizer in zip(sites, before, strict=True):
-                _replace(site.module, normalizer)
+            for (owner, name), normalizer in zip(places, before, strict=True):
+                _replace(owner, name, normalizer)
 
 
-def _replace(module: nn.Module, normalizer: Any) -> None:
+def _place(module: nn.Module) -> tuple[nn.Module, str]:
+    """Where a layer's normalizer is held."""
+    normalizer = getattr(module, NORMALIZER)
+    return (normalizer, "inner") if isinstance(normalizer, ScoreScale) else (module, NORMALIZER)
+
+
+def _replace(owner: nn.Module, name: str, normalizer: Any) -> None:
     # A normalizer with parameters is a submodule and a plain one an attribute: one cannot be assigned over the other.
-    delattr(module, NORMALIZER)
-    setattr(module, NORMALIZER, normalizer)
+    delattr(owner, name)
+    setattr(owner, name, normalizer)

@@ -29,13 +29,23 @@ class EntmaxAlpha(nn.Module):
         init: alpha of every head at the start, inside (low, high).
         low: lower end, 1 (softmax, never quite reached) or more.
         high: upper end, 2 (sparsemax) or less.
+        drawn: start from logits that are drawn from N(0, 1), one a head, as in the authors' code; ``init`` is then not
+            used.
 
     Raises:
         ValueError: num_heads < 1, not 1 <= low < high <= 2, or init not inside (low, high).
     """
 
+    drawn = False  # in models that were pickled before there was a choice
+
     def __init__(
-        self, num_heads: int, learnable: bool = True, init: float = 1.5, low: float = 1.0, high: float = 2.0
+        self,
+        num_heads: int,
+        learnable: bool = True,
+        init: float = 1.5,
+        low: float = 1.0,
+        high: float = 2.0,
+        drawn: bool = False,
     ) -> None:
         super().__init__()
         if num_heads < 1:
@@ -45,12 +55,15 @@ class EntmaxAlpha(nn.Module):
         if not low < init < high:
             raise ValueError(f"init={init} is not between low={low} and high={high}; choose one inside")
         self.low, self.high = low, high
-        self.init = init
+        self.init, self.drawn = init, drawn
         self.logit = nn.Parameter(torch.empty(num_heads), requires_grad=learnable)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Every head's alpha to ``init``; for trainers that build on the meta device and initialise afterwards."""
+        """Every head's alpha to its start; for trainers that build on the meta device and initialise afterwards."""
+        if self.drawn:
+            nn.init.normal_(self.logit)
+            return
         share = (self.init - self.low) / (self.high - self.low)
         nn.init.constant_(self.logit, math.log(share / (1 - share)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -28,17 +29,22 @@ class Registers(Mechanism):
     told of these as of their own: ``x_norm_patchtokens``, ``get_intermediate_layers``, ``num_prefix_tokens`` and
     ``forward_intermediates`` are right; timm's ``forward_features`` returns all tokens, as ever. DINOv1 and
     transformers models return what they would without registers: all their outputs leave them out (rows of
-    attention maps then no longer sum to one). Adds num * C parameters, which start at N(0, 1e-6) as in DINOv2
-    and timm; adding them changes the model's output.
+    attention maps then no longer sum to one). Adds num * C parameters; adding them changes the model's output.
 
     Args:
         num: how many.
+        std: standard deviation of the normal distribution that they start from: 1e-6 in DINOv2 and timm, 0.02 in
+            DINOv3.
+        decay: whether trainers that go by names decay them: DINOv2 and DINOv3 decay theirs, timm does not, nor do we
+            by default.
     """
 
-    def __init__(self, num: int = 4) -> None:
+    def __init__(self, num: int = 4, std: float = 1e-6, decay: bool = False) -> None:
         if not isinstance(num, int) or num < 1:
             raise ValueError(f"registers: num={num!r}; use a whole number of at least 1")
-        self.extra_tokens = num
+        if not 0 < std < math.inf:
+            raise ValueError(f"registers: std={std!r}; use a finite number above 0, such as 1e-6 or 0.02")
+        self.extra_tokens, self.std, self.decay = num, std, decay
 
     def check(self, vit: ViT) -> None:
         name, option = type(vit.root).__qualname__, vit.known.option
@@ -56,7 +62,9 @@ class Registers(Mechanism):
     def apply(self, vit: ViT) -> None:
         root = vit.root
         if not hasattr(root, "attn_plugins_registers"):
-            root.attn_plugins_registers = _Tokens(self.extra_tokens, vit.cls_token.shape[-1]).like(vit.cls_token)
+            root.attn_plugins_registers = _Tokens(
+                self.extra_tokens, vit.cls_token.shape[-1], self.std, self.decay
+            ).like(vit.cls_token)
         for path, overrides in vit.known.enter:
             add_layer(root.get_submodule(path), overrides)
         # The first block proves that they came: what embeds and what counts the tokens may be different code.
@@ -108,18 +116,22 @@ def _proves(base: Any) -> dict[str, Any]:
 class _Tokens(Owned):
     """Trainers go by names: ``register_tokens`` gets the first layer's learning rate, ``.bias`` no weight decay."""
 
-    def __init__(self, num: int, channels: int) -> None:
+    # Models that were pickled before there was a choice have these.
+    std, key = 1e-6, "bias"
+
+    def __init__(self, num: int, channels: int, std: float = 1e-6, decay: bool = False) -> None:
         super().__init__()
-        self.register_tokens = nn.ParameterDict({"bias": nn.Parameter(torch.empty(1, num, channels))})
+        self.std, self.key = std, "weight" if decay else "bias"
+        self.register_tokens = nn.ParameterDict({self.key: nn.Parameter(torch.empty(1, num, channels))})
         self.counted = True
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.tokens, std=1e-6)
+        nn.init.normal_(self.tokens, std=self.std)
 
     @property
     def tokens(self) -> Tensor:
         """``[1, num, C]``"""
-        tokens: Tensor = self.register_tokens["bias"]
+        tokens: Tensor = self.register_tokens[self.key]
         return tokens
 
     def insert(self, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from timm.layers import set_fused_attn
 import attn_plugins
 from attn_plugins.analysis import attention as module
 from attn_plugins.analysis.attention import cls_attention, entropy, statistics
-from attn_plugins.analysis.recording import Answer
+from attn_plugins.analysis.recording import Answer, recorded
 from attn_plugins.functional.normalizer import bind, build
 from attn_plugins.spec import parse
 
@@ -114,6 +114,25 @@ def test_underflow_is_no_support(spec, scores, support):
     assert float(stats.underflow / stats.rows) == pytest.approx((support - held) / len(scores))
     assert float(stats.zero_share / stats.rows) == pytest.approx(1 - support / len(scores))
     assert held < support or spec in ("entmax15", "sparsemax")
+
+
+@pytest.mark.parametrize("scale", ["0.2", "per_head", "learnable", "asentmax"])
+@pytest.mark.parametrize("normalizer", ["entmax15", "entmax_alpha"])
+def test_a_factor_on_the_scores_is_seen_and_left_as_it_was(model, images, normalizer, scale):
+    attn_plugins.patch(model, f"{normalizer}:scale={scale}")
+    for block in model.blocks:
+        block.attn.fused_attn = True  # asentmax needs the query
+    for parameter in model.parameters():
+        parameter.data += 0.1
+    names, before = list(model.state_dict()), model(images).detach()
+    seen = []
+    with torch.no_grad(), recorded(model, lambda layer, answer: seen.append((layer, answer))):
+        torch.testing.assert_close(model(images), before, atol=1e-5, rtol=1e-4)
+    assert [layer for layer, _ in seen] == [0, 1, 2] and list(model.state_dict()) == names
+    for _, answer in seen:
+        torch.testing.assert_close(answer.normalizer(answer.scores, dim=-1).detach(), answer.weights)
+        torch.testing.assert_close(answer.weights.sum(-1), torch.ones_like(answer.weights[..., 0]))
+    torch.testing.assert_close(model(images), before)
 
 
 def test_support_of_a_learnable_alpha_is_computed_anew():

@@ -54,6 +54,7 @@ def test_the_heads_of_a_sweep() -> None:
     assert heads([5], [0.1]) == [((5,), 0.1)]
 
 
+@pytest.mark.nightly
 def test_every_head_is_trained_and_no_feature_computed_twice(
     data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
