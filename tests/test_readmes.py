@@ -240,7 +240,7 @@ def python(words: list[str], cwd: Path, path: str) -> None:
     if words[:2] == ["-m", "attn_plugins.launch"]:
         parse = importlib.import_module("attn_plugins.trainers.launch.cli")._parse
         args, script = parse(words[2:])
-        assert args.attn_plugins == "entmax15" and script
+        assert attn_plugins.parse(args.attn_plugins) and script
         return
     script = cwd / words[0]
     checkout = next((name for name in UPSTREAM if name in Path(words[0]).parts), None)

@@ -219,22 +219,21 @@ def _trainer(name: str, *needed: str) -> Path:
     for module in needed:
         pytest.importorskip(module)
     root = os.environ.get(f"{name.upper()}_ROOT") or pytest.skip(f"{name.upper()}_ROOT names no checkout")
-    sys.path.insert(0, str(ROOT / "tests" / "integration"))
     return Path(root)
 
 
 def test_dinov2_step() -> None:
     root = _trainer("dinov2", "xformers", "fvcore", "omegaconf")
-    import trainers
+    from helpers import official_trainers as trainers
 
-    script = (trainers.HERE / "dinov2_steps.py", ROOT / "integration/dinov2/check.yaml", 1)
+    script = (ROOT / "tests/integration/dinov2_steps.py", ROOT / "integration/dinov2/check.yaml", 1)
     losses = trainers.numbers(trainers.on_cpu("entmax15", *script, path=root), "total_loss")
     assert len(losses) == 1 and float(losses[0]) == float(losses[0])
 
 
 def test_dinov3_step(tmp_path: Path) -> None:
     root = _trainer("dinov3", "omegaconf", "torchmetrics", "termcolor")
-    import trainers
+    from helpers import official_trainers as trainers
 
     dataset = trainers.dinov2_dataset(tmp_path / "data")
     script = (root / "dinov3/train/train.py", "--config-file", ROOT / "integration/dinov3/check.yaml")
@@ -254,10 +253,10 @@ def test_probe_iteration(tmp_path: Path) -> None:
     from attn_plugins.checkpoints import save
     from attn_plugins.data.layouts import LAYOUTS
 
-    LAYOUTS["voc2012"](tmp_path / "voc", num_train=2, num_val=1, size=(48, 64), seed=0)
+    root = LAYOUTS["voc2012"](tmp_path / "voc", num_train=2, num_val=1, size=(48, 64), seed=0)
     size = {"img_size": 64, "depth": 2}
     model = attn_plugins.patch(timm.create_model("vit_tiny_patch16_224", num_classes=0, **size), "entmax15")
     save(tmp_path / "backbone.pth", model, arch="timm/vit_tiny_patch16_224", arch_options=size)
-    settings = running.options("voc2012_linear", tmp_path / "backbone.pth", {"voc2012": tmp_path / "voc"}, 1, 2)
+    settings = running.options("voc2012_linear", tmp_path / "backbone.pth", {"voc2012": root}, 1, 2)
     output = running.mim("train", "voc2012_linear", settings, work_dir=tmp_path / "work")
     assert "mIoU" in output
