@@ -51,7 +51,7 @@ logger = logging.getLogger("attn_plugins")
 VERSION: tuple[int, int] = tuple(int(part) for part in torch.__version__.split(".")[:2])  # type: ignore[assignment]
 """Major and minor release of the torch that is installed."""
 
-TESTED: tuple[int, int] = (2, 15)
+TESTED: tuple[int, int] = (2, 14)
 """The newest release that the tests were run with. A newer one is used, and told once in the log."""
 
 ATEN_SOFTMAX: tuple[Any, ...] = (

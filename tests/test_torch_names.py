@@ -99,4 +99,4 @@ def test_a_newer_torch_is_told_once_and_used(monkeypatch: pytest.MonkeyPatch, ca
         torch_names.tell_if_newer()
     torch_names.tell_if_newer.cache_clear()
     (record,) = caplog.records
-    assert "is newer than 2.15" in record.getMessage()
+    assert "is newer than 2.14" in record.getMessage()
