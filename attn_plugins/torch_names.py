@@ -246,7 +246,7 @@ def refuse_sharded(*tensors: Tensor) -> None:
     """
     for tensor in tensors:
         placements = None if type(tensor) is Tensor else getattr(tensor, "placements", None)
-        if placements is not None:
+        if isinstance(placements, tuple):  # of a proxy of torch.fx, any attribute is another proxy
             raise UnsupportedModelError(
                 f"attention was given a DTensor with placements {placements}: context- and sequence-parallel attention "
                 "is not supported, since every row of weights needs all its keys in one process. Gather it before "

@@ -65,7 +65,7 @@ def test_a_damaged_library_is_built_again(tmp_path, monkeypatch, announced, dama
     monkeypatch.setenv("ATTN_PLUGINS_CACHE_DIR", str(tmp_path / "cache"))
     # Not loaded before it is damaged: nobody changes a library under the feet of those who run it.
     path = build._cache_dir() / f"kernels-{build._key(build._compiler())}.so"
-    subprocess.run([*build._compiler(), *build.FLAGS, *SOURCES, "-o", path, "-lm"], check=True)
+    subprocess.run([*build._compiler(), *build.flags(), *SOURCES, "-o", path, "-lm"], check=True)
     content = path.read_bytes()
     damaged = {
         "cut at 50": content[:50],
