@@ -33,7 +33,7 @@ CASE = {
 }
 
 
-@pytest.fixture(scope="module", params=NARROWER)
+@pytest.fixture(scope="class", params=NARROWER)
 def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The kernel as narrower processors run it; with the widest, this one's own."""
     with pytest.MonkeyPatch.context() as patch:
