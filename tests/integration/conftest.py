@@ -1,7 +1,7 @@
 """What the tests of several trainers share."""
 
 import pytest
-import trainers
+from helpers import official_trainers as trainers
 
 
 @pytest.fixture(scope="session")

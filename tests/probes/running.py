@@ -55,5 +55,6 @@ def mim(action: str, probe: str, settings: dict[str, Any], *arguments: str, work
 
 
 def weights(work_dir: Path, iteration: int) -> dict[str, torch.Tensor]:
-    """The head in a checkpoint."""
-    return dict(CheckpointLoader.load_checkpoint(str(work_dir / f"iter_{iteration}.pth"))["state_dict"])
+    """The tensors of the head in a checkpoint; beside them it holds what is told of the run, as bytes."""
+    state = CheckpointLoader.load_checkpoint(str(work_dir / f"iter_{iteration}.pth"))["state_dict"]
+    return {name: tensor for name, tensor in state.items() if name != "_extra_state"}

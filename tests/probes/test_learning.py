@@ -31,6 +31,7 @@ class PixelsAndPosition(BaseModule):
         super().__init__()
         self.channels = [11]
         self.identity = {"sha256": None, "plugins": "none", "layers": [], "checkpoint": None, "arch": "pixels"}
+        self.identity |= {"norm": True, "cls_token": False}
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
         colors = torch.nn.functional.avg_pool2d(images, 4)
