@@ -7,7 +7,6 @@ import weakref
 import pytest
 import timm
 import torch
-from timm.layers import set_fused_attn
 
 import attn_plugins
 from attn_plugins.analysis import attention as module
@@ -35,7 +34,6 @@ def images():
 
 def plain_maps(model, images):
     """Softmax maps [L, B, H, N, N] of timm's path without fused attention, through its attn_drop."""
-    set_fused_attn(False)
     model = copy.deepcopy(model)
     for block in model.blocks:
         block.attn.fused_attn = False

@@ -32,7 +32,8 @@ def _official(root: str, module: str) -> Any:
     if path not in sys.path:
         sys.path.insert(0, path)
     found = importlib.import_module(module)
-    assert Path(found.__file__).is_relative_to(path)
+    place = Path(found.__file__).resolve()
+    assert place.is_relative_to(Path(path).resolve()), f"{module} was imported from {place} before, not from {path}"
     return found
 
 

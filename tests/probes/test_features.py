@@ -172,5 +172,5 @@ def dinov1(root: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> nn.Mo
     from vision_transformer import VisionTransformer
 
     for name in ("vision_transformer", "utils"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+        sys.modules.pop(name, None)  # monkeypatch would put back what it deletes
     return VisionTransformer(img_size=[64], patch_size=16, qkv_bias=True, **options)
