@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
@@ -52,17 +53,16 @@ def bench_monitor(
     for number in range(2 + repeats):
         for name, taken in samples.items():
             watched = _Timed(model, every=1) if name != spec else None
-            begin = _now(device)
-            step()
-            if watched is not None:
-                watched.step()
-            milliseconds = 1e3 * (_now(device) - begin)
+            with contextlib.closing(watched) if watched is not None else contextlib.nullcontext():
+                begin = _now(device)
+                step()
+                if watched is not None:
+                    watched.step()
+                milliseconds = 1e3 * (_now(device) - begin)
             if number >= 2:  # compilation, allocation
                 taken.append(milliseconds)
                 if watched is not None:
                     looking.append(1e3 * watched.seconds)
-            if watched is not None:
-                watched.close()
     timings = {name: Timing(tuple(taken)) for name, taken in samples.items()}
     result = as_dict(
         "training step beside one that a Monitor looks at",
@@ -90,9 +90,10 @@ class _Timed(Monitor):
     seconds = 0.0
 
     def _watch(self, layer: Any, **told: Any) -> None:
-        begin = _now(told["call"].query.device.type)
+        device = (told["call"].query if "call" in told else told["weights"]).device.type
+        begin = _now(device)
         super()._watch(layer, **told)
-        self.seconds += _now(told["call"].query.device.type) - begin
+        self.seconds += _now(device) - begin
 
     def _collect(self) -> Any:
         begin = time.perf_counter()
