@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..files import sha256
 
-__all__ = ["backbone_digest", "sha256_of"]
+__all__ = ["backbone_digest", "sha256_of", "tensors_digest"]
 
 
 def backbone_digest(
@@ -32,15 +32,20 @@ def backbone_digest(
     Two backbones with the same digest compute the same features; the same weights in another file, or after a move
     of that file, have the same.
     """
+    digest = tensors_digest({**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())})
+    said = {"arguments": _plain(arguments), "spec": spec, "layers": _plain(layers)}
+    digest.update(json.dumps(said, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> hashlib._Hash:
+    """SHA-256 over names, dtypes, shapes and bytes of tensors of any dtype, in the order of their names."""
     digest = hashlib.sha256()
-    tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    said = {"arguments": _plain(arguments), "spec": spec, "layers": _plain(layers)}
-    digest.update(json.dumps(said, sort_keys=True).encode())
-    return digest.hexdigest()
+    return digest
 
 
 def sha256_of(path: Path) -> str | None:

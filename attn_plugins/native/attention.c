@@ -1,8 +1,9 @@
 /* Entmax attention, forward and backward, one (batch, head) at a time in cache.
 
    A block of up to TILE_VECS * LANES queries is laid out with queries along the lanes: scores are [keys][queries], so
-   the threshold of LANES rows is solved at once (solve.h). The forward keeps the two numbers per row that find the
-   weights again, never the weights. Plain C, float32, called through ctypes by attention/cpu.py. */
+   the threshold of LANES rows is solved at once (solve.h). Where few keys have a weight, products take those alone
+   (sparse.h). The forward keeps the two numbers per row that find the weights again, never the weights. Plain C, float32,
+   called through ctypes by attention/cpu.py. */
 #include <omp.h>
 #include <stdlib.h>
 

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ..checkpoints.digest import tensors_digest
 from ..files import written
 
 __all__ = ["FeatureStore", "key_of"]
@@ -54,7 +55,7 @@ class FeatureStore:
     def intact(self, key: str) -> bool:
         """Whether an entry is there and has every byte that was written."""
         found = self._opened(key)
-        return found is not None and found[1].get("sha256") == _checksum(found[0])
+        return found is not None and found[1].get("sha256") == tensors_digest(found[0]).hexdigest()
 
     def put(self, key: str, tensors: Mapping[str, Tensor]) -> None:
         """Write an entry; one that is there is replaced.
@@ -67,7 +68,7 @@ class FeatureStore:
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         with written(path) as partial:
             # save_file would keep the file from other users.
-            partial.write_bytes(save(plain, metadata={"key": key, "sha256": _checksum(plain)}))
+            partial.write_bytes(save(plain, metadata={"key": key, "sha256": tensors_digest(plain).hexdigest()}))
 
     def _opened(self, key: str) -> tuple[dict[str, Tensor], Mapping[str, str]] | None:
         path = self.path(key)
@@ -80,12 +81,3 @@ class FeatureStore:
         except (SafetensorError, OSError, ValueError):  # cut off, empty, another format: computed again
             return None
         return (tensors, said) if said.get("key") == key else None
-
-
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()

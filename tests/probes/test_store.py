@@ -65,6 +65,13 @@ def test_a_flipped_bit_is_seen_and_written_over(filled: tuple[FeatureStore, str,
     assert store.intact(key)
 
 
+def test_half_precision_is_kept_as_it_is(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path)
+    store.put("k" * 64, {"x": torch.randn(3, 2).bfloat16(), "n": torch.tensor(3)})
+    found = store.get("k" * 64)
+    assert store.intact("k" * 64) and found is not None and found["x"].dtype == torch.bfloat16
+
+
 def test_keys_are_digests_of_content_and_of_nothing_else(tmp_path: Path) -> None:
     assert key_of(a=1, b=[2]) == key_of(b=[2], a=1)
     assert len({key_of(a=1), key_of(a=2), key_of(b=1), key_of(a="1"), key_of(a=[1]), key_of()}) == 6
