@@ -44,6 +44,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What the imports made stays: mmengine collects garbage for every data set, and would look through it each time."""
+    """What was imported stays: mmengine collects garbage for every data set, and would look through it each time."""
     gc.collect()
     gc.freeze()
