@@ -12,6 +12,7 @@ from attn_plugins.data.checks.depth import check_kitti, check_nyuv2, check_sunrg
 from attn_plugins.data.checks.files import Problem
 from attn_plugins.data.checks.imagenet import check_imagenet
 from attn_plugins.data.checks.segmentation import check_ade20k, check_cityscapes, check_voc2012
+from attn_plugins.data.convert import shipped_as, unfinished
 from attn_plugins.data.layouts.common import MANIFEST
 
 __all__ = ["CHECKS", "Problem", "check"]
@@ -44,8 +45,22 @@ def check(dataset: str, root: str | Path, own: bool = False) -> list[Problem]:
         raise ValueError(f"unknown data set {dataset!r}; known: {', '.join(CHECKS)}")
     root = Path(root)
     try:
-        return CHECKS[dataset](root, not own and not (root / MANIFEST).is_file())
+        problems = CHECKS[dataset](root, not own and not (root / MANIFEST).is_file())
+        return [*_not_converted(dataset, root, problems), *problems]
     except Exception as error:  # whatever a folder holds: it is told, with the file where the system names one
         path = Path(str(getattr(error, "filename", None) or root))
         remedy = "correct or remove it, then check again: the rest was not looked at"
         return [Problem("not-checked", path, f"stops the check: {type(error).__name__}: {error}", remedy)]
+
+
+def _not_converted(dataset: str, root: Path, problems: list[Problem]) -> list[Problem]:
+    """Whether a conversion was not brought to its end, or a root with problems is what a converter reads."""
+    source = unfinished(root)
+    if source is not None:
+        found, remedy = "is half converted", f"go on with it: attn-plugins data convert {dataset} {source} {root}"
+        return [Problem("half-converted", root, found, remedy)]
+    shipped = shipped_as(dataset, root) if problems else None
+    if shipped is None or shipped.as_is:
+        return []
+    found = f"is what the data set is shipped as ({shipped.reads}), not the layout that the probe reads"
+    return [Problem("unconverted", root, found, f"convert it: attn-plugins data convert {dataset} {root} OUT")]
