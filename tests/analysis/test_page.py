@@ -33,7 +33,7 @@ def test_every_link_leads_to_its_section():
     figures = [figure(name, f"Figure {name}") for name in "ab"]
     text = page("Report", [Section("Table", "", ("x",), (("1",),))], figures, [("seed", "0")])
     links = dict(re.findall(r'<a href="#(s\d+)">([^<]+)</a>', text))
-    sections = dict(re.findall(r'<section id="(s\d+)">\s*<h2>([^<]+)</h2>', text))
+    sections = dict(re.findall(r'<section id="(s\d+)" aria-labelledby="h\d+">\s*<h2 id="h\d+">([^<]+)</h2>', text))
     assert links == sections and list(links.values()) == ["Table", "Figure a", "Figure b", "Provenance"]
     assert "{{" not in text and "{%" not in text
 
@@ -50,3 +50,12 @@ def test_files_are_linked_as_they_are_written(tmp_path):
 
 def test_no_tables_and_no_figures():
     assert "<dd>0</dd>" in page("Report", [], [], [("seed", "0")])
+
+
+def test_a_panel_is_drawn_once_for_the_page_and_its_file(monkeypatch, tmp_path):
+    drawn, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda *a, **k: drawn.append(k["format"]) or save(*a, **k))
+    one = figure("one", alt="A line.")
+    page("t", [], [one], [], "folder")
+    one.write(tmp_path)
+    assert sorted(drawn) == ["png", "svg"] and (tmp_path / "one.svg").read_bytes() == b"picture"
