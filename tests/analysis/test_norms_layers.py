@@ -1,10 +1,11 @@
 """Token norms against torch, layers from probe files."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attn_plugins.analysis.layers import collect_layers
 from attn_plugins.analysis.norms import token_norms
@@ -14,16 +15,16 @@ class Given(nn.Module):
     """A ViT of two blocks over 8 x 8 patches of 4 pixels; a patch's norm is its pixels' value, then twice that."""
 
     class Block(nn.Module):
-        def forward(self, tokens):
+        def forward(self, tokens: Tensor) -> Tensor:
             return tokens * 2
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.patch_size, self.embed_dim = 4, 3
         self.blocks = nn.ModuleList([self.Block(), self.Block()])
         self.norm = nn.LayerNorm(3)
 
-    def forward_features(self, images):
+    def forward_features(self, images: Tensor) -> Tensor:
         value = images[:, :1, 2::4, 2::4].flatten(2).transpose(1, 2) / 2
         tokens = torch.cat([torch.ones(len(images), 1, 3), torch.cat([value * 0, value, value * 0], -1)], 1)
         for block in self.blocks:
@@ -31,7 +32,7 @@ class Given(nn.Module):
         return tokens
 
 
-def test_token_norms_are_those_of_the_block_outputs():
+def test_token_norms_are_those_of_the_block_outputs() -> None:
     torch.manual_seed(0)
     values = torch.rand(40, 64) * 9 + 1
     values[:, :3] *= 40
@@ -51,7 +52,16 @@ def test_token_norms_are_those_of_the_block_outputs():
     assert row["above_120"] == float(found.above(120)[1]) and row["above_3_medians"] == float(found.outlier_share()[1])
 
 
-def probe(folder, layer, cls, miou, checkpoint, spec="entmax15", name="voc2012", goal=None):
+def probe(
+    folder: Path,
+    layer: list[int],
+    cls: str,
+    miou: list[float],
+    checkpoint: str,
+    spec: str = "entmax15",
+    name: str = "voc2012",
+    goal: int | None = None,
+) -> None:
     folder.mkdir(parents=True)
     backbone = {"plugins": spec, "checkpoint": checkpoint, "arch": "x", "layers": layer, "cls_token": cls}
     evaluations = [{"split": "val", "iter": n, "metrics": {"mIoU": value}} for n, value in enumerate(miou, 1)]
@@ -59,7 +69,7 @@ def probe(folder, layer, cls, miou, checkpoint, spec="entmax15", name="voc2012",
     (folder / "probe.json").write_text(json.dumps(record))
 
 
-def test_layers_come_from_probe_files(tmp_path):
+def test_layers_come_from_probe_files(tmp_path: Path) -> None:
     probe(tmp_path / "a", [3], "none", [20.0, 31.5, 30.0], "run/checkpoint0040.pth")
     probe(tmp_path / "b", [5], "concat", [40.0], "run/checkpoint0100.pth")
     probe(tmp_path / "c", [2, 5, 8, 11], "concat", [50.0], "run/checkpoint0100.pth")
@@ -72,7 +82,7 @@ def test_layers_come_from_probe_files(tmp_path):
         collect_layers([tmp_path])
 
 
-def test_unfinished_probes_are_left_out_and_named(tmp_path):
+def test_unfinished_probes_are_left_out_and_named(tmp_path: Path) -> None:
     probe(tmp_path / "done", [3], "none", [20.0], "run/checkpoint0040.pth")
     probe(tmp_path / "early", [5], "none", [70.0, 80.0], "run/checkpoint0040.pth", goal=10)
     with pytest.warns(UserWarning, match="early.probe.json is left out: at iteration 2 of 10"):
@@ -84,7 +94,7 @@ def test_unfinished_probes_are_left_out_and_named(tmp_path):
         collect_layers([tmp_path / "early"])
 
 
-def test_two_probes_of_one_point_are_refused(tmp_path):
+def test_two_probes_of_one_point_are_refused(tmp_path: Path) -> None:
     probe(tmp_path / "a", [3], "none", [20.0], "run/checkpoint0040.pth")
     probe(tmp_path / "b", [3], "concat", [25.0], "run/checkpoint0040.pth")
     probe(tmp_path / "c", [3], "none", [30.0], "run/checkpoint0040.pth", spec="softmax")
