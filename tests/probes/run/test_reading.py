@@ -15,7 +15,7 @@ from mmengine.runner import CheckpointLoader, load_checkpoint
 from attn_plugins.checkpoints import CheckpointError
 from attn_plugins.probes.run.runner import build_runner as here
 
-from .running import options
+from ..running import options
 
 
 class Evil:

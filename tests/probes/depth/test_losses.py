@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from attn_plugins.probes.depth.losses import LogGradientLoss, SigLoss
 
-from . import upstream
-from .conftest import checkout
+from .. import upstream
+from ..conftest import checkout
 
 
 def maps(batch: int = 2) -> tuple[Tensor, Tensor]:

@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 import timm
 import torch
+from patching.models import TinyViT
 from torch import Tensor, nn
 
 import attn_plugins
 from attn_plugins.checkpoints import CheckpointError, build, identify, load_backbone, save
 from attn_plugins.trainers import patch_networks
-
-from .models import TinyViT
 
 DEPTH = 5
 BUILT: dict[str, Any] = {"depth": 4, "img_size": 32, "patch_size": 16, "embed_dim": 24, "num_heads": 3}

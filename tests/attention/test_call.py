@@ -97,7 +97,7 @@ def test_output_and_gradients(
     # The scores themselves are rounded to float32, and sharper scores have larger roundings.
     tolerance = 2e-5 * max(1.0, sharpness)
     assert (out - wanted).abs().max() <= tolerance
-    if alpha <= 1.5:  # beyond, the derivative jumps or is steep at the edge of the support: see test_gradients
+    if alpha <= 1.5:  # beyond, the derivative jumps or is steep at the edge of the support: see test_autograd
         grad = randn(seed + 4, *out.shape)
         for a, b in zip(
             torch.autograd.grad(out, (q, k, v), grad),

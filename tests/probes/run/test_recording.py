@@ -19,8 +19,8 @@ from attn_plugins.probes.run.paths import configs_dir
 from attn_plugins.probes.run.runner import build_runner as here
 from attn_plugins.results import read_result
 
-from .conftest import ARCH, OPTIONS, tiny_vit
-from .running import options
+from ..conftest import ARCH, OPTIONS, tiny_vit
+from ..running import options
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from attn_plugins.probes.run.paths import config_file, configs_dir
 from attn_plugins.probes.run.runner import build_runner as here
 from attn_plugins.probes.segmentation import CheckLabels
 
-from .running import options
+from ..running import options
 
 
 @pytest.mark.parametrize("path", sorted(configs_dir().glob("*.py")), ids=lambda path: path.stem)

@@ -17,8 +17,8 @@ from attn_plugins.probes.run.command import mim_command
 from attn_plugins.probes.run.runner import build_runner as here
 from attn_plugins.results import collect
 
-from .conftest import ARCH, OPTIONS, tiny_vit
-from .running import LAYOUT_OF, mim, options, weights
+from ..conftest import ARCH, OPTIONS, tiny_vit
+from ..running import LAYOUT_OF, mim, options, weights
 
 pytestmark = pytest.mark.slow
 ORDINARY = ("imagenet_linear", "voc2012_linear", "nyuv2_linear4_depth")  # one of each kind; the others every night
