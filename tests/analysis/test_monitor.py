@@ -64,8 +64,8 @@ def test_panels_of_a_deep_model_are_a_phone_wide_and_can_be_read() -> None:
 
 
 def _rows(name: str, heads: int) -> LayerRows:
-    values = {metric: [0.5] * heads for metric in METRICS}
-    return LayerRows(layer=name, keys=257, alpha=None, **values)
+    half = (0.5,) * heads
+    return LayerRows(layer=name, keys=257, zero_share=half, entropy=half, support=half, cls_mass=half)
 
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

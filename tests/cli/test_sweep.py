@@ -22,7 +22,8 @@ from attn_plugins.probes import FrozenViT
 from attn_plugins.probes.run.runner import build_runner
 from attn_plugins.results import read_result
 
-ARCH, OPTIONS = "vit_tiny_patch16_224", {"img_size": 64, "depth": 3}
+ARCH = "vit_tiny_patch16_224"
+OPTIONS: dict[str, Any] = {"img_size": 64, "depth": 3}
 
 
 @pytest.fixture

@@ -90,7 +90,7 @@ def test_an_empty_buffer_is_written_anew() -> None:
     attn_plugins.patch(model, "entmax15").to_empty(device="cpu")
     for module in model.modules():
         if RECORD in module._buffers:
-            module._buffers[RECORD].zero_()
+            module.get_buffer(RECORD).zero_()
     assert {record["spec"] for record in records_in(model.state_dict()).values()} == {"entmax15"}
 
 
@@ -100,7 +100,7 @@ def test_a_patch_that_was_lost_is_not_told_as_one() -> None:
 
     model = attn_plugins.patch(TinyViT(), "entmax15")
     model.blocks[1].attn.__class__ = Merged
-    state = model.state_dict()
+    state: Any = model.state_dict()
     assert records_in(state)["blocks.1.attn"] == {"spec": "entmax15", "lost": True}
     assert state._metadata[""]["attn_plugins"]["lost"] == ["blocks.1.attn"]
     with pytest.raises(ValueError, match=r"patch lost in blocks\.1\.attn"):
@@ -154,8 +154,9 @@ def test_init_weights_after_to_empty_starts_learnable_alphas() -> None:
         for parameter in model.parameters():
             parameter.fill_(torch.nan)
     model.init_weights()
-    for block in model.blocks:
-        torch.testing.assert_close(block.attn.attn_plugins_normalizer.alpha, torch.full((4,), 1.25))
+    for site in attn_plugins.patching.find_attention(model):
+        normalizer: Any = site.module.attn_plugins_normalizer
+        torch.testing.assert_close(normalizer.alpha, torch.full((4,), 1.25))
     attn_plugins.unpatch(model)
     assert "init_weights" not in vars(model) and type(model) is Starting
 

@@ -76,7 +76,8 @@ def inference_inputs(model: Any, path: str) -> torch.Tensor:
     from mmseg.apis.utils import _preprare_data
 
     data, _ = _preprare_data(path, model)
-    return model.data_preprocessor(data, False)["inputs"]
+    out: torch.Tensor = model.data_preprocessor(data, False)["inputs"]
+    return out
 
 
 def test_the_validation_is_what_the_head_predicts_from_images(trained: Runner) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ print("ALL ON THE CPU")
 
 
 @pytest.mark.timeout(300)
-def test_cuda_calls_are_answered_by_the_cpu_and_it_says_so_loudly(tmp_path):
+def test_cuda_calls_are_answered_by_the_cpu_and_it_says_so_loudly(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     launcher = [sys.executable, "-m", "attn_plugins.launch", "--device", "cpu", "--", str(script)]
@@ -55,7 +56,7 @@ def test_cuda_calls_are_answered_by_the_cpu_and_it_says_so_loudly(tmp_path):
     assert "NOT for training" in done.stderr
 
 
-def test_the_stand_ins_for_xformers_do_what_plain_attention_does():
+def test_the_stand_ins_for_xformers_do_what_plain_attention_does() -> None:
     from attn_plugins.trainers.launch.xformers import index_select_cat, memory_efficient_attention, scaled_index_add
 
     q, k, v = torch.randn(3, 2, 5, 4, 8).unbind()
@@ -74,7 +75,7 @@ def test_the_stand_ins_for_xformers_do_what_plain_attention_does():
     torch.testing.assert_close(added[0], x[0])
 
 
-def test_packed_sequences_do_not_see_each_other():
+def test_packed_sequences_do_not_see_each_other() -> None:
     fmha = pytest.importorskip("xformers.ops.fmha", reason="needs xformers for its BlockDiagonalMask")
     from attn_plugins.trainers.launch.xformers import memory_efficient_attention
 

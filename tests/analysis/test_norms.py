@@ -1,11 +1,13 @@
 """Token norms against torch, layers from probe files."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from attn_plugins.analysis.figures import layers_exhibit
 from attn_plugins.analysis.layers import collect_layers
@@ -17,16 +19,16 @@ class Given(nn.Module):
     """A ViT of two blocks over 8 x 8 patches of 4 pixels; a patch's norm is its pixels' value, then twice that."""
 
     class Block(nn.Module):
-        def forward(self, tokens):
+        def forward(self, tokens: Tensor) -> Tensor:
             return tokens * 2
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.patch_size, self.embed_dim = 4, 3
         self.blocks = nn.ModuleList([self.Block(), self.Block()])
         self.norm = nn.LayerNorm(3)
 
-    def forward_features(self, images):
+    def forward_features(self, images: Tensor) -> Tensor:
         value = images[:, :1, 2::4, 2::4].flatten(2).transpose(1, 2) / 2
         tokens = torch.cat([torch.ones(len(images), 1, 3), torch.cat([value * 0, value, value * 0], -1)], 1)
         for block in self.blocks:
@@ -34,7 +36,7 @@ class Given(nn.Module):
         return tokens
 
 
-def test_token_norms_are_those_of_the_block_outputs():
+def test_token_norms_are_those_of_the_block_outputs() -> None:
     torch.manual_seed(0)
     values = torch.rand(40, 64) * 9 + 1
     values[:, :3] *= 40
@@ -54,7 +56,16 @@ def test_token_norms_are_those_of_the_block_outputs():
     assert row["above_120"] == float(found.above(120)[1]) and row["above_3_medians"] == float(found.outlier_share()[1])
 
 
-def probe(folder, layer, cls, miou, checkpoint, spec="entmax15", name="voc2012", goal=None):
+def probe(
+    folder: Path,
+    layer: list[int],
+    cls: str,
+    miou: list[float],
+    checkpoint: str,
+    spec: str = "entmax15",
+    name: str = "voc2012",
+    goal: int | None = None,
+) -> None:
     folder.mkdir(parents=True)
     backbone = {"plugins": spec, "checkpoint": checkpoint, "arch": "x", "layers": layer, "cls_token": cls}
     evaluations = [{"split": "val", "iter": n, "metrics": {"mIoU": value}} for n, value in enumerate(miou, 1)]
@@ -62,7 +73,7 @@ def probe(folder, layer, cls, miou, checkpoint, spec="entmax15", name="voc2012",
     (folder / "probe.json").write_text(json.dumps(record))
 
 
-def test_layers_come_from_probe_files(tmp_path):
+def test_layers_come_from_probe_files(tmp_path: Path) -> None:
     probe(tmp_path / "a", [3], "none", [20.0, 31.5, 30.0], "run/checkpoint0040.pth")
     probe(tmp_path / "b", [5], "concat", [40.0], "run/checkpoint0100.pth")
     probe(tmp_path / "c", [2, 5, 8, 11], "concat", [50.0], "run/checkpoint0100.pth")
@@ -75,7 +86,7 @@ def test_layers_come_from_probe_files(tmp_path):
         collect_layers([tmp_path])
 
 
-def test_unfinished_probes_are_left_out_and_named(tmp_path):
+def test_unfinished_probes_are_left_out_and_named(tmp_path: Path) -> None:
     probe(tmp_path / "done", [3], "none", [20.0], "run/checkpoint0040.pth")
     probe(tmp_path / "early", [5], "none", [70.0, 80.0], "run/checkpoint0040.pth", goal=10)
     with pytest.warns(UserWarning, match="early.probe.json is left out: at iteration 2 of 10"):
@@ -87,7 +98,7 @@ def test_unfinished_probes_are_left_out_and_named(tmp_path):
         collect_layers([tmp_path / "early"])
 
 
-def test_two_probes_of_one_point_are_refused(tmp_path):
+def test_two_probes_of_one_point_are_refused(tmp_path: Path) -> None:
     probe(tmp_path / "a", [3], "none", [20.0], "run/checkpoint0040.pth")
     probe(tmp_path / "b", [3], "concat", [25.0], "run/checkpoint0040.pth")
     probe(tmp_path / "c", [3], "none", [30.0], "run/checkpoint0040.pth", spec="softmax")
@@ -97,15 +108,15 @@ def test_two_probes_of_one_point_are_refused(tmp_path):
         collect_layers([tmp_path])
 
 
-def with_images(folder, values, seed):
+def with_images(folder: Path, values: float, seed: int) -> NDArray[np.float64]:
     """Keep what 30 images contributed, of which the last evaluation is ``values`` percent right on the average."""
     g = np.random.default_rng(seed)
-    shares = np.clip(values / 100 + g.normal(0, 0.1, (30, 2)), 0.01, 1)
+    shares: NDArray[np.float64] = np.clip(values / 100 + g.normal(0, 0.1, (30, 2)), 0.01, 1)
     write_images(folder, 1, {f"/v/{i}.png": [(1000 * share).tolist(), [1000, 1000]] for i, share in enumerate(shares)})
     return shares
 
 
-def test_intervals_of_layers_are_over_the_images_that_probes_kept(tmp_path):
+def test_intervals_of_layers_are_over_the_images_that_probes_kept(tmp_path: Path) -> None:
     probe(tmp_path / "a", [0], "none", [50.0, 40.0], "run/checkpoint0040.pth")
     probe(tmp_path / "b", [1], "none", [20.0], "run/checkpoint0040.pth")
     shares = with_images(tmp_path / "a", 40, 0)
@@ -118,7 +129,7 @@ def test_intervals_of_layers_are_over_the_images_that_probes_kept(tmp_path):
 
 
 @pytest.mark.parametrize("checkpoints", [1, 7])
-def test_layers_are_drawn_with_their_spread(tmp_path, checkpoints):
+def test_layers_are_drawn_with_their_spread(tmp_path: Path, checkpoints: int) -> None:
     for epoch in range(checkpoints):
         for layer in range(2):
             folder = tmp_path / f"{epoch}-{layer}"

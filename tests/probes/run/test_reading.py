@@ -15,7 +15,7 @@ from mmengine.runner import CheckpointLoader, load_checkpoint
 from attn_plugins.checkpoints import CheckpointError
 from attn_plugins.probes.run.runner import build_runner as here
 
-from .running import options
+from ..running import options
 
 
 class Evil:
@@ -38,7 +38,9 @@ class ByAttributes:
 @pytest.mark.slow
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 @pytest.mark.parametrize("way", ["load_from", "resume", "last_checkpoint", "test"])
-def test_no_way_of_the_runner_runs_a_file(way, legacy, backbone_file, roots, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_no_way_of_the_runner_runs_a_file(
+    way: str, legacy: bool, backbone_file: Path, roots: dict[str, Path], tmp_path: Path
+) -> None:
     trace, head = tmp_path / "trace", tmp_path / "evil.pth"
     contents = {"state_dict": {}, "meta": {"backbone": {}}, "message_hub": Evil(trace)}
     torch.save(contents, head, _use_new_zipfile_serialization=not legacy)

@@ -99,9 +99,11 @@ def test_a_wrong_kernel_is_found_by_verify() -> None:
 
 def test_compiled() -> None:
     toy, q = Toy(), tokens(1, 2, 4, 8)
-    compiled: Any = torch.compile(
-        lambda q: attn_plugins.attention(q, q, q, normalizer="sparsemax"), fullgraph=True, backend="eager"
-    )
+
+    def run(q: Tensor) -> Tensor:
+        return attn_plugins.attention(q, q, q, normalizer="sparsemax")
+
+    compiled: Any = torch.compile(run, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(q), attn_plugins.attention(q, q, q, normalizer="sparsemax", backend="cpu"))
     assert len(toy.calls) == 1
 
@@ -122,7 +124,8 @@ def test_entmax_of_alpha_one_is_softmax() -> None:
     q = tokens(2, 3, 5, 8)
     mask = torch.ones(5, 5, dtype=torch.bool).tril()
     mask[0] = False
-    for arguments in ({}, {"attn_mask": mask}):
+    with_and_without: list[dict[str, Any]] = [{}, {"attn_mask": mask}]
+    for arguments in with_and_without:
         expected = attn_plugins.attention(q, q, q, **arguments)
         for backend in ("auto", "reference"):
             out = attn_plugins.attention(q, q, q, normalizer="entmax:alpha=1", backend=backend, **arguments)

@@ -133,7 +133,8 @@ class WithModule(Projected):
 )
 def test_classes_that_are_known(cls: type[nn.Module], adapter: str) -> None:
     torch.manual_seed(0)
-    model, x = cls().eval(), 3 * torch.randn(2, 7, DIM)
+    model: Any = cls().eval()
+    x = 3 * torch.randn(2, 7, DIM)
     found = adapter_for(cls())
     assert found is not None and found[0].name == adapter
     dense = model(x)
@@ -168,14 +169,16 @@ class Classifier(nn.Module):
         self.query = nn.Linear(DIM, DIM)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.query(x).softmax(-1)
+        out: Tensor = self.query(x).softmax(-1)
+        return out
 
 
 class Replaced(ByName):
     """A subclass that does away with its base's attention."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.qkv(x)
+        out: Tensor = self.qkv(x)
+        return out
 
 
 @pytest.mark.parametrize("cls", [LinearAttention, Classifier, Replaced, nn.Linear, nn.TransformerEncoderLayer])

@@ -81,7 +81,7 @@ def test_stored_depth_becomes_metres(scale: int, rotated: bool, tmp_path: Path) 
     metres = np.array([[0, 0.5, 1.25], [2.0, 4.0, 7.75]], np.float32)
     stored = np.round(metres * scale).astype(np.uint16)
     if rotated:  # SUNRGBDtoolbox: bitor(bitshift(depth, 3), bitshift(depth, 3 - 16))
-        stored = (stored << 3) | (stored >> 13)
+        stored = ((stored << 3) | (stored >> 13)).astype(np.uint16)
     cv2.imwrite(str(tmp_path / "d.png"), stored)
     results = {"depth_map_path": str(tmp_path / "d.png"), "seg_fields": []}
     np.testing.assert_allclose(LoadDepth(scale, rotated)(results)["gt_depth_map"], metres, atol=1 / scale)
@@ -120,7 +120,7 @@ def test_raw_kitti_and_lines_without_truth(tmp_path: Path) -> None:
     split.write_text("/a.png x/groundtruth/a.png 700.0\n\nb.png None 700.0\n")
     folders = {"img_path": "", "depth_map_path": "data_depth_velodyne"}
     dataset = DepthSplit(
-        ann_file="s.txt", data_root=str(tmp_path), data_prefix=folders, replace=[("groundtruth", "velodyne_raw")]
+        ann_file="s.txt", data_root=str(tmp_path), data_prefix=folders, replace=(("groundtruth", "velodyne_raw"),)
     )
     assert [entry["depth_map_path"] for entry in dataset.load_data_list()] == [
         str(tmp_path / "data_depth_velodyne/x/velodyne_raw/a.png")
@@ -139,12 +139,15 @@ def test_raw_maps_of_lines_without_truth_are_found_where_they_were_projected_to(
     there.touch()
     told: list[str] = []
     monkeypatch.setattr("attn_plugins.probes.depth.data.print_log", lambda message, logger: told.append(message))
-    raw = {"replace": [("groundtruth", "velodyne_raw")], "data_prefix": {"img_path": "", "depth_map_path": "raw"}}
+    raw: dict[str, Any] = {
+        "replace": [("groundtruth", "velodyne_raw")],
+        "data_prefix": {"img_path": "", "depth_map_path": "raw"},
+    }
     dataset = DepthSplit(ann_file="s.txt", data_root=str(tmp_path), **raw)
     found = [Path(entry["depth_map_path"]) for entry in dataset.load_data_list()]
     assert found == [tmp_path / "raw/DRIVE/velodyne_raw/0.png", there]
     assert "2 images, 1 more have no ground truth" in told[-1] and "velodyne_points" in told[-1]
-    improved = {"data_prefix": {"img_path": "", "depth_map_path": "raw"}}
+    improved: dict[str, Any] = {"data_prefix": {"img_path": "", "depth_map_path": "raw"}}
     assert len(DepthSplit(ann_file="s.txt", data_root=str(tmp_path), **improved)) == 1
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import pytest
 import torch
 from mmengine.logging import MessageHub
-from torch import Tensor
+from torch import Tensor, nn
 
 from attn_plugins.probes.depth.losses import LogGradientLoss, SigLoss
 
-from . import upstream
-from .conftest import checkout
+from .. import upstream
+from ..conftest import checkout
 
 
 def maps(batch: int = 2) -> tuple[Tensor, Tensor]:
@@ -22,7 +24,7 @@ def maps(batch: int = 2) -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture
-def at_iteration(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+def at_iteration(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
     hub = MessageHub.get_current_instance()
     before = hub.get_info("iter", 0)
     yield lambda iteration: hub.update_info("iter", iteration)
@@ -30,7 +32,9 @@ def at_iteration(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-de
 
 
 @pytest.mark.parametrize("max_depth", [None, 10.0])
-def test_sigloss_is_dinov2s_through_its_warm_up(max_depth, at_iteration, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_sigloss_is_dinov2s_through_its_warm_up(
+    max_depth: float | None, at_iteration: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     theirs = upstream.losses(checkout("DINOV2_ROOT"), monkeypatch)[0](warm_up=True, warm_iter=3, max_depth=max_depth)
     ours = SigLoss(warm_iter=3, max_depth=max_depth)
     prediction, target = maps()
@@ -39,7 +43,9 @@ def test_sigloss_is_dinov2s_through_its_warm_up(max_depth, at_iteration, monkeyp
         torch.testing.assert_close(ours(prediction, target), theirs(prediction, target), atol=1e-5, rtol=1e-5)
 
 
-def test_sigloss_of_a_big_batch_is_the_mean_over_gpus_of_two(at_iteration, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_sigloss_of_a_big_batch_is_the_mean_over_gpus_of_two(
+    at_iteration: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     theirs = upstream.losses(checkout("DINOV2_ROOT"), monkeypatch)[0]()
     at_iteration(100)
     prediction, target = maps(6)
@@ -48,7 +54,7 @@ def test_sigloss_of_a_big_batch_is_the_mean_over_gpus_of_two(at_iteration, monke
 
 
 @pytest.mark.parametrize("max_depth", [None, 10.0])
-def test_gradient_loss_is_dinov2s_on_an_image(max_depth, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_gradient_loss_is_dinov2s_on_an_image(max_depth: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = upstream.losses(checkout("DINOV2_ROOT"), monkeypatch)[1](loss_weight=0.5, max_depth=max_depth)
     ours = LogGradientLoss(max_depth=max_depth)
     prediction, target = maps()
@@ -66,21 +72,22 @@ def test_gradient_loss_over_the_batch_as_dinov2_runs_it(batch: int, monkeypatch:
 
 
 @pytest.mark.parametrize("loss", [SigLoss(), LogGradientLoss(), LogGradientLoss(axes="upstream")])
-def test_an_image_without_depth_costs_nothing(loss, at_iteration) -> None:  # type: ignore[no-untyped-def]
+def test_an_image_without_depth_costs_nothing(loss: nn.Module, at_iteration: Callable[[int], None]) -> None:
     at_iteration(100)
     prediction, target = maps(4)
     prediction.requires_grad_()
     value = loss(prediction, torch.zeros_like(target))
     value.backward()
+    assert prediction.grad is not None
     assert value == 0 and torch.equal(prediction.grad, torch.zeros_like(prediction))
 
 
-def test_a_perfect_prediction_has_a_finite_gradient(at_iteration) -> None:  # type: ignore[no-untyped-def]
+def test_a_perfect_prediction_has_a_finite_gradient(at_iteration: Callable[[int], None]) -> None:
     at_iteration(100)
     _, target = maps()
     prediction = target.clone().requires_grad_()
     SigLoss()(prediction, target).backward()
-    assert torch.isfinite(prediction.grad).all()
+    assert prediction.grad is not None and torch.isfinite(prediction.grad).all()
 
 
 def test_unknown_axes_are_refused() -> None:

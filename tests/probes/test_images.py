@@ -82,7 +82,7 @@ def test_labels_are_checked_by_the_classes_that_there_are() -> None:
 
 
 def own_classes(settings: dict[str, Any], kind: str) -> dict[str, Any]:
-    own = {f"{loader}_dataloader.dataset.type": kind for loader in ("train", "val", "test")}
+    own: dict[str, Any] = {f"{loader}_dataloader.dataset.type": kind for loader in ("train", "val", "test")}
     own |= {f"{loader}_dataloader.dataset.metainfo.classes": OWN for loader in ("train", "val", "test")}
     return settings | own | {"model.decode_head.num_classes": 3}
 

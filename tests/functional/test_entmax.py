@@ -1,10 +1,13 @@
 """What every normalizer promises about its weights, and agreement with the entmax package."""
 
+from collections.abc import Callable
+
 import entmax as peer
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from attn_plugins.functional import entmax, entmax15, entmax_alpha, softmax, sparsemax
 
@@ -37,7 +40,9 @@ def rows(seed: int, *shape: int, spread: float = 1.0, dtype: torch.dtype = torch
     spread=st.sampled_from([0.0, 1e-6, 0.1, 1.0, 10.0, 1e4]),
     ties=st.booleans(),
 )
-def test_equals_the_sorting_implementation(ours, theirs, seed, count, n, spread, ties):
+def test_equals_the_sorting_implementation(
+    ours: Callable[..., Tensor], theirs: Callable[..., Tensor], seed: int, count: int, n: int, spread: float, ties: bool
+) -> None:
     z = rows(seed, count, n, spread=spread)
     z = (z * 4).round() / 4 if ties else z
     assert (ours(z) - theirs(z, dim=-1)).abs().max() <= 1e-10
@@ -52,7 +57,7 @@ def test_equals_the_sorting_implementation(ours, theirs, seed, count, n, spread,
     alpha=st.floats(1.01, 5.0),
     spread=st.sampled_from([0.0, 0.1, 1.0, 10.0, 1e3]),
 )
-def test_any_alpha_equals_bisection(seed, n, alpha, spread):
+def test_any_alpha_equals_bisection(seed: int, n: int, alpha: float, spread: float) -> None:
     z = rows(seed, 7, n, spread=spread)
     expected = peer.entmax_bisect(z, alpha, dim=-1, n_iter=100)
     # d^(1 / (alpha - 1)) turns a rounding of 1e-16 at the edge of the support into 1e-8 at alpha = 3: both round there.
@@ -79,7 +84,7 @@ def adversarial_rows() -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("row", adversarial_rows().values(), ids=adversarial_rows())
 @every_exact
-def test_rows_made_to_take_many_steps(ours, theirs, row):
+def test_rows_made_to_take_many_steps(ours: Callable[..., Tensor], theirs: Callable[..., Tensor], row: Tensor) -> None:
     assert (ours(row) - theirs(row, dim=-1)).abs().max() <= 1e-10
     assert (ours(row.float()).double() - theirs(row.float().double(), dim=-1)).abs().max() <= 2e-6
 
@@ -92,7 +97,9 @@ def test_rows_made_to_take_many_steps(ours, theirs, row):
     spread=st.sampled_from([0.0, 0.01, 1.0, 100.0, 1e4]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-def test_weights_are_a_distribution(normalizer, seed, n, spread, dtype):
+def test_weights_are_a_distribution(
+    normalizer: Callable[..., Tensor], seed: int, n: int, spread: float, dtype: torch.dtype
+) -> None:
     p = normalizer(rows(seed, 9, n, spread=spread, dtype=dtype))
     assert p.dtype == dtype
     assert (p >= 0).all()
@@ -101,14 +108,14 @@ def test_weights_are_a_distribution(normalizer, seed, n, spread, dtype):
 
 @every_normalizer
 @pytest.mark.parametrize("spread", [0.0, 0.01, 1.0])
-def test_long_rows_sum_to_one(normalizer, spread):
+def test_long_rows_sum_to_one(normalizer: Callable[..., Tensor], spread: float) -> None:
     p = normalizer(rows(8, 2, 40_000, spread=spread, dtype=torch.float32))
     assert (p.double().sum(-1) - 1).abs().max() <= 2e-6
 
 
 @every_normalizer
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_solved_in_float32(normalizer, dtype):
+def test_half_precision_is_solved_in_float32(normalizer: Callable[..., Tensor], dtype: torch.dtype) -> None:
     z = rows(0, 4, 60, dtype=dtype)
     expected = normalizer(z.float()).to(dtype)
     assert torch.equal(normalizer(z), expected)
@@ -118,7 +125,7 @@ def test_half_precision_is_solved_in_float32(normalizer, dtype):
 
 
 @every_normalizer
-def test_any_dim_and_layout(normalizer):
+def test_any_dim_and_layout(normalizer: Callable[..., Tensor]) -> None:
     z = rows(1, 3, 4, 5, 6, dtype=torch.float32)
     expected = normalizer(z)
     for dim in range(4):
@@ -133,7 +140,7 @@ def test_any_dim_and_layout(normalizer):
 
 
 @every_normalizer
-def test_degenerate_shapes(normalizer):
+def test_degenerate_shapes(normalizer: Callable[..., Tensor]) -> None:
     assert normalizer(torch.empty(0, 5)).shape == (0, 5)
     assert normalizer(torch.empty(3, 0)).shape == (3, 0)
     assert torch.equal(normalizer(torch.tensor([[3.0], [-1e4]])), torch.ones(2, 1))
@@ -144,7 +151,7 @@ def test_degenerate_shapes(normalizer):
 
 @every_normalizer
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_masked_scores_have_no_weight_and_no_gradient(normalizer, dtype):
+def test_masked_scores_have_no_weight_and_no_gradient(normalizer: Callable[..., Tensor], dtype: torch.dtype) -> None:
     z = rows(2, 20, 33, dtype=dtype)
     masked = rows(3, 20, 33) > 0.5
     masked[0], masked[:, 0] = True, masked[:, 0] & (torch.arange(20) == 0)
@@ -160,7 +167,7 @@ def test_masked_scores_have_no_weight_and_no_gradient(normalizer, dtype):
 
 
 @every_normalizer
-def test_nan_and_infinity_stay_in_their_row(normalizer):
+def test_nan_and_infinity_stay_in_their_row(normalizer: Callable[..., Tensor]) -> None:
     z = rows(5, 40, 21, dtype=torch.float32)
     clean = normalizer(z)
     z[3, 20], z[17, 4] = float("nan"), INF
@@ -171,7 +178,7 @@ def test_nan_and_infinity_stay_in_their_row(normalizer):
     assert torch.equal(p[others], clean[others]) and not grad[others].isnan().any()
 
 
-def test_zeros_are_exact_and_grow_with_alpha():
+def test_zeros_are_exact_and_grow_with_alpha() -> None:
     z = rows(6, 50, 197, spread=2.0, dtype=torch.float32)
     shares = [(p == 0).float().mean() for p in (softmax(z), entmax(z, 1.25), entmax15(z), sparsemax(z))]
     assert shares[0] == 0 and shares == sorted(shares) and shares[1] < shares[2] < shares[3]
@@ -180,11 +187,11 @@ def test_zeros_are_exact_and_grow_with_alpha():
 
 
 @pytest.mark.parametrize("alpha", [0.99, 0.5, -2.0, INF, float("nan")])
-def test_alpha_out_of_range_is_refused(alpha):
+def test_alpha_out_of_range_is_refused(alpha: float) -> None:
     with pytest.raises(ValueError, match="alpha of 1"):
         entmax(torch.zeros(2), alpha)
 
 
-def test_integer_scores_are_refused():
+def test_integer_scores_are_refused() -> None:
     with pytest.raises(ValueError, match=r"floating point, not torch\.int64"):
         entmax15(torch.arange(3))

@@ -7,21 +7,21 @@ import copy
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
+from patching.models import TinyViT
 from torch import Tensor, nn
 
 import attn_plugins
 from attn_plugins.checkpoints import CheckpointError, build, identify, load_backbone, save
 from attn_plugins.trainers import patch_networks
 
-from .models import TinyViT
-
 DEPTH = 5
-BUILT = {"depth": 4, "img_size": 32, "patch_size": 16, "embed_dim": 24, "num_heads": 3}
-OPTIONS = {**BUILT, "num_classes": 0}
+BUILT: dict[str, Any] = {"depth": 4, "img_size": 32, "patch_size": 16, "embed_dim": 24, "num_heads": 3}
+OPTIONS: dict[str, Any] = {**BUILT, "num_classes": 0}
 RAMP = "entmax@1-3:alpha=1.2..1.6+sparsemax@0+registers:num=2"
 
 
@@ -65,7 +65,7 @@ def test_it_is_what_layers_and_single_patches_do() -> None:
 @pytest.mark.parametrize("before", ["sparsemax", "entmax_alpha+registers", "sparsemax@3-4"])
 def test_layers_that_are_not_named_get_their_own_attention_back(before: str) -> None:
     torch.manual_seed(0)
-    model = timm.create_model("vit_tiny_patch16_224", **OPTIONS | {"depth": DEPTH}).eval()
+    model: Any = timm.create_model("vit_tiny_patch16_224", **OPTIONS | {"depth": DEPTH}).eval()
     expected = attn_plugins.patch(copy.deepcopy(model), "entmax15@1-2")
     attn_plugins.patch(attn_plugins.patch(model, before), "entmax15@1-2")
     assert specs(model) == [None, "entmax15", "entmax15", None, None]

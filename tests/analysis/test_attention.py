@@ -3,10 +3,12 @@
 import copy
 import math
 import weakref
+from typing import Any
 
 import pytest
 import timm
 import torch
+from torch import Tensor, nn
 
 import attn_plugins
 from attn_plugins.analysis import attention as module
@@ -17,9 +19,9 @@ from attn_plugins.spec import parse
 
 
 @pytest.fixture
-def model():
+def model() -> Any:
     torch.manual_seed(0)
-    model = timm.create_model(
+    model: Any = timm.create_model(
         "vit_tiny_patch16_224", img_size=64, embed_dim=32, num_heads=2, depth=3, num_classes=0, weight_init="jax"
     )
     for block in model.blocks:
@@ -28,11 +30,11 @@ def model():
 
 
 @pytest.fixture
-def images():
+def images() -> Tensor:
     return torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 
-def plain_maps(model, images):
+def plain_maps(model: Any, images: Tensor) -> Tensor:
     """Softmax maps [L, B, H, N, N] of timm's path without fused attention, through its attn_drop."""
     model = copy.deepcopy(model)
     for block in model.blocks:
@@ -45,7 +47,7 @@ def plain_maps(model, images):
     return torch.stack(maps)
 
 
-def test_entropy_closed_forms():
+def test_entropy_closed_forms() -> None:
     n = 7
     uniform, one_hot = torch.full((1, n), 1 / n), torch.eye(n)[:1]
     halves = torch.tensor([[0.5, 0.5] + [0.0] * (n - 2)])
@@ -53,7 +55,7 @@ def test_entropy_closed_forms():
     torch.testing.assert_close(values, torch.tensor([math.log(n), 0, math.log(2)]))
 
 
-def test_statistics_of_an_unpatched_model_are_those_of_its_own_maps(model, images):
+def test_statistics_of_an_unpatched_model_are_those_of_its_own_maps(model: Any, images: Tensor) -> None:
     maps = plain_maps(model, images)
     found = statistics(model, images)
     rows = entropy(maps)
@@ -67,7 +69,7 @@ def test_statistics_of_an_unpatched_model_are_those_of_its_own_maps(model, image
 
 
 @pytest.mark.parametrize("spec", ["entmax15", "sparsemax", "entmax_alpha"])
-def test_sparse_normalizers_and_batches(model, images, spec):
+def test_sparse_normalizers_and_batches(model: Any, images: Tensor, spec: str) -> None:
     attn_plugins.patch(model, spec)
     before = model(images)
     whole, streamed = statistics(model, images), statistics(model, iter(images.split(1)))
@@ -79,7 +81,7 @@ def test_sparse_normalizers_and_batches(model, images, spec):
     assert {line.spec for line in attn_plugins.describe(model)} == {spec}
 
 
-def test_zero_share_and_support_of_a_map_that_is_known(model, images):
+def test_zero_share_and_support_of_a_map_that_is_known(model: Any, images: Tensor) -> None:
     attn_plugins.patch(model, "sparsemax")
     for block in model.blocks:
         block.attn.qkv.weight.data.zero_()  # equal scores: sparsemax is uniform
@@ -100,7 +102,7 @@ def test_zero_share_and_support_of_a_map_that_is_known(model, images):
         ("entmax:alpha=1.05", [0.0, -18.0, -19.95, -200.0], 3),
     ],
 )
-def test_underflow_is_no_support(spec, scores, support):
+def test_underflow_is_no_support(spec: str, scores: Tensor, support: int) -> None:
     normalizer = bind(spec)
     rows = torch.tensor(scores).expand(1, 1, 2, -1)
     answer = Answer(normalizer(rows), rows, normalizer)
@@ -116,7 +118,9 @@ def test_underflow_is_no_support(spec, scores, support):
 
 @pytest.mark.parametrize("scale", ["0.2", "per_head", "learnable", "asentmax"])
 @pytest.mark.parametrize("normalizer", ["entmax15", "entmax_alpha"])
-def test_a_factor_on_the_scores_is_seen_and_left_as_it_was(model, images, normalizer, scale):
+def test_a_factor_on_the_scores_is_seen_and_left_as_it_was(
+    model: Any, images: Tensor, normalizer: str, scale: str
+) -> None:
     attn_plugins.patch(model, f"{normalizer}:scale={scale}")
     for block in model.blocks:
         block.attn.fused_attn = True  # asentmax needs the query
@@ -133,19 +137,20 @@ def test_a_factor_on_the_scores_is_seen_and_left_as_it_was(model, images, normal
     torch.testing.assert_close(model(images), before)
 
 
-def test_support_of_a_learnable_alpha_is_computed_anew():
+def test_support_of_a_learnable_alpha_is_computed_anew() -> None:
     normalizer = build(parse("entmax_alpha:init=1.05").normalizer, 2)
+    assert isinstance(normalizer, nn.Module)
     rows = torch.tensor([0.0, -18.0, -19.95, -200.0]).expand(1, 2, 1, -1)
     weights = normalizer(rows).detach()
     assert Answer(weights, rows, normalizer).support().sum(-1).flatten().tolist() == [3, 3]
-    assert (weights > 0).sum(-1).max() < 3 and normalizer.logit.dtype == torch.float32
+    assert (weights > 0).sum(-1).max() < 3 and normalizer.get_parameter("logit").dtype == torch.float32
 
 
-def test_one_layers_maps_at_a_time(model, images, monkeypatch):
-    alive = []
+def test_one_layers_maps_at_a_time(model: Any, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[weakref.ref[Tensor]] = []
     add = module._Layer.add
 
-    def watched(self, answer, patches):
+    def watched(self: module._Layer, answer: Answer, patches: int) -> None:
         assert all(reference() is None for reference in alive), "an earlier layer's maps are still held"
         add(self, answer, patches)
         alive.append(weakref.ref(answer.weights))
@@ -155,13 +160,13 @@ def test_one_layers_maps_at_a_time(model, images, monkeypatch):
     assert len(alive) == 6
 
 
-def test_cls_attention_is_the_first_row(model, images):
+def test_cls_attention_is_the_first_row(model: Any, images: Tensor) -> None:
     maps = plain_maps(model, images)
     torch.testing.assert_close(cls_attention(model, images, 1), maps[1, :, :, 0, 1:].unflatten(-1, (4, 4)))
     with pytest.raises(ValueError, match="layers 0 to 2"):
         cls_attention(model, images, 3)
 
 
-def test_no_images_are_refused(model):
+def test_no_images_are_refused(model: Any) -> None:
     with pytest.raises(ValueError, match="no images"):
         statistics(model, [])

@@ -1,11 +1,14 @@
 """``attention`` takes what ``F.scaled_dot_product_attention`` takes, for every normalizer and backend."""
 
+from typing import Any
+
 import entmax as peer
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from attn_plugins import attention
 from attn_plugins.functional import EntmaxAlpha
@@ -17,14 +20,17 @@ def randn(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.T
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def expected(q, k, v, alpha, bias=None, scale=None):
+def expected(
+    q: Tensor, k: Tensor, v: Tensor, alpha: float | Tensor, bias: Tensor | None = None, scale: float | None = None
+) -> Tensor:
     """Attention by the entmax package, in float64."""
     q, k, v = q.double(), k.double(), v.double()
     scores = (q @ k.transpose(-2, -1)) * (q.shape[-1] ** -0.5 if scale is None else scale)
     scores = scores if bias is None else scores + bias.double()
     if isinstance(alpha, float) and alpha == 1:
         return scores.softmax(-1) @ v
-    return peer.entmax_bisect(scores, alpha, dim=-1, n_iter=80) @ v
+    out: Tensor = peer.entmax_bisect(scores, alpha, dim=-1, n_iter=80) @ v
+    return out
 
 
 backends = pytest.mark.parametrize("backend", ["cpu", "reference"])
@@ -32,7 +38,7 @@ backends = pytest.mark.parametrize("backend", ["cpu", "reference"])
 
 @pytest.mark.parametrize("alpha", [1.0, 1.5])
 @pytest.mark.parametrize("scale", [0.0, -0.5, -1])
-def test_a_causal_mask_hides_keys_whatever_the_scale(scale, alpha):
+def test_a_causal_mask_hides_keys_whatever_the_scale(scale: float, alpha: float) -> None:
     q, k, v = randn(0, 2, 3, 5, 8), randn(1, 2, 3, 7, 8), randn(2, 2, 3, 7, 8)
     bias = torch.full((5, 7), -INF).triu(1)
     out = attention(q, k, v, normalizer=f"entmax:alpha={alpha}", is_causal=True, scale=scale)
@@ -53,11 +59,24 @@ def test_a_causal_mask_hides_keys_whatever_the_scale(scale, alpha):
     mask=st.sampled_from(["none", "bool", "float", "causal", "keys only", "head only"]),
     sharpness=st.sampled_from([0.01, 1.0, 30.0]),
 )
-def test_output_and_gradients(backend, seed, batch, heads, queries, keys, dim, value_dim, alpha, mask, sharpness):
+def test_output_and_gradients(
+    backend: str,
+    seed: int,
+    batch: int,
+    heads: int,
+    queries: int,
+    keys: int,
+    dim: int,
+    value_dim: int,
+    alpha: float,
+    mask: str,
+    sharpness: float,
+) -> None:
     q = randn(seed, batch, heads, queries, dim).mul(sharpness).requires_grad_()
     k, v = randn(seed + 1, batch, heads, keys, dim), randn(seed + 2, batch, heads, keys, value_dim)
     k.requires_grad_(), v.requires_grad_()
-    arguments, bias = {}, None
+    arguments: dict[str, Any] = {}
+    bias = None
     if mask == "bool":
         keep = randn(seed + 3, batch, heads, queries, keys) > -0.5
         keep[..., 0] = True
@@ -78,7 +97,7 @@ def test_output_and_gradients(backend, seed, batch, heads, queries, keys, dim, v
     # The scores themselves are rounded to float32, and sharper scores have larger roundings.
     tolerance = 2e-5 * max(1.0, sharpness)
     assert (out - wanted).abs().max() <= tolerance
-    if alpha <= 1.5:  # beyond, the derivative jumps or is steep at the edge of the support: see test_gradients
+    if alpha <= 1.5:  # beyond, the derivative jumps or is steep at the edge of the support: see test_autograd
         grad = randn(seed + 4, *out.shape)
         for a, b in zip(
             torch.autograd.grad(out, (q, k, v), grad),
@@ -88,7 +107,7 @@ def test_output_and_gradients(backend, seed, batch, heads, queries, keys, dim, v
             assert (a - b).abs().max() <= 10 * tolerance * (1 + b.abs().max())
 
 
-def test_softmax_equals_torch():
+def test_softmax_equals_torch() -> None:
     q, k, v = (randn(i, 2, 3, 17, 8) for i in range(3))
     mask = randn(3, 2, 1, 17, 17)
     for arguments in ({}, {"attn_mask": mask}, {"attn_mask": mask > -1}, {"is_causal": True}, {"scale": 0.3}):
@@ -102,7 +121,7 @@ def test_softmax_equals_torch():
 
 
 @backends
-def test_leading_dimensions_broadcast_as_in_torch(backend):
+def test_leading_dimensions_broadcast_as_in_torch(backend: str) -> None:
     q, k, v = randn(0, 2, 5, 3, 7, 8), randn(1, 1, 1, 3, 9, 8), randn(2, 5, 1, 9, 6)
     out = attention(q, k, v, normalizer="entmax15", backend=backend)
     torch.testing.assert_close(out.double(), expected(q, k, v, 1.5), atol=1e-5, rtol=0)
@@ -113,7 +132,7 @@ def test_leading_dimensions_broadcast_as_in_torch(backend):
 
 
 @backends
-def test_grouped_heads(backend):
+def test_grouped_heads(backend: str) -> None:
     q, k, v = randn(0, 2, 6, 5, 8), randn(1, 2, 3, 9, 8), randn(2, 2, 3, 9, 4)
     out = attention(q, k, v, enable_gqa=True, normalizer="entmax15", backend=backend)
     wanted = expected(q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1), 1.5)
@@ -121,7 +140,7 @@ def test_grouped_heads(backend):
 
 
 @backends
-def test_a_qkv_projection_is_taken_as_it_lies(backend):
+def test_a_qkv_projection_is_taken_as_it_lies(backend: str) -> None:
     qkv = randn(0, 2, 11, 3, 4, 8).requires_grad_()
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     out = attention(q, k, v, normalizer="entmax15", backend=backend)
@@ -136,7 +155,7 @@ def test_a_qkv_projection_is_taken_as_it_lies(backend):
 
 @backends
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(backend, dtype):
+def test_half_precision(backend: str, dtype: torch.dtype) -> None:
     q, k, v = (randn(i, 2, 3, 17, 8, dtype=dtype).requires_grad_() for i in range(3))
     out = attention(q, k, v, normalizer="entmax15", backend=backend)
     assert out.dtype == dtype
@@ -148,7 +167,7 @@ def test_half_precision(backend, dtype):
         assert a.dtype == dtype and (a - b).abs().max() <= 5e-2
 
 
-def test_float64_keeps_its_digits():
+def test_float64_keeps_its_digits() -> None:
     q, k, v = (randn(i, 2, 3, 17, 8).double().requires_grad_() for i in range(3))
     assert (attention(q, k, v, normalizer="entmax15") - expected(q, k, v, 1.5)).abs().max() <= 1e-10
     small = [randn(i, 1, 2, 4, 3).double().requires_grad_() for i in range(3)]
@@ -158,7 +177,7 @@ def test_float64_keeps_its_digits():
 
 @backends
 @pytest.mark.parametrize("normalizer", ["softmax", "entmax15", "sparsemax", "entmax:alpha=1.3"])
-def test_masked_queries_and_nan(backend, normalizer):
+def test_masked_queries_and_nan(backend: str, normalizer: str) -> None:
     backend = "reference" if normalizer == "softmax" else backend
     q, k, v = (randn(i, 1, 2, 20, 8).requires_grad_() for i in range(3))
     keep = torch.ones(20, 20, dtype=torch.bool)
@@ -178,7 +197,7 @@ def test_masked_queries_and_nan(backend, normalizer):
 
 
 @backends
-def test_learnable_alpha_gets_its_gradient(backend):
+def test_learnable_alpha_gets_its_gradient(backend: str) -> None:
     module = EntmaxAlpha(3)
     with torch.no_grad():
         module.logit.copy_(torch.tensor([-2.0, 0.0, 1.5]))
@@ -192,7 +211,7 @@ def test_learnable_alpha_gets_its_gradient(backend):
     torch.testing.assert_close(found, right, atol=2e-3, rtol=1e-3)
 
 
-def test_a_learnable_mask_gets_its_gradient():
+def test_a_learnable_mask_gets_its_gradient() -> None:
     q, k, v = (randn(i, 2, 3, 9, 8) for i in range(3))
     bias = randn(3, 3, 9, 9).requires_grad_()
     (found,) = torch.autograd.grad(attention(q, k, v, bias, normalizer="entmax15").sum(), bias)
@@ -200,7 +219,7 @@ def test_a_learnable_mask_gets_its_gradient():
     torch.testing.assert_close(found, right.float(), atol=1e-5, rtol=0)
 
 
-def test_dropout_drops_whole_weights_and_keeps_the_mean():
+def test_dropout_drops_whole_weights_and_keeps_the_mean() -> None:
     q, k = randn(0, 1, 1, 2000, 4), randn(1, 1, 1, 5, 4)
     eye = torch.eye(5).expand(1, 1, 5, 5)
     torch.manual_seed(0)
@@ -211,7 +230,7 @@ def test_dropout_drops_whole_weights_and_keeps_the_mean():
     assert abs((kept.sum() / (weights != 0).sum()).item() - 0.75) < 0.02
 
 
-def test_return_weights():
+def test_return_weights() -> None:
     q, k, v = (randn(i, 2, 3, 9, 8) for i in range(3))
     out, weights = attention(q, k, v, normalizer="entmax15", return_weights=True)
     torch.testing.assert_close(weights @ v, out)
@@ -220,14 +239,14 @@ def test_return_weights():
 
 
 @pytest.mark.parametrize("shape", [(0, 2, 5, 4), (2, 0, 5, 4), (2, 2, 0, 4)])
-def test_empty_batches(shape):
+def test_empty_batches(shape: tuple[int, int, int, int]) -> None:
     x = torch.zeros(shape, requires_grad=True)
     out = attention(x, x, x, normalizer="entmax15")
     out.sum().backward()
-    assert out.shape == x.grad.shape == shape
+    assert x.grad is not None and out.shape == x.grad.shape == shape
 
 
-def test_what_does_not_fit_is_refused():
+def test_what_does_not_fit_is_refused() -> None:
     q = torch.zeros(1, 2, 5, 4)
     with pytest.raises(ValueError, match="do not fit together"):
         attention(q, torch.zeros(1, 2, 5, 3), q, normalizer="entmax15", backend="cpu")
@@ -245,7 +264,7 @@ def test_what_does_not_fit_is_refused():
         attention(torch.zeros(1, 5, 5, 4), q, q, enable_gqa=True)
 
 
-def test_a_sweep_over_specs_does_not_grow_caches():
+def test_a_sweep_over_specs_does_not_grow_caches() -> None:
     from attn_plugins.attention import call
 
     q = randn(0, 1, 1, 2, 4)

@@ -10,6 +10,7 @@ import pytest
 from filelock import FileLock
 from mmengine.config import Config
 
+from attn_plugins.checkpoints import save
 from attn_plugins.cli import main
 from attn_plugins.cli.probe import _name
 from attn_plugins.data.layouts import LAYOUTS
@@ -18,8 +19,8 @@ from attn_plugins.probes.run.paths import configs_dir
 from attn_plugins.probes.run.runner import build_runner as here
 from attn_plugins.results import read_result
 
-from .conftest import ARCH, OPTIONS, save, tiny_vit
-from .running import options
+from ..conftest import ARCH, OPTIONS, tiny_vit
+from ..running import options
 
 
 @pytest.fixture
@@ -51,17 +52,22 @@ def test_a_shipped_config_overrides_nothing(path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["backbone", "data", "options"])
-def test_another_run_in_the_same_folder_is_refused_and_changes_nothing(what, settings, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_another_run_in_the_same_folder_is_refused_and_changes_nothing(
+    what: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
     here("voc2012", settings, tmp_path / "run").train()
     before = (tmp_path / "run/probe.json").read_bytes()
     if what == "backbone":
         other = save(tmp_path / "o.pth", tiny_vit("entmax15", seed=1), arch=ARCH, arch_options=OPTIONS)
-        change, told = {"model.backbone.checkpoint": other}, r"backbone's (digest|sha256): "
+        change: dict[str, Any] = {"model.backbone.checkpoint": other}
+        told = r"backbone's (digest|sha256): "
     elif what == "data":
         root = LAYOUTS["voc2012"](tmp_path / "d", 4, 2, seed=1, size=(96, 128))
-        change, told = {f"{loader}_dataloader.dataset.data_root": root for loader in ("train", "val")}, "train data: "
+        change = {f"{loader}_dataloader.dataset.data_root": root for loader in ("train", "val")}
+        told = "train data: "
     else:
-        change, told = {"optim_wrapper.optimizer.lr": 2e-3}, r"optim_wrapper\.optimizer\.lr: 'default', now 0\.002"
+        change = {"optim_wrapper.optimizer.lr": 2e-3}
+        told = r"optim_wrapper\.optimizer\.lr: 'default', now 0\.002"
     runner = here("voc2012", settings | change, tmp_path / "run")
     with pytest.raises(ValueError, match=rf"holds the result of another run: {told}.*Give another --work-dir"):
         runner.train()
@@ -69,7 +75,9 @@ def test_another_run_in_the_same_folder_is_refused_and_changes_nothing(what, set
     here("voc2012", settings, tmp_path / "run").train()
 
 
-def test_a_second_run_at_the_same_time_is_refused(settings, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_a_second_run_at_the_same_time_is_refused(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(recording, "_PATIENCE", 0.1)
     tmp_path.joinpath("run").mkdir()
     with (
@@ -85,7 +93,12 @@ def test_default_work_dirs_differ_with_the_checkpoints_contents(
     backbone_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commands: list[list[str]] = []
-    monkeypatch.setattr("attn_plugins.cli.probe.subprocess.run", lambda c, **_: commands.append(c) or _Done())
+
+    def run(command: list[str], **_: Any) -> _Done:
+        commands.append(command)
+        return _Done()
+
+    monkeypatch.setattr("attn_plugins.cli.probe.subprocess.run", run)
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "checkpoint.pth").write_text(folder)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,12 +33,12 @@ def test_an_existing_root_is_used_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"num_val": 3}, {"seed": 1}, {"size": (48, 48)}])
-def test_other_parameters_are_refused_and_named(tmp_path: Path, change: dict[str, object]) -> None:
-    same: dict[str, object] = {"num_train": 3, "num_val": 2, "seed": 0, "size": SIZE}
-    root = write_voc(tmp_path, **same)  # type: ignore[arg-type]
+def test_other_parameters_are_refused_and_named(tmp_path: Path, change: dict[str, Any]) -> None:
+    same: dict[str, Any] = {"num_train": 3, "num_val": 2, "seed": 0, "size": SIZE}
+    root = write_voc(tmp_path, **same)
     before = contents(root)
     with pytest.raises(FileExistsError, match=next(iter(change))):
-        write_voc(tmp_path, **{**same, **change})  # type: ignore[arg-type]
+        write_voc(tmp_path, **{**same, **change})
     assert contents(root) == before
 
 

@@ -15,7 +15,7 @@ import attn_plugins
 from attn_plugins.checkpoints import build, identify, save
 from attn_plugins.cli import main
 
-OPTIONS = {"depth": 3, "img_size": 32, "patch_size": 8, "embed_dim": 24, "num_heads": 3}
+OPTIONS: dict[str, Any] = {"depth": 3, "img_size": 32, "patch_size": 8, "embed_dim": 24, "num_heads": 3}
 
 
 @pytest.fixture

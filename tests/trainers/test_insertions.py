@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -12,19 +13,19 @@ HUNK = re.compile(rb"@@ -\d+,0 \+\d+(,\d+)? @@")
 
 
 @pytest.mark.parametrize("name", available())
-def test_no_line_of_upstreams_is_in_a_patch(name):
+def test_no_line_of_upstreams_is_in_a_patch(name: str) -> None:
     for line in (PATCHES / f"{name}.patch").read_bytes().splitlines():
         inserted = line.startswith(b"+") and not line.startswith(b"+++ ")
         # A hunk's heading would quote the upstream function that it is in: HUNK ends with the second @@.
         assert inserted or HEADER.fullmatch(line) or HUNK.fullmatch(line), line
 
 
-def test_the_patches_in_the_folder_are_those_of_the_manifest():
+def test_the_patches_in_the_folder_are_those_of_the_manifest() -> None:
     assert sorted(path.stem for path in PATCHES.glob("*.patch")) == available()
 
 
 @pytest.mark.parametrize("name", available())
-def test_the_manifest_names_the_blobs_that_the_diff_names(name):
+def test_the_manifest_names_the_blobs_that_the_diff_names(name: str) -> None:
     patch = load(name)
     text = (PATCHES / f"{name}.patch").read_text()
     for file, before in patch.before.items():
@@ -33,7 +34,7 @@ def test_the_manifest_names_the_blobs_that_the_diff_names(name):
 
 
 @pytest.mark.parametrize("name", available())
-def test_git_inserts_the_same_lines_at_the_same_places(tmp_path, name):
+def test_git_inserts_the_same_lines_at_the_same_places(tmp_path: Path, name: str) -> None:
     patch = load(name)
     ours = {}
     for file in patch.before:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,7 +19,7 @@ from attn_plugins.probes.run.paths import config_file, configs_dir
 from attn_plugins.probes.run.runner import build_runner as here
 from attn_plugins.probes.segmentation import CheckLabels
 
-from .running import options
+from ..running import options
 
 
 @pytest.mark.parametrize("path", sorted(configs_dir().glob("*.py")), ids=lambda path: path.stem)
@@ -46,9 +47,12 @@ def test_mim_runs_in_this_interpreter_without_a_shell(
     monkeypatch: pytest.MonkeyPatch, backbone_file: Path, tmp_path: Path
 ) -> None:
     calls = []
-    monkeypatch.setattr(
-        subprocess, "run", lambda command, **kw: calls.append(command) or subprocess.CompletedProcess(command, 0)
-    )
+
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        calls.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
     argv = [
         "probe",
         "voc2012",
@@ -81,7 +85,9 @@ def test_mim_runs_in_this_interpreter_without_a_shell(
         (["voc2012", "--cfg-options", "nonsense"], "is not KEY=VALUE"),
     ],
 )
-def test_bad_arguments_are_named(arguments, message, backbone_file, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+def test_bad_arguments_are_named(
+    arguments: list[str], message: str, backbone_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     name, *rest = arguments
     assert main(["probe", name, "--checkpoint", str(backbone_file), "--data-root", str(tmp_path), *rest]) == 2
     assert message in capsys.readouterr().err
@@ -125,16 +131,18 @@ def test_a_head_of_other_classes_is_refused(backbone_file: Path, roots: dict[str
         here("voc2012", settings, tmp_path).train()
 
 
-def test_a_total_batch_that_cannot_be_dealt_out_stops_the_run(backbone_file, roots, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_total_batch_that_cannot_be_dealt_out_stops_the_run(
+    backbone_file: Path, roots: dict[str, Path], tmp_path: Path
+) -> None:
     settings = options("voc2012_linear", backbone_file, roots, total=10, **{"train_dataloader.batch_size": 4})
     with pytest.raises(ValueError, match=r"set train_dataloader\.batch_size to one of 1, 2, 5, 10"):
         here("voc2012", settings, tmp_path).train()
 
 
-def test_an_empty_split_stops_the_run(backbone_file, roots, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_an_empty_split_stops_the_run(backbone_file: Path, roots: dict[str, Path], tmp_path: Path) -> None:
     empty = tmp_path / "empty.txt"
     empty.write_text("")
-    settings = options("voc2012_linear", backbone_file, roots, **{"train_dataloader.dataset.ann_file": empty})
+    settings = options("voc2012_linear", backbone_file, roots) | {"train_dataloader.dataset.ann_file": empty}
     with pytest.raises(
         ValueError, match=r"the training split is empty: PascalVOCDataset found nothing in data_root=.*empty\.txt"
     ):

@@ -1,8 +1,11 @@
 """Gradients of the normalizers: against finite differences, the entmax package, and themselves under transforms."""
 
+from collections.abc import Callable
+
 import entmax as peer
 import pytest
 import torch
+from torch import Tensor
 
 from attn_plugins.functional import entmax, entmax15, entmax_alpha, softmax, sparsemax
 
@@ -21,14 +24,14 @@ def rows(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> torch.Te
 
 
 @every_normalizer
-def test_first_and_second_derivatives(normalizer):
+def test_first_and_second_derivatives(normalizer: Callable[..., Tensor]) -> None:
     z = rows(0, 4, 3, 6).requires_grad_()
     for dim in (-1, 1):
         assert torch.autograd.gradcheck(lambda x, dim=dim: normalizer(x, dim=dim), (z,))
         assert torch.autograd.gradgradcheck(lambda x, dim=dim: normalizer(x, dim=dim), (z,))
 
 
-def test_derivatives_by_alpha():
+def test_derivatives_by_alpha() -> None:
     z = rows(1, 2, 3, 5, 6).requires_grad_()
     alpha = torch.tensor([1.2, 1.5, 1.9], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x, a: entmax_alpha(x, a.view(-1, 1, 1)), (z, alpha))
@@ -37,14 +40,16 @@ def test_derivatives_by_alpha():
 
 @pytest.mark.parametrize(("ours", "theirs"), [(sparsemax, peer.sparsemax), (entmax15, peer.entmax15)])
 @pytest.mark.parametrize("spread", [0.1, 1.0, 10.0])
-def test_equals_the_sorting_implementation_in_float32(ours, theirs, spread):
+def test_equals_the_sorting_implementation_in_float32(
+    ours: Callable[..., Tensor], theirs: Callable[..., Tensor], spread: float
+) -> None:
     z, g = spread * rows(2, 100, 197, dtype=torch.float32), rows(3, 100, 197, dtype=torch.float32)
     found, expected = (torch.autograd.grad(f(x := z.clone().requires_grad_(), dim=-1), x, g)[0] for f in (ours, theirs))
     assert (found - expected).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("alpha", [1.1, 1.3, 1.7])
-def test_any_alpha_equals_bisection_in_float32(alpha):
+def test_any_alpha_equals_bisection_in_float32(alpha: float) -> None:
     z, g = rows(4, 30, 50, dtype=torch.float32), rows(5, 30, 50, dtype=torch.float32)
     x, y = z.clone().requires_grad_(), z.double().requires_grad_()
     (found,) = torch.autograd.grad(entmax(x, alpha), x, g)
@@ -54,7 +59,7 @@ def test_any_alpha_equals_bisection_in_float32(alpha):
     assert (found - expected)[inside].abs().max() <= 1e-5
 
 
-def test_alpha_gradient_equals_the_entmax_package():
+def test_alpha_gradient_equals_the_entmax_package() -> None:
     z, g = rows(6, 2, 3, 9, 20), rows(7, 2, 3, 9, 20)
     alpha = torch.tensor([1.1, 1.5, 1.95], dtype=torch.float64, requires_grad=True)
     (found,) = torch.autograd.grad(entmax_alpha(z, alpha.view(-1, 1, 1)), alpha, g)
@@ -63,7 +68,7 @@ def test_alpha_gradient_equals_the_entmax_package():
     torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7)
 
 
-def test_ties_share_weight_and_gradient():
+def test_ties_share_weight_and_gradient() -> None:
     z = torch.tensor([[1.0, 1.0, 0.5, 0.5, -3.0]], dtype=torch.float64, requires_grad=True)
     for normalizer in (entmax15, sparsemax):
         p = normalizer(z)
@@ -72,7 +77,7 @@ def test_ties_share_weight_and_gradient():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_score_on_the_edge_of_the_support_has_no_gradient(dtype):
+def test_a_score_on_the_edge_of_the_support_has_no_gradient(dtype: torch.dtype) -> None:
     # entmax-1.5 of (2, 0): tau = 0 exactly, so the second score has weight 0, and slope 0 from both sides.
     z = torch.tensor([2.0, 0.0], dtype=dtype, requires_grad=True)
     p = entmax15(z)
@@ -82,7 +87,7 @@ def test_a_score_on_the_edge_of_the_support_has_no_gradient(dtype):
 
 
 @every_normalizer
-def test_vmap_and_nested_grad(normalizer):
+def test_vmap_and_nested_grad(normalizer: Callable[..., Tensor]) -> None:
     z = rows(8, 5, 4, 7)
     expected = normalizer(z)
     for dim in range(2):
@@ -96,7 +101,7 @@ def test_vmap_and_nested_grad(normalizer):
     torch.testing.assert_close(jacobian, torch.autograd.functional.jacobian(normalizer, one))
 
 
-def test_vmap_over_alpha():
+def test_vmap_over_alpha() -> None:
     z, alphas = rows(9, 3, 4, 7), torch.tensor([1.1, 1.5, 1.9], dtype=torch.float64)
     expected = torch.stack([entmax(row, float(alpha)) for row, alpha in zip(z, alphas, strict=True)])
     torch.testing.assert_close(torch.func.vmap(lambda s, a: entmax_alpha(s, a.view(1, 1)))(z, alphas), expected)
@@ -105,11 +110,11 @@ def test_vmap_over_alpha():
 
 
 @pytest.mark.parametrize("name", ["entmax15", "entmax_alpha"])
-def test_compiles_without_graph_breaks(name):
+def test_compiles_without_graph_breaks(name: str) -> None:
     alpha = torch.full((4, 1), 1.4, requires_grad=True)
     normalizer = entmax15 if name == "entmax15" else lambda z: entmax_alpha(z, alpha)
 
-    def loss(z):
+    def loss(z: Tensor) -> Tensor:
         return normalizer(z * 2).square().sum()
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
@@ -121,7 +126,7 @@ def test_compiles_without_graph_breaks(name):
         torch.testing.assert_close(found, expected)
 
 
-def test_operators_keep_torchs_rules():
+def test_operators_keep_torchs_rules() -> None:
     z = rows(11, 3, 8, dtype=torch.float32)
     ops = torch.ops.attn_plugins
     torch.library.opcheck(ops.entmax.default, (z, 1.5))

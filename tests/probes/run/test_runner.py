@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 
+from attn_plugins.checkpoints import save
 from attn_plugins.probes.run.command import mim_command
 from attn_plugins.probes.run.runner import build_runner as here
 from attn_plugins.results import collect
 
-from .conftest import ARCH, OPTIONS, save, tiny_vit
-from .running import LAYOUT_OF, mim, options, weights
+from ..conftest import ARCH, OPTIONS, tiny_vit
+from ..running import LAYOUT_OF, mim, options, weights
 
 pytestmark = pytest.mark.slow
 ORDINARY = ("imagenet_linear", "voc2012_linear", "nyuv2_linear4_depth")  # one of each kind; the others every night
@@ -39,7 +40,9 @@ def test_every_config_trains_through_mim(
     assert [(e["split"], e["iter"]) for e in record["evaluations"]] == [("val", 2)]
 
 
-def test_a_nyuv2_head_is_tested_on_sunrgbd_through_mim(backbone_file, roots, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_nyuv2_head_is_tested_on_sunrgbd_through_mim(
+    backbone_file: Path, roots: dict[str, Path], tmp_path: Path
+) -> None:
     here("nyuv2", options("nyuv2_linear4_depth", backbone_file, roots), tmp_path / "nyu").train()
     settings = options("sunrgbd_linear4_depth", backbone_file, roots)
     head = str(tmp_path / "nyu/iter_2.pth")
@@ -56,7 +59,9 @@ def test_a_nyuv2_head_is_tested_on_sunrgbd_through_mim(backbone_file, roots, tmp
 
 
 @pytest.mark.parametrize("probe", ["voc2012_linear", "nyuv2_linear4_depth", "imagenet_linear"])
-def test_a_resumed_run_ends_as_an_uninterrupted_one(probe, backbone_file, roots, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_resumed_run_ends_as_an_uninterrupted_one(
+    probe: str, backbone_file: Path, roots: dict[str, Path], tmp_path: Path
+) -> None:
     settings = options(probe, backbone_file, roots, 4, **{"default_hooks.checkpoint.interval": 2})
     runner = here(probe, settings, tmp_path / "whole")
     runner.train()
@@ -73,7 +78,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(probe, backbone_file, roots,
 
 
 @pytest.mark.nightly
-def test_kill_9_and_resume_through_mim(backbone_file, roots, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_kill_9_and_resume_through_mim(backbone_file: Path, roots: dict[str, Path], tmp_path: Path) -> None:
     many = {"default_hooks.checkpoint.interval": 2, "train_cfg.val_interval": 1000}
     settings = options("voc2012_linear", backbone_file, roots, 16, **many)
     command = mim_command("train", "voc2012", settings, work_dir=tmp_path / "killed")
@@ -91,7 +96,7 @@ def test_kill_9_and_resume_through_mim(backbone_file, roots, tmp_path) -> None: 
     torch.testing.assert_close(weights(tmp_path / "killed", 16), weights(tmp_path / "whole", 16), rtol=1e-4, atol=1e-6)
 
 
-def test_two_processes_match_one_through_mim(backbone_file, roots, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_two_processes_match_one_through_mim(backbone_file: Path, roots: dict[str, Path], tmp_path: Path) -> None:
     settings = options("voc2012_linear", backbone_file, roots, 3)
     output = mim("train", "voc2012", settings, "--launcher", "pytorch", "--gpus", "2", work_dir=tmp_path / "two")
     assert "total batch 4 = 2 process(es) x 2 images" in output
@@ -99,7 +104,7 @@ def test_two_processes_match_one_through_mim(backbone_file, roots, tmp_path) -> 
     torch.testing.assert_close(weights(tmp_path / "two", 3), weights(tmp_path / "one", 3), rtol=1e-4, atol=1e-6)
 
 
-def test_accumulated_gradients_match_one_pass(backbone_file, roots, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_accumulated_gradients_match_one_pass(backbone_file: Path, roots: dict[str, Path], tmp_path: Path) -> None:
     settings = options("nyuv2_linear4_depth", backbone_file, roots, 3)
     here("nyuv2", settings, tmp_path / "one").train()
     here("nyuv2", settings | {"train_dataloader.batch_size": 2}, tmp_path / "parts").train()
@@ -107,7 +112,7 @@ def test_accumulated_gradients_match_one_pass(backbone_file, roots, tmp_path) ->
 
 
 @pytest.mark.nightly
-def test_layers_are_swept_by_gridsearch(backbone_file, roots, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_layers_are_swept_by_gridsearch(backbone_file: Path, roots: dict[str, Path], tmp_path: Path) -> None:
     settings = options("voc2012_linear", backbone_file, roots, 1)
     sweep = ["--search-args", "--model.backbone.out_indices [0] [3] --model.backbone.cls_token concat"]
     mim("gridsearch", "voc2012", settings, *sweep, work_dir=tmp_path / "sweep")
