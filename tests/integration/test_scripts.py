@@ -62,8 +62,8 @@ def start(tmp_path):
     return run
 
 
-EXPERIMENTS = {"adapt", "demo", "loops"}
-"""Folders of this project's own measurements and weights, and of whole loops: no `train.sh` starts them."""
+EXPERIMENTS = {"adapt", "demo", "loops", "slurm"}
+"""Folders of this project's own measurements and weights, whole loops and SLURM arrays: no `train.sh` starts them."""
 
 
 def test_every_trainer_has_a_folder_with_a_readme_of_one_screen_and_a_script():

@@ -1,0 +1,28 @@
+"""Run a script in which rank 1 is killed at its seventh optimizer step, once: argv is a marker, then the script's."""
+
+import os
+import runpy
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+marker = Path(sys.argv[1])
+sys.argv = sys.argv[2:]
+sys.path.insert(0, str(Path(sys.argv[0]).parent))
+steps = 0
+step = torch.optim.AdamW.step
+
+
+def counted(self, *args, **kwargs):
+    global steps
+    steps += 1
+    if steps == 7 and os.environ["RANK"] == "1" and not marker.exists():
+        marker.write_text(os.environ["TORCHELASTIC_RESTART_COUNT"])
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, *args, **kwargs)
+
+
+torch.optim.AdamW.step = counted
+runpy.run_path(sys.argv[0], run_name="__main__")
