@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .heads import is_sweep, run_sweep
 from .probe import QUICK, common_options, launch_options, work_dir_of
-from .sweep import is_sweep, run_sweep
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     # The shipped probe that it is, its config, its data, how many images are trained on, what was found in the files.
     _Told = tuple[str, Config, FolderData, int, Found]
 
-__all__ = ["run_folder"]
+__all__ = ["data_name", "run_folder"]
 
 _SHOWN = 12
 
@@ -187,12 +187,12 @@ def _parted(args: argparse.Namespace, names: Sequence[str], found: Found) -> tup
     print(f"train: {len(train)} images ({how_train}); validation: {len(val)} ({how_val})")
     sizes = ", ".join(f"{h}x{w}" for (h, w), _ in found.sizes.most_common(3))
     print(f"sizes: {sizes}{' and others' if len(found.sizes) > 3 else ''}")
-    name = args.name or _name(args.images)
+    name = args.name or data_name(args.images)
     data = FolderData(name, args.images, args.masks or args.depth, args.val_share, lists, tuple(found.bad))
     return data, len(train)
 
 
-def _name(images: Path) -> str:
+def data_name(images: Path) -> str:
     """The folder's name; of `camvid/images`, its parent's."""
     folder = images.absolute()
     while folder.name.lower() in ("images", "imgs", "image", "img", "jpegimages", "rgb") and folder.parent.name:
