@@ -24,6 +24,7 @@ COMMANDS = {
     "calibrate": "probes,analysis",
     "probe": "probes",
     "predict": "probes",
+    "export": "probes,export",
     "table": None,
     "data": "probes",
     "analyze": "probes,analysis",

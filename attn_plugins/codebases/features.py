@@ -42,7 +42,7 @@ def center_pad(images: Tensor, multiple: int) -> Tensor:
     for size in (images.shape[-1], images.shape[-2]):
         extra = -size % multiple
         pads += [extra // 2, extra - extra // 2]
-    return nn.functional.pad(images, pads) if any(pads) else images
+    return nn.functional.pad(images, pads)
 
 
 class ViTFeatures:

@@ -25,7 +25,7 @@ from .classification import ResizeCenterCrop
 from .run.reading import load_from_local
 from .told import META_KEY, ProbeRecord
 
-__all__ = ["Prediction", "Predictor", "load"]
+__all__ = ["Prediction", "Predictor", "is_probe", "load"]
 
 # Depth is predicted on whole images, whose attention grows with the square of their pixels.
 _MOST_PIXELS = 1_500_000
@@ -178,6 +178,28 @@ def load(
     return Predictor(record, model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), classifier)
 
 
+def is_probe(path: Path) -> bool:
+    """Whether a work dir, a checkpoint or a bundle is a probe's, and not a backbone's.
+
+    Raises:
+        CheckpointError: a file that cannot be read safely.
+    """
+    from .bundle import is_bundle
+
+    if path.is_dir():
+        return bool(_heads(path))
+    if path.suffix == ".safetensors":
+        return is_bundle(path)
+    contents = load_from_local(str(path))
+    meta = contents.get("meta") if isinstance(contents, Mapping) else None
+    return isinstance(meta, Mapping) and META_KEY in meta
+
+
+def _heads(work_dir: Path) -> list[Path]:
+    """Checkpoints, the best and the last ones last."""
+    return [path for kind in ("iter_*.pth", "best_*.pth") for path in sorted(work_dir.glob(kind), key=_iteration)]
+
+
 def _file(probe: Path) -> Path:
     """The checkpoint that is meant.
 
@@ -186,11 +208,10 @@ def _file(probe: Path) -> Path:
     """
     if probe.is_file():
         return probe
-    heads = [*sorted(probe.glob("best_*.pth"), key=_iteration), *sorted(probe.glob("iter_*.pth"), key=_iteration)]
-    best = [head for head in heads if head.name.startswith("best_")]
+    heads = _heads(probe)
     if not heads:
         raise ValueError(f"{probe} holds no checkpoint of a probe (best_*.pth or iter_*.pth)")
-    return (best or heads)[-1]
+    return heads[-1]
 
 
 def _iteration(path: Path) -> int:
