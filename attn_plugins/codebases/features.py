@@ -95,6 +95,12 @@ class ViTFeatures:
     def depth(self) -> int:
         return len(self.blocks)
 
+    @property
+    def final_norms(self) -> list[nn.Module]:
+        """The norms above the blocks: one, or [CLS]'s own beside it."""
+        _, cls_norm = _first(self.model, (self._places.cls_norm,))
+        return [self.norm, *([cls_norm] if isinstance(cls_norm, nn.Module) else [])]
+
     def stop_after(self, layer: int) -> None:
         """Drop the blocks behind `layer`, whose features nobody asks for (they stay where blocks are chunked)."""
         path, found = self._container

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["OfficialPositions", "resampled", "sized_by_symbols"]
+__all__ = ["OfficialPositions", "positions_by_tensors", "resampled", "restore_positions"]
 
 
 class OfficialPositions:
@@ -42,6 +42,12 @@ class OfficialPositions:
             self.grid = (h, w)
             self.model.pos_embed = nn.Parameter(self._resampled(h, w).to(images.device), requires_grad=False)
 
+    def restore(self) -> None:
+        """Give the model the position embedding that it was trained with, if it has another now."""
+        if self.grid is not None:
+            self.grid = None
+            self.model.pos_embed = nn.Parameter(self.original, requires_grad=False)
+
     def _resampled(self, h: int, w: int) -> Tensor:
         tokens = self.original
         side = math.isqrt(tokens.shape[1])  # a prefix of one token never changes the integer root
@@ -60,12 +66,12 @@ class OfficialPositions:
 
 
 @contextmanager
-def sized_by_symbols(model: Any) -> Iterator[None]:
+def positions_by_tensors(model: Any) -> Iterator[None]:
     """Context in which a model with DINO's position embeddings resamples them by operations on tensors alone.
 
-    So ``torch.export`` records a program for images of any size: ``F.interpolate`` takes its factors as numbers, which
-    a program would hold for one size. Entered inside the forward that is recorded; everything is as before after it.
-    A model that resamples otherwise is left as it is.
+    So ``torch.export`` records a program for images of any size (``F.interpolate`` takes its factors as numbers, which
+    a program would hold for one size), and gradients reach the embedding. Entered inside a forward; everything is as
+    before after it. A model that resamples otherwise is left as it is.
 
     Args:
         model: the official DINOv1's or DINOv2's ViT, which has `interpolate_pos_encoding(x, rows, columns)`, or one of
@@ -73,8 +79,9 @@ def sized_by_symbols(model: Any) -> Iterator[None]:
     """
     official = getattr(model, "official_positions", None)
     if isinstance(official, OfficialPositions):
+        official.restore()
         kept = model._parameters.pop("pos_embed")
-        official.prepare = lambda images: _set_positions(official, images)  # type: ignore[method-assign]
+        official.prepare = lambda images: _set_positions(official, kept, images)  # type: ignore[method-assign]
         try:
             yield
         finally:
@@ -98,10 +105,17 @@ def sized_by_symbols(model: Any) -> Iterator[None]:
         yield
 
 
-def _set_positions(official: OfficialPositions, images: Tensor) -> None:
+def restore_positions(model: Any) -> None:
+    """Give a model whose positions were resampled for images of one size those that it was trained with."""
+    official = getattr(model, "official_positions", None)
+    if isinstance(official, OfficialPositions):
+        official.restore()
+
+
+def _set_positions(official: OfficialPositions, tokens: Tensor, images: Tensor) -> None:
     patch = _side(official.model.patch_embed.patch_size)
     h, w = (size // patch for size in images.shape[-2:])
-    official.model.pos_embed = resampled(official.original, h, w, official.offset, official.antialias)
+    official.model.pos_embed = resampled(tokens, h, w, official.offset, official.antialias)
 
 
 def _side(patch_size: Any) -> int:

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from ..checkpoints.identity import identify_loaded
 from ..checkpoints.reading import read
-from ..codebases.positions import sized_by_symbols
+from ..codebases.positions import positions_by_tensors
 from ..machine import versions
 from ..probes.backbone import FrozenViT
 from ..probes.predict import Predictor, is_probe, load
+from ..probes.run.reading import run_state_is_read
 
 __all__ = ["Graph", "graph_of"]
 
@@ -96,7 +97,7 @@ class _OnPixels(nn.Module):
             return self.compute(images if self.mean is None or self.std is None else (images - self.mean) / self.std)
 
     def _positions(self) -> AbstractContextManager[None]:
-        return sized_by_symbols(self.vit) if torch.compiler.is_exporting() else nullcontext()
+        return positions_by_tensors(self.vit) if torch.compiler.is_exporting() else nullcontext()
 
     def compute(self, images: Tensor) -> tuple[Tensor, ...]:
         """The outputs of normalised images."""
@@ -184,6 +185,7 @@ def _identity(frozen: FrozenViT, normalisation: tuple[Sequence[float], Sequence[
 def _native(frozen: FrozenViT) -> tuple[int, int]:
     """Height and width that the positions of a ViT were trained for; 224 where they tell none."""
     path = Path(str(frozen.identity["checkpoint"]))
-    shape = identify_loaded(read(path, mmap=True), path).shape
+    with run_state_is_read():
+        shape = identify_loaded(read(path, mmap=True), path).shape
     side = shape.grid * shape.patch_size if shape.grid else _USUAL_SIDE // frozen.patch_size * frozen.patch_size
     return side, side

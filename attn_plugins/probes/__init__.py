@@ -32,6 +32,7 @@ from .run.paths import config_file, configs_dir
 from .run.reading import install_safe_loading
 from .run.recording import ProbeResultHook
 from .segmentation import BNLinearHead, CheckLabels, ClassCountHook, ImageIoU, LinearProbe
+from .tuning import LayerDecay, TunedViT, make_finetune
 from .views import FeatureStoreHook, StoredViews
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "ImageIoU",
     "ImageNetFolder",
     "KBCrop",
+    "LayerDecay",
     "LinearProbe",
     "LoadDepth",
     "LoadMask",
@@ -74,10 +76,12 @@ __all__ = [
     "SeedDraw",
     "SigLoss",
     "StoredViews",
+    "TunedViT",
     "config_file",
     "configs_dir",
     "load",
     "make_fast",
+    "make_finetune",
 ]
 
 install_safe_loading()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attn_plugins.codebases.positions import resampled, sized_by_symbols
+from attn_plugins.codebases.positions import positions_by_tensors, resampled
 
 
 def interpolated(tokens: Tensor, side: int, h: int, w: int, offset: float, antialias: bool) -> Tensor:
@@ -32,7 +32,7 @@ def test_it_is_torchs_own(side: int, offset: float, antialias: bool) -> None:
 
 
 class Official(nn.Module):
-    """What `sized_by_symbols` looks for, of DINOv1."""
+    """What `positions_by_tensors` looks for, of DINOv1."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Recorded(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        with sized_by_symbols(self.model):
+        with positions_by_tensors(self.model):
             return self.model(images)  # type: ignore[no-any-return]
 
 
@@ -69,7 +69,7 @@ def test_a_program_is_of_any_size_and_the_model_stays_as_it_was() -> None:
         for h, w in ((16, 16), (12, 80), (28, 16)):
             images = torch.randn(2, 3, h, w)
             torch.testing.assert_close(program.module()(images), model(images), atol=5e-5, rtol=0)
-    with pytest.raises(KeyError), sized_by_symbols(model):
+    with pytest.raises(KeyError), positions_by_tensors(model):
         raise KeyError
     assert (dict(vars(model)), set(model._parameters)) == before
 
@@ -77,5 +77,5 @@ def test_a_program_is_of_any_size_and_the_model_stays_as_it_was() -> None:
 def test_other_models_are_left_alone() -> None:
     model = nn.Linear(2, 2)
     before = dict(vars(model))
-    with sized_by_symbols(model):
+    with positions_by_tensors(model):
         assert dict(vars(model)) == before

@@ -87,7 +87,8 @@ def test_a_segmentation_probe_is_that_of_mmseg_at_any_size(
     told = told_by(session)
     assert told["spec"] == "entmax15" and told["task"] == "segmentation" and told["input"] == "RGB pixels, 0 to 255"
     assert told["parent_digest"] == model.backbone.identity["digest"] and told["sizes"] == "from 32 to 8192 pixels"
-    assert json.loads(told["classes"])[15] == "person" and json.loads(told["made_with"])["torch"] == torch.__version__
+    assert json.loads(told["classes"])[15] == "person"
+    assert torch.__version__.startswith(json.loads(told["made_with"])["torch"])
     np.testing.assert_allclose(json.loads(told["mean"]), [123.675, 116.28, 103.53])
 
 
