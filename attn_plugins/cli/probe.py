@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import sha256
-from .sweep import add_sweep_options, is_sweep, run_sweep
+from .sweep import add_sweep_options, is_sweep, require_sweepable, run_sweep
 
 __all__ = ["add_parser", "run"]
 
@@ -47,11 +47,14 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--seed", type=int, help="of weights, order and augmentation (default 0)")
     parser.add_argument("--iterations", type=int, help="optimizer steps; warm-up and decay keep their share")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} iterations: does everything work? no result")
-    fast = parser.add_argument_group(
-        "the fast probe of segmentation; not the published protocol, and its result says so"
-    )
+    fast = parser.add_argument_group("the fast probe; not the published protocol, and its result says so")
     fast.add_argument("--fast", action="store_true", help="compute features once, train on them in seconds")
-    fast.add_argument("--views", type=int, default=1, help="fixed views of each training image (default 1, at most 6)")
+    fast.add_argument(
+        "--views",
+        type=int,
+        default=1,
+        help="fixed views of each training image (default 1, at most 6; 2 of depth and classes)",
+    )
     fast.add_argument("--store", type=Path, default=Path("work_dirs/features"), help="keeps features (%(default)s)")
     add_sweep_options(fast)
     tune = parser.add_argument_group("the backbone trained too; not the published protocol, and its result says so")
@@ -125,7 +128,9 @@ def _run_named(args: argparse.Namespace) -> int:
     suffix = "_fast" if args.fast else "_finetuned" if args.finetune else ""
     work_dir = args.work_dir or work_dir_of(config.stem + suffix, args.checkpoint)
     if is_sweep(args):
-        return run_sweep(_changed_config(config, options, args), args, work_dir)
+        whole = _changed_config(config, options, args)
+        require_sweepable(whole)
+        return run_sweep(whole, args, work_dir)
     if suffix:
         about = "features of fixed views, computed once" if args.fast else "the backbone trained too"
         whole = _changed_config(config, options, args)

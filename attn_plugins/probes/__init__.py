@@ -1,6 +1,7 @@
 """Linear probes on frozen ViTs, registered in mmseg; configs get them by `custom_imports`."""
 
 from .backbone import FrozenViT
+from .class_views import StoredClasses
 from .classification import (
     ClassifierGrid,
     GridTop1,
@@ -21,8 +22,16 @@ from .depth import (
     LogGradientLoss,
     RandomDepthRotate,
     SigLoss,
+    StoredDepth,
 )
-from .fast import FastLinearProbe, FeaturePreProcessor, make_fast
+from .fast import (
+    ClassFeaturePreProcessor,
+    FastClassifierGrid,
+    FastDepthProbe,
+    FastLinearProbe,
+    FeaturePreProcessor,
+    make_fast,
+)
 from .images import LoadProbeImage
 from .own import LoadMask, OwnClasses, OwnDepth, OwnMasks
 from .ownership import BackboneIdentityHook
@@ -41,12 +50,15 @@ __all__ = [
     "BorderCrop",
     "CheckLabels",
     "ClassCountHook",
+    "ClassFeaturePreProcessor",
     "ClassifierGrid",
     "ColorAugment",
     "DepthBinsHead",
     "DepthErrors",
     "DepthProbe",
     "DepthSplit",
+    "FastClassifierGrid",
+    "FastDepthProbe",
     "FastLinearProbe",
     "FeaturePreProcessor",
     "FeatureStoreHook",
@@ -75,6 +87,8 @@ __all__ = [
     "ResizeCenterCrop",
     "SeedDraw",
     "SigLoss",
+    "StoredClasses",
+    "StoredDepth",
     "StoredViews",
     "TunedViT",
     "config_file",

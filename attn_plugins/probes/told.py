@@ -16,7 +16,8 @@ META_KEY = "attn_plugins_probe"
 
 _TASKS = {
     "LinearProbe": "segmentation", "FastLinearProbe": "segmentation",
-    "DepthProbe": "depth", "ClassifierGrid": "classification",
+    "DepthProbe": "depth", "FastDepthProbe": "depth",
+    "ClassifierGrid": "classification", "FastClassifierGrid": "classification",
 }  # fmt: skip
 
 

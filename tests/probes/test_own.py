@@ -72,6 +72,7 @@ MASKS = ("--void", "none", "--size", "48", "--iterations", "2")
     [
         pytest.param("masks", MASKS, "mIoU", marks=pytest.mark.slow),
         ("colours", (*MASKS, "--fast"), "mIoU"),
+        ("depth", ("--depth-scale", "1000", "--iterations", "2", "--fast"), "rmse"),
         ("masks", (*MASKS, "--finetune", "--layer-decay", "0.8"), "mIoU"),
         pytest.param("depth", ("--depth-scale", "1000", "--iterations", "2"), "rmse", marks=pytest.mark.slow),
         ("classes", ("--iterations", "2", "--cfg-options", "train_cfg.total_batch_size=4"), "top1"),
