@@ -244,3 +244,31 @@ def test_other_backbones_have_no_layers_to_decay(parent: Path) -> None:
 
     with pytest.raises(ValueError, match="LayerDecay is for a TunedViT, and the backbone is a FrozenViT"):
         build_optim_wrapper(MODELS.build(config.model), config.optim_wrapper)
+
+
+@pytest.mark.nightly
+def test_a_folder_of_transformers_is_tuned_and_exported(roots: dict[str, Path], tmp_path: Path) -> None:
+    """Its config is no tensor, so that the folder has to stay where it is."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra: pip install attn_plugins[export]")
+    pytest.importorskip("onnxscript", reason="needs the extra: pip install attn_plugins[export]")
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=48, num_hidden_layers=2, num_attention_heads=3, image_size=56, patch_size=14, mlp_ratio=2
+    )
+    Dinov2Model(config).save_pretrained(tmp_path / "folder")
+    more = {"model.backbone.plugins": "entmax15"}
+    runner = tuned("voc2012_linear", tmp_path / "folder", roots, tmp_path / "run", **more)
+    probe = load(tmp_path / "run", device="cpu")
+    own = probe.model.backbone.model.state_dict()
+    for name, tensor in runner.model.backbone.vit.state_dict().items():
+        torch.testing.assert_close(own[name], tensor, rtol=0, atol=0)
+    assert main(["export", str(tmp_path / "run"), "--onnx", str(tmp_path / "probe.onnx")]) == 0
+    session = onnxruntime.InferenceSession(tmp_path / "probe.onnx")
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 3, 70, 56)).astype(np.float32)
+    (logits,) = session.run(None, {"images": pixels})
+    with torch.no_grad():
+        inputs = runner.model.data_preprocessor({"inputs": [torch.from_numpy(pixels[0, ::-1].copy())]})["inputs"]
+        expected = runner.model.eval().encode_decode(inputs, [{"img_shape": (70, 56)}])
+    np.testing.assert_allclose(logits, expected.numpy(), atol=1e-4)
