@@ -26,6 +26,7 @@ COMMANDS = {
     "predict": "probes",
     "sweep": "probes",
     "watch": "probes,analysis",
+    "export": "probes,export",
     "table": None,
     "data": "probes",
     "analyze": "probes,analysis",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mmengine.config import Config
 
-__all__ = ["add_sweep_options", "is_sweep", "run_sweep"]
+__all__ = ["add_sweep_options", "is_sweep", "require_sweepable", "run_sweep"]
 
 Head = tuple[tuple[int, ...] | None, float | None]
 """(layers, learning rate); None for the config's."""
@@ -53,6 +53,19 @@ def heads(layers: Sequence[int] | None, rates: Sequence[float] | None) -> list[H
         chosen = [every, *((layer,) for layer in every)] if len(every) > 1 else [every]
     asked: list[float | None] = list(rates) if rates else [None]
     return list(itertools.product(chosen, asked))
+
+
+def require_sweepable(config: Config) -> None:
+    """Refuse a sweep of a probe that is one itself.
+
+    Raises:
+        ValueError: it is the grid of classifiers.
+    """
+    if config.model.type == "FastClassifierGrid":
+        raise ValueError(
+            "every classification probe trains a classifier for each of its learning rates: leave --learning-rates and "
+            "--layers out, or set model.learning_rates and model.backbone.out_indices by --cfg-options"
+        )
 
 
 def run_sweep(config: Config, args: argparse.Namespace, work_dir: Path) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import sha256
-from .heads import add_sweep_options, is_sweep, run_sweep
+from .heads import add_sweep_options, is_sweep, require_sweepable, run_sweep
 
 __all__ = ["add_parser", "run"]
 
@@ -57,12 +57,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="of weights, order and augmentation (default 0)")
     parser.add_argument("--iterations", type=int, help="optimizer steps; warm-up and decay keep their share")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} iterations: does everything work? no result")
-    fast = parser.add_argument_group(
-        "the fast probe of segmentation; not the published protocol, and its result says so"
-    )
+    fast = parser.add_argument_group("the fast probe; not the published protocol, and its result says so")
     fast.add_argument("--fast", action="store_true", help="compute features once, train on them in seconds")
-    fast.add_argument("--views", type=int, default=1, help="fixed views of each training image (default 1, at most 6)")
+    fast.add_argument(
+        "--views",
+        type=int,
+        default=1,
+        help="fixed views of each training image (default 1, at most 6; 2 of depth and classes)",
+    )
     fast.add_argument("--store", type=Path, default=Path("work_dirs/features"), help="keeps features (%(default)s)")
+    tune = parser.add_argument_group("the backbone trained too; not the published protocol, and its result says so")
+    tune.add_argument("--finetune", action="store_true", help="train the backbone with the head; its spec is kept")
+    tune.add_argument("--layer-decay", type=float, help="learning rate of a layer to that of the next (default 0.65)")
+    tune.add_argument("--drop-path", type=float, help="rate of stochastic depth, where the codebase has it (default 0)")
     _add_folder_options(parser.add_argument_group("your own pictures, with `probe folder`"))
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="as mim takes them")
 
@@ -123,12 +130,17 @@ def _run_named(args: argparse.Namespace) -> int:
     if iterations:
         options |= iteration_options(args.probe, iterations)
     options |= common_options(args)
-    work_dir = args.work_dir or work_dir_of(config.stem + ("_fast" if args.fast else ""), args.checkpoint)
+    check_kind(args)
+    suffix = "_fast" if args.fast else "_finetuned" if args.finetune else ""
+    work_dir = args.work_dir or work_dir_of(config.stem + suffix, args.checkpoint)
     if is_sweep(args):
-        return run_sweep(_fast_config(config, options, args), args, work_dir)
-    if args.fast:
-        about = f"The fast probe {config.stem}: features of fixed views, computed once."
-        config, options = write_config(_fast_config(config, options, args), work_dir / "config.py", about), {}
+        whole = _changed_config(config, options, args)
+        require_sweepable(whole)
+        return run_sweep(whole, args, work_dir)
+    if suffix:
+        about = "features of fixed views, computed once" if args.fast else "the backbone trained too"
+        whole = _changed_config(config, options, args)
+        config, options = write_config(whole, work_dir / "config.py", f"{config.stem}: {about}."), {}
     action = ["--checkpoint", args.test] if args.test else []
     command = mim_command(
         "test" if args.test else "train", str(config), options, *action, *launch_options(args), work_dir=work_dir
@@ -158,16 +170,38 @@ def launch_options(args: argparse.Namespace) -> list[str]:
     return resume + (["--launcher", "pytorch", "--gpus", str(args.gpus)] if args.gpus > 1 else [])
 
 
-def _fast_config(config: Path, options: dict[str, Any], args: argparse.Namespace) -> Any:
-    """The fast probe's config, whole."""
+def check_kind(args: argparse.Namespace) -> None:
+    """Refuse kinds of probes that exclude each other.
+
+    Raises:
+        ValueError: `--fast` with `--finetune`, or options of the latter alone.
+    """
+    if args.fast and args.finetune:
+        raise ValueError("--fast keeps features of a backbone that stays as it is: leave it out, or --finetune")
+    if not args.finetune and (args.layer_decay is not None or args.drop_path is not None):
+        raise ValueError("--layer-decay and --drop-path are of --finetune: add it")
+
+
+def finetune(config: Any, args: argparse.Namespace) -> None:
+    """Change a config as `--finetune` asks; before the options of the command line, which have the last word."""
+    from ..probes.tuning import LAYER_DECAY, make_finetune
+
+    make_finetune(config, LAYER_DECAY if args.layer_decay is None else args.layer_decay, args.drop_path or 0.0)
+
+
+def _changed_config(config: Path, options: dict[str, Any], args: argparse.Namespace) -> Any:
+    """The config of a fast probe, or of one that is fine-tuned, whole."""
     from mmengine.config import Config
 
     from ..probes.fast import make_fast
     from ..probes.run.runner import parsed_options
 
     whole = Config.fromfile(config)
+    if args.finetune:
+        finetune(whole, args)
     whole.merge_from_dict(parsed_options(options))
-    make_fast(whole, views=args.views, store=str(args.store.absolute()))
+    if args.fast:
+        make_fast(whole, views=args.views, store=str(args.store.absolute()))
     return whole
 
 

@@ -92,7 +92,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
                 write_result(name, ProbeResult("voc2012", 9, {"plugins": "entmax15", "layers": layers}, (score,)))
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr("attn_plugins.cli.watch.subprocess.run", stand_in)
+    monkeypatch.setattr("subprocess.run", stand_in)
     return seen
 
 
@@ -149,17 +149,17 @@ def test_it_follows_a_run_and_leaves_alone_what_is_being_written(
 def test_what_a_command_could_not_do_is_tried_again_when_it_is_mended(
     run: Path, monkeypatch: pytest.MonkeyPatch, measured: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stand_in = attn_plugins.cli.watch.subprocess.run
+    stand_in = subprocess.run
 
     def fails(command: list[str], stdout: Any, **_: Any) -> subprocess.CompletedProcess[str]:
         stdout.write(b"Traceback\nValueError: no such data\n")
         return subprocess.CompletedProcess(command, 1)
 
-    monkeypatch.setattr("attn_plugins.cli.watch.subprocess.run", fails)
+    monkeypatch.setattr("subprocess.run", fails)
     start = ["watch", str(run), "--once", "--settle", "0"]
     assert main([*start, *PROBE]) == 1
     assert "status 1: ValueError: no such data (see " in capsys.readouterr().out
-    monkeypatch.setattr("attn_plugins.cli.watch.subprocess.run", stand_in)
+    monkeypatch.setattr("subprocess.run", stand_in)
     assert main([*start, *PROBE]) == 0 and not measured
     assert main([*start, "--retry", *PROBE]) == 1 and len(measured) == 2
     assert main([*start, *PROBE, "--seed", "1"]) == 2
