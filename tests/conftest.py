@@ -4,6 +4,7 @@ That has to be chosen before triton is imported, and timm, among others, imports
 with it, the dispatcher would take the interpreter for CPU tensors.
 """
 
+import gc
 import importlib.util
 import os
 import random
@@ -40,3 +41,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first: two workers, who take whole files, then end at about the same time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: mmengine collects garbage for every data set, and would look through it each time."""
+    gc.collect()
+    gc.freeze()

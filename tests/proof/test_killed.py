@@ -101,7 +101,7 @@ def test_demo(tmp_path: Path, say: Say) -> None:
 def test_probe_training_and_resume(tmp_path: Path, say: Say) -> None:
     pytest.importorskip("mim")
     from probes.conftest import ARCH, OPTIONS, tiny_vit
-    from probes.run.runner import options, weights
+    from probes.running import options, weights
 
     from attn_plugins.data.layouts import LAYOUTS
     from attn_plugins.probes.run.command import mim_command

@@ -33,7 +33,8 @@ def build_runner(
         resume: go on from the last checkpoint there.
         change: edits of the config that no option can make.
     """
-    config = Config.fromfile(config_file(probe))
+    # mmengine has yapf lay a config's text out at the start and at every checkpoint: a second and a half of each run.
+    config = Config.fromfile(config_file(probe), format_python_code=False)
     config.merge_from_dict(parsed_options(options))
     config.work_dir, config.resume, config.log_level = str(work_dir), resume, "ERROR"
     if change is not None:
