@@ -137,10 +137,17 @@ def parent_of(checkpoint: str | os.PathLike[str]) -> Mapping[str, Any] | None:
 
         with safe_open(path, "pt") as file:
             held = (file.metadata() or {}).get(METADATA_KEY)
-        return _plain(json.loads(held).get(PARENT), path) if held else None
-    contents = read(path, mmap=True)
-    metadata = getattr(contents, "_metadata", {})
-    places = [contents.get(METADATA_KEY), metadata.get("", {}).get(METADATA_KEY), contents]
+        try:
+            told = {} if held is None else json.loads(held)
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path}: what its header tells of {METADATA_KEY} is no JSON: {error}") from error
+        return _plain(told.get(PARENT), path) if isinstance(told, Mapping) else None
+    contents: Any = read(path, mmap=True)
+    place: Any = getattr(contents, "_metadata", {})
+    for name in ("", METADATA_KEY):
+        place = place.get(name) if isinstance(place, Mapping) else None
+    ours = isinstance(contents, Mapping) and METADATA_KEY in contents
+    places = [place, contents[METADATA_KEY], contents] if ours else [place]
     found = [place[PARENT] for place in places if isinstance(place, Mapping) and PARENT in place]
     return _plain(found[0], path) if found else None
 
