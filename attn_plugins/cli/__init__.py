@@ -22,6 +22,7 @@ COMMANDS = {
     "inspect": "probes",
     "verify": "probes",
     "calibrate": "probes,analysis",
+    "adapt": "probes,analysis",
     "probe": "probes",
     "predict": "probes",
     "sweep": "probes",
