@@ -63,8 +63,8 @@ def start(tmp_path: Path) -> Callable[..., str]:
     return run
 
 
-EXPERIMENTS = {"adapt", "demo"}
-"""Folders of this project's own measurements and weights, which no trainer is started from."""
+EXPERIMENTS = {"adapt", "demo", "loops", "slurm"}
+"""Folders of this project's own measurements and weights, whole loops and SLURM arrays: no `train.sh` starts them."""
 
 
 def test_every_trainer_has_a_folder_with_a_readme_of_one_screen_and_a_script() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import attn_plugins
+from attn_plugins.checkpoints import recorded_spec, save
+from attn_plugins.patching import spec_of
 from attn_plugins.record import RECORD, decode, encode, records_in
 
 from .models import TinyViT, images
@@ -171,3 +174,16 @@ def test_nothing_stays_behind_of_what_trainers_do() -> None:
     assert not model._load_state_dict_pre_hooks and not model._state_dict_hooks
     assert not any(name.startswith("attn_plugins") for module in model.modules() for name in vars(module))
     assert type(model) is type(bare)
+
+
+def test_a_part_of_what_was_patched_tells_its_spec_too(tmp_path: Path) -> None:
+    whole = nn.ModuleDict({"net": TinyViT()})
+    attn_plugins.patch(whole, "entmax15")
+    assert spec_of(whole["net"]) == "entmax15"
+    assert recorded_spec(save(tmp_path / "part.pth", whole["net"]))[0] == "entmax15"
+    attn_plugins.patch(whole, "sparsemax@0+entmax15@1")
+    assert spec_of(whole["net"]) == spec_of(whole)
+    attn_plugins.patch(whole, "sparsemax")
+    attn_plugins.patch(whole, "entmax15", layers=[0])
+    with pytest.raises(ValueError, match="patched one by one, with entmax15, sparsemax"):
+        spec_of(whole["net"])

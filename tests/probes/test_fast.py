@@ -139,9 +139,10 @@ def test_views_are_mirrored_and_scaled(
         assert torch.equal(own, expected[0].long())
 
 
-def test_what_is_no_segmentation_is_refused() -> None:
+def test_what_is_no_probe_is_refused() -> None:
     config = Config.fromfile(config_file("nyuv2"))
+    config.model.type = "EncoderDecoder"
     before = config.pretty_text
-    with pytest.raises(ValueError, match="trains linear segmentation heads, and this is a DepthProbe"):
+    with pytest.raises(ValueError, match="LinearProbe, DepthProbe, ClassifierGrid, and this is a EncoderDecoder"):
         make_fast(config)
     assert config.pretty_text == before

@@ -12,7 +12,7 @@ from mmengine.config import Config
 
 from attn_plugins.checkpoints import save
 from attn_plugins.cli import main
-from attn_plugins.cli.probe import _name
+from attn_plugins.cli.probe import name_of
 from attn_plugins.data.layouts import LAYOUTS
 from attn_plugins.probes.run import recording
 from attn_plugins.probes.run.paths import configs_dir
@@ -108,8 +108,8 @@ def test_default_work_dirs_differ_with_the_checkpoints_contents(
     assert first.parent == second.parent == Path("work_dirs/voc2012_linear") and first != second
     assert first.name.startswith("checkpoint-")
     shutil.copytree(tmp_path / "a", tmp_path / "c")
-    assert _name(tmp_path / "c/checkpoint.pth") == first.name
-    assert _name(tmp_path / "a") != _name(tmp_path / "b")
+    assert name_of(tmp_path / "c/checkpoint.pth") == first.name
+    assert name_of(tmp_path / "a") != name_of(tmp_path / "b")
 
 
 class _Done:

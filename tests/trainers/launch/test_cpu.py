@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import official_trainers as trainers
 
 SCRIPT = """
 import os
@@ -84,3 +85,49 @@ def test_packed_sequences_do_not_see_each_other() -> None:
     packed = memory_efficient_attention(q, k, v, attn_bias=mask)
     alone = memory_efficient_attention(q[:, :3], k[:, :3], v[:, :3])
     torch.testing.assert_close(packed[:, :3], alone)
+
+
+MEANS = """
+import sys
+import torch, torch.distributed as dist
+from torch.distributed import ReduceOp
+from attn_plugins.trainers.launch.cpu import instead_of_cuda
+
+def without_averages(function):
+    # as gloo has it in torch 2.7
+    def collective(*args, op=ReduceOp.SUM, **kwargs):
+        if op == ReduceOp.AVG:
+            raise ValueError("Cannot use ReduceOp.AVG with Gloo")
+        return function(*args, op=op, **kwargs)
+    return collective
+
+for name in ("all_reduce", "reduce_scatter_tensor"):
+    setattr(dist, name, without_averages(getattr(dist, name)))
+with instead_of_cuda():
+    dist.init_process_group("nccl")
+    rank = dist.get_rank()
+    mine = torch.tensor([1.0, 8.0]) * (rank + 1)
+    told = {name: mine.clone() for name in ("given", "mean", "sum", "alone")}
+    dist.all_reduce(told["mean"], op=ReduceOp.AVG)
+    told["later"] = mine.clone().requires_grad_()
+    dist.all_reduce(told["later"], op=ReduceOp.AVG, async_op=True).wait()
+    dist.all_reduce(told["sum"])
+    told["part"] = torch.empty(1)
+    dist.reduce_scatter_tensor(told["part"], told["given"], op=ReduceOp.AVG)
+    dist.all_reduce(told["alone"], ReduceOp.AVG, dist.new_group([0]))
+    torch.save(told, f"{sys.argv[1]}/{rank}.pt")
+    dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_means_over_processes_where_gloo_has_none(tmp_path):
+    (tmp_path / "means.py").write_text(MEANS)
+    trainers.run(tmp_path / "means.py", tmp_path, processes=2)
+    for rank, part in enumerate([1.5, 12.0]):
+        told = torch.load(tmp_path / f"{rank}.pt")
+        mine = [1.0 + rank, 8.0 + 8 * rank]
+        assert told["mean"].tolist() == told["later"].tolist() == [1.5, 12.0]
+        assert told["sum"].tolist() == [3.0, 24.0]
+        assert told["part"].tolist() == [part]
+        assert told["given"].tolist() == told["alone"].tolist() == mine

@@ -8,9 +8,9 @@ from typing import TypeVar
 
 from torch import nn
 
-from . import swap
-from .errors import UnsupportedModelError
-from .functional import plain
+from .. import swap
+from ..errors import UnsupportedModelError
+from ..functional import plain
 
 __all__ = ["exportable"]
 
