@@ -315,8 +315,8 @@ def _numbers(axes: Any, values: Floats, series: Sequence[Series], extra: int, sh
         if not np.isfinite(value):
             continue
         said = f"{value:.{digits}f}"
-        if intervals and row >= extra:
-            one = series[column]
+        one = series[column]
+        if intervals and row >= extra and np.isfinite(one.high[row - extra]):
             said += f" ({one.low[row - extra]:.{digits}f}–{one.high[row - extra]:.{digits}f})"
         ground = shown.cmap(shown.norm(value))[:3]
         ink = max(("#ffffff", "#000000"), key=lambda colour: contrast(matplotlib.colors.to_rgb(colour), ground))

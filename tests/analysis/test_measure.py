@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from attn_plugins.analysis.measure import Definition, Measured, bootstrap, mcnemar, paired, wilson
+from attn_plugins.analysis.measure import Definition, Measured, bootstrap, paired, wilson
 
 SHARE = Definition("share", "Share", "%", "A share.", "here", (0, 1))
 
@@ -64,13 +64,6 @@ def test_the_paired_p_is_uniform_where_nothing_differs() -> None:
     g = np.random.default_rng(3)
     _, _, _, p = paired(np.zeros((100, 400)), g.normal(size=(100, 400)))
     assert stats.kstest(p, "uniform").pvalue > 0.001
-
-
-@pytest.mark.parametrize("counts", [(0, 0), (3, 9), (20, 4), (7, 7), (0, 12), (400, 300)])
-def test_mcnemar_is_the_binomial_test_of_the_discordant(counts: tuple[int, int]) -> None:
-    n = sum(counts)
-    expected = stats.binomtest(counts[0], n).pvalue if n else 1.0
-    assert mcnemar(*counts) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("successes, trials", [(0, 10), (10, 10), (3, 10), (150, 1000)])

@@ -3,12 +3,16 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from attn_plugins.analysis.figures import layers_exhibit
 from attn_plugins.analysis.layers import collect_layers
 from attn_plugins.analysis.norms import token_norms
+from attn_plugins.results import write_images
 
 
 class Given(nn.Module):
@@ -102,3 +106,38 @@ def test_two_probes_of_one_point_are_refused(tmp_path: Path) -> None:
     probe(tmp_path / "d", [3], "none", [22.0], "run/checkpoint0040.pth")
     with pytest.raises(ValueError, match=r"a.probe.json and .*d.probe.json are both of layer 3 of run/checkpoint0040"):
         collect_layers([tmp_path])
+
+
+def with_images(folder: Path, values: float, seed: int) -> NDArray[np.float64]:
+    """Keep what 30 images contributed, of which the last evaluation is ``values`` percent right on the average."""
+    g = np.random.default_rng(seed)
+    shares: NDArray[np.float64] = np.clip(values / 100 + g.normal(0, 0.1, (30, 2)), 0.01, 1)
+    write_images(folder, 1, {f"/v/{i}.png": [(1000 * share).tolist(), [1000, 1000]] for i, share in enumerate(shares)})
+    return shares
+
+
+def test_intervals_of_layers_are_over_the_images_that_probes_kept(tmp_path: Path) -> None:
+    probe(tmp_path / "a", [0], "none", [50.0, 40.0], "run/checkpoint0040.pth")
+    probe(tmp_path / "b", [1], "none", [20.0], "run/checkpoint0040.pth")
+    shares = with_images(tmp_path / "a", 40, 0)
+    kept, without = collect_layers([tmp_path])
+    g = np.random.default_rng(1)
+    means = [100 * shares[g.integers(30, size=30)].mean() for _ in range(4000)]
+    expected = 100 * shares.mean() - np.quantile(means, 0.025)
+    assert kept.below == pytest.approx(expected, rel=0.1) and kept.above > 0
+    assert np.isnan(without.below) and np.isnan(without.above)
+
+
+@pytest.mark.parametrize("checkpoints", [1, 7])
+def test_layers_are_drawn_with_their_spread(tmp_path: Path, checkpoints: int) -> None:
+    for epoch in range(checkpoints):
+        for layer in range(2):
+            folder = tmp_path / f"{epoch}-{layer}"
+            probe(folder, [layer], "none", [40.0 + epoch], f"run/checkpoint{epoch:04d}.pth")
+            with_images(folder, 40, layer)
+    exhibit = layers_exhibit(collect_layers([tmp_path]))
+    names = {panel.name for panel in exhibit.panels}
+    assert names == ({"miou"} if checkpoints == 1 else {"miou", "miou-spread"})
+    assert all(row["above"] > 0 for row in exhibit.rows)
+    for panel in exhibit.panels:
+        assert panel.render("png").startswith(b"\x89PNG")

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import pytest
+
 from attn_plugins.analysis.exhibit import Exhibit, Panel
 from attn_plugins.analysis.page import Section, page
 
@@ -36,7 +38,7 @@ def test_every_link_leads_to_its_section() -> None:
     figures = [figure(name, f"Figure {name}") for name in "ab"]
     text = page("Report", [Section("Table", "", ("x",), (("1",),))], figures, [("seed", "0")])
     links = dict(re.findall(r'<a href="#(s\d+)">([^<]+)</a>', text))
-    sections = dict(re.findall(r'<section id="(s\d+)">\s*<h2>([^<]+)</h2>', text))
+    sections = dict(re.findall(r'<section id="(s\d+)" aria-labelledby="h\d+">\s*<h2 id="h\d+">([^<]+)</h2>', text))
     assert links == sections and list(links.values()) == ["Table", "Figure a", "Figure b", "Provenance"]
     assert "{{" not in text and "{%" not in text
 
@@ -53,3 +55,18 @@ def test_files_are_linked_as_they_are_written(tmp_path: Path) -> None:
 
 def test_no_tables_and_no_figures() -> None:
     assert "<dd>0</dd>" in page("Report", [], [], [("seed", "0")])
+
+
+def test_a_panel_is_drawn_once_for_the_page_and_its_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    drawn: list[str] = []
+    save = Figure.savefig
+
+    def counted(own: Figure, out: Any, **options: Any) -> None:
+        drawn.append(options["format"])
+        save(own, out, **options)
+
+    monkeypatch.setattr(Figure, "savefig", counted)
+    one = figure("one", alt="A line.")
+    page("t", [], [one], [], "folder")
+    one.write(tmp_path)
+    assert sorted(drawn) == ["png", "svg"] and (tmp_path / "one.svg").read_bytes() == b"picture"

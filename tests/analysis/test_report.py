@@ -14,7 +14,7 @@ from urllib.parse import unquote
 import pytest
 import timm
 import torch
-from helpers.browser import CHROMIUM, Seen, see
+from helpers.browser import CHROMIUM, Seen, check_access, see
 from PIL import Image
 
 import attn_plugins
@@ -169,6 +169,7 @@ def check_layout(page: Path, folder: Path, width: int, dark: bool) -> Seen:
         # White stands in cells of heat maps, where test_panels looks at it.
         assert colour == "#ffffff" or contrast(rgb, (1, 1, 1)) >= 4.5, (alt, colour)
     assert len(seen.columns) == (1 if width < 700 else 2), "panels stand below one another on a phone"
+    check_access(seen)
     return seen
 
 
