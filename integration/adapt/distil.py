@@ -29,13 +29,14 @@ def main() -> None:
     parser.add_argument("--sparsity", type=float, default=0.8, help="of the calibration (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=160, help="(default: %(default)s)")
     parser.add_argument("--sizes", type=int, nargs="+", default=[196], help="(default: 196)")
+    parser.add_argument("--lr", type=float, default=3e-5, help="(default: %(default)s)")
     parser.add_argument("--amp", default="bf16", help="(default: %(default)s)")
     args = parser.parse_args()
     files = find_images(args.photos).files
     order = np.random.default_rng(0).permutation(len(files))
     chosen = [files[index] for index in sorted(order[LEFT_OUT:])]
     model, _ = build(checkpoint=args.weights, plugins="softmax", repo=args.dinov2)
-    options = {"steps": args.steps, "sparsity": args.sparsity, "sizes": tuple(args.sizes), "amp": args.amp}
+    options = {name: getattr(args, name) for name in ("steps", "sparsity", "lr", "amp")} | {"sizes": tuple(args.sizes)}
     run = args.out.with_name(f"{args.out.name}.run")
     print(distil(model, chosen, "entmax15", folder=run, progress=printed_progress("distil"), **options))
     save(args.out, model)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-OPTIONS = {"depth": 4, "img_size": 32, "patch_size": 8, "embed_dim": 24, "num_heads": 3}
+OPTIONS: dict[str, Any] = {"depth": 4, "img_size": 32, "patch_size": 8, "embed_dim": 24, "num_heads": 3}
 ARCH = "timm/vit_tiny_patch16_224"
 
 

@@ -62,6 +62,7 @@ def entmax(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     return out, train(out, images, "entmax15", epochs=2)
 
 
+@pytest.mark.nightly  # in the ordinary tier: the same of DINOv1, and entmax15 of this trainer
 @pytest.mark.timeout(600)
 def test_softmax_by_the_launcher_gives_the_losses_of_the_unlaunched_trainer(
     images: Path, entmax: tuple[Path, list[float]], tmp_path: Path

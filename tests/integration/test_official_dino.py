@@ -125,7 +125,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trainers.image_folder(tmp_path_factory.mktemp("labelled"), 100)  # eval_knn splits val into 100 parts
 
 
-@pytest.mark.parametrize("script", ["eval_knn.py", "eval_linear.py"])
+@pytest.mark.parametrize("script", [pytest.param("eval_knn.py", marks=pytest.mark.nightly), "eval_linear.py"])
 def test_evaluation_takes_the_spec_of_the_checkpoint_and_no_other(
     entmax: tuple[Path, list[float]], patched: Path, labelled: Path, tmp_path: Path, script: str
 ) -> None:

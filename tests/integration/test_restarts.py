@@ -28,21 +28,21 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(LOOPS)]), "OMP_NUM_THREADS": "1"} | more
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
 def test_torchrun_starts_again_what_a_killed_rank_left(tmp_path: Path) -> None:
     pytest.importorskip("timm", reason="pip install timm")
 
     def run(out: Path, *words: str) -> str:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        command = [*torchrun, "--max-restarts", "1", *words, str(LOOPS / "with_torchrun.py"), str(out), "12"]
+        command = [*torchrun, "--max-restarts", "3", *words, str(LOOPS / "with_torchrun.py"), str(out), "12"]
         done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 
     whole = run(tmp_path / "whole")
     parts = run(tmp_path / "parts", str(HERE / "dies_once.py"), str(tmp_path / "killed"))
-    assert (tmp_path / "killed").read_text() == "0", "in the first of two attempts"
+    assert (tmp_path / "killed").read_text() == "0", "in the first attempt"
     verdict = "verified: every layer computes entmax_anneal:alpha=1.5,steps=10"
     assert verdict in whole and verdict in parts
     assert parts.count("step 5 loss") == 1, "it went on from there"

@@ -36,7 +36,7 @@ def test_both_steps_compute_the_same_loss_and_train_what_they_say(probe: str, mo
         assert changed >= len(now) - 2, name
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "probes", "--quick", "--arch", ARCH, "--json", str(tmp_path / "b.json")]) == 0
     printed = capsys.readouterr().out

@@ -116,7 +116,7 @@ def test_segmentation_configs_have_test_time_augmentation(probe: str) -> None:
     assert [flip.prob for flip in flips] == [0.0, 1.0] and config.tta_model.type == "SegTTAModel"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_time_augmentation_runs_through_mim(backbone_file: Path, roots: dict[str, Path], tmp_path: Path) -> None:
     settings = options("voc2012_linear", backbone_file, roots, 1, 2)
     here("voc2012", settings, tmp_path / "train").train()

@@ -133,7 +133,7 @@ def test_two_specs_stand_beside_each_other_with_their_difference(
     assert json.loads(render_table(list(rows.values()), "json"))["rows"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_runs_with_other_settings_are_not_compared(pictures: Path, tmp_path: Path, backbone_file: Path) -> None:
     softmax = save(tmp_path / "softmax.pth", tiny_vit("softmax"), arch=ARCH, arch_options=OPTIONS)
     for spec, file, seed in (("softmax", softmax, "0"), ("entmax15", backbone_file, "1")):

@@ -50,8 +50,11 @@ def test_a_shipped_config_overrides_nothing(path: Path) -> None:
     assert recording.overrides(config) == {"train_cfg.total_batch_size": 3}
 
 
+DIFFERENT = ["backbone", *(pytest.param(what, marks=pytest.mark.nightly) for what in ("data", "options"))]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["backbone", "data", "options"])
+@pytest.mark.parametrize("what", DIFFERENT)
 def test_another_run_in_the_same_folder_is_refused_and_changes_nothing(
     what: str, settings: dict[str, Any], tmp_path: Path
 ) -> None:

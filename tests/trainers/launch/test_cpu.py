@@ -121,7 +121,7 @@ with instead_of_cuda():
 
 
 @pytest.mark.slow
-def test_means_over_processes_where_gloo_has_none(tmp_path):
+def test_means_over_processes_where_gloo_has_none(tmp_path: Path) -> None:
     (tmp_path / "means.py").write_text(MEANS)
     trainers.run(tmp_path / "means.py", tmp_path, processes=2)
     for rank, part in enumerate([1.5, 12.0]):
