@@ -12,6 +12,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,8 @@ ENVIRONMENTS: list[dict[str, Any]] = json.loads((HERE / "compat.json").read_text
 TOOLS = ["pytest", "pytest-timeout", "hypothesis", "entmax", "safetensors", "packaging"]
 LAYERED = "timm or transformers or command"
 """Of the checks, those that are run again when timm or transformers is exchanged in an environment."""
+ERROR = re.compile(r"^ *(?:\[rank\d+\]: )?([\w.]*(?:Error|Exception|Interrupt): \S.*)$", re.MULTILINE)
+"""The line by which Python ends a process, torchrun's mark before it left out."""
 
 
 def main() -> int:
@@ -130,7 +133,7 @@ def resolve(environment: dict[str, Any]) -> str:
 
 
 def checked(bin_: Path, out: Path, pins: list[str], which: str | None) -> dict[str, Any]:
-    """Outcome of every check: ``passed``, ``skipped: REASON`` or ``failed: FIRST LINE``."""
+    """Outcome of every check: ``passed``, ``skipped: REASON`` or ``failed: ERROR``."""
     report = out / "report.xml"
     words = [
         "-m",
@@ -160,19 +163,26 @@ def checked(bin_: Path, out: Path, pins: list[str], which: str | None) -> dict[s
     checks: dict[str, str] = {}
     for case in ElementTree.parse(report).iter("testcase"):
         name = case.attrib["name"].partition("[")[0].removeprefix("test_")
-        found = [(child.tag, child.get("message", "").strip().partition("\n")[0]) for child in case]
-        outcome = next(
-            (
-                f"{'skipped' if tag == 'skipped' else 'failed'}: {said}"
-                for tag, said in found
-                if tag in ("skipped", "failure", "error")
-            ),
-            "passed",
-        )
+        outcome = next((said for said in map(outcome_of, case) if said), "passed")
         if not checks.get(name, "").startswith("failed"):
             checks[name] = outcome
     report.unlink()
     return {"pins": pins, "checks": checks, "versions": versions.stdout.splitlines()}
+
+
+def outcome_of(child: ElementTree.Element) -> str:
+    """``skipped: REASON`` or ``failed: ERROR`` of what junit's XML holds in a test case; empty for its output.
+
+    Where the output of a process is in the message, the error that ended it is the last that is named with a reason;
+    torchrun's own, below it, has none.
+    """
+    message = child.get("message", "").strip()
+    if child.tag == "skipped":
+        return f"skipped: {message}"
+    if child.tag not in ("failure", "error"):
+        return ""
+    first, errors = message.partition("\n")[0], ERROR.findall(message)
+    return f"failed: {errors[-1] if errors else first}"
 
 
 def table(results: list[dict[str, Any]]) -> list[str]:

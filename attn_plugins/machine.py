@@ -13,7 +13,8 @@ __all__ = ["PACKAGES", "machine", "versions"]
 
 PACKAGES = (
     "attn_plugins", "torch", "torchvision", "triton", "numpy", "timm", "transformers", "lightly-train", "entmax",
-    "adasplash", "xformers", "onedl-mmsegmentation", "onedl-mmengine", "onedl-mmcv", "matplotlib",
+    "adasplash", "xformers", "pytorch-lightning", "accelerate", "peft", "onedl-mmsegmentation", "onedl-mmengine",
+    "onedl-mmcv", "mmsegmentation", "mmengine", "mmcv", "mmcv-lite", "matplotlib",
 )  # fmt: skip
 
 

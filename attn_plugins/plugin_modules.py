@@ -12,7 +12,7 @@ from typing import Any
 
 from .errors import PluginImportError
 
-__all__ = ["VARIABLE", "ImportPlugins", "import_plugin_modules"]
+__all__ = ["VARIABLE", "ImportPlugins", "import_plugin_modules", "imported_names"]
 
 VARIABLE = "ATTN_PLUGINS_IMPORT"
 """Environment variable: names of modules, comma separated. Subprocesses and data loaders' workers inherit it."""
@@ -24,7 +24,7 @@ def import_plugin_modules() -> None:
     Raises:
         PluginImportError: one of them cannot be found, or fails while it is imported.
     """
-    for name in _names():
+    for name in imported_names():
         try:
             importlib.import_module(name)
         except Exception as error:
@@ -38,7 +38,7 @@ class ImportPlugins(argparse.Action):
     """``--import MODULE``: import it in this process, when a plugin is first looked up, and in those it starts."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        os.environ[VARIABLE] = ",".join(dict.fromkeys([*_names(), values]))
+        os.environ[VARIABLE] = ",".join(dict.fromkeys([*imported_names(), values]))
 
     @classmethod
     def add_to(cls, parser: argparse.ArgumentParser) -> None:
@@ -52,5 +52,6 @@ class ImportPlugins(argparse.Action):
         )
 
 
-def _names() -> list[str]:
+def imported_names() -> list[str]:
+    """The modules that the environment names."""
     return [name for part in os.environ.get(VARIABLE, "").split(",") if (name := part.strip())]

@@ -56,7 +56,7 @@ def run(*words: str) -> None:
     told = io.StringIO()
     with contextlib.redirect_stdout(told):
         try:
-            status = main(words)
+            status: object = main(words)
         except SystemExit as stop:
             status = stop.code or 0
     assert status == 0 and told.getvalue(), words

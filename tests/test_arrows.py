@@ -11,6 +11,7 @@ import pytest
 import attn_plugins
 
 PACKAGE = Path(attn_plugins.__file__).parent
+GROUND: tuple[str, ...]
 GROUND = ("errors", "spec", "registry", "record", "swap", "native", "text", "files", "machine", "progress", "shipped")
 GROUND += ("plugin_modules", "unregistered", "results", "by_layer", "params", "torch_names")
 FLOORS = (

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import re
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,48 @@ def test_every_check_is_a_test_of_its_own_name() -> None:
     tree = ast.parse((ROOT / "tests/compat/checks.py").read_text())
     names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     assert {"test_functional", "test_compile", "test_dinov2_step", "test_probe_iteration"} <= names
+
+
+SUITE = """
+import subprocess, sys
+import pytest
+
+PROGRAM = "print('first line'); raise ValueError('the cause')"
+
+def test_process():
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
+    torchrun = "traceback : To enable traceback see\\nlib.ChildFailedError: \\n====="
+    output = done.stdout + done.stderr.replace("ValueError", "[rank1]: ValueError") + torchrun
+    assert done.returncode == 0, output
+
+def test_raises():
+    raise KeyError("name")
+
+def test_compares():
+    assert 1 == 2
+
+def test_lacks():
+    pytest.skip("needs a thing")
+
+def test_passes():
+    print("ValueError: printed")
+"""
+
+
+def test_a_failed_check_is_told_by_its_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / ".ci"))
+    compat = importlib.import_module("compat")
+    (tmp_path / "test_suite.py").write_text(SUITE)
+    words = ["-q", "--rootdir", ".", "-c", "/dev/null", "--noconftest", "-p", "no:cacheprovider", "--junitxml=r.xml"]
+    subprocess.run([sys.executable, "-m", "pytest", *words, "test_suite.py"], cwd=tmp_path, capture_output=True)
+    cases = ElementTree.parse(tmp_path / "r.xml").iter("testcase")
+    assert {case.attrib["name"]: [compat.outcome_of(child) for child in case] for case in cases} == {
+        "test_process": ["failed: ValueError: the cause"],
+        "test_raises": ["failed: KeyError: 'name'"],
+        "test_compares": ["failed: assert 1 == 2"],
+        "test_lacks": ["skipped: needs a thing"],
+        "test_passes": [],
+    }
 
 
 def test_the_interpreter_that_make_takes_is_supported() -> None:

@@ -15,7 +15,7 @@ from attn_plugins import files
 from attn_plugins.files import write_bytes, write_text, written
 
 
-def test_it_appears_when_it_is_complete(tmp_path):
+def test_it_appears_when_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     with written(path) as partial:
         partial.write_text("new")
@@ -23,7 +23,7 @@ def test_it_appears_when_it_is_complete(tmp_path):
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
 
 
-def test_the_mode_is_the_old_files_or_the_umasks(tmp_path):
+def test_the_mode_is_the_old_files_or_the_umasks(tmp_path: Path) -> None:
     path = tmp_path / "script.sh"
     before = os.umask(0o027)
     try:
@@ -37,7 +37,7 @@ def test_the_mode_is_the_old_files_or_the_umasks(tmp_path):
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
-def test_an_exception_leaves_everything_as_it_was(tmp_path, error):
+def test_an_exception_leaves_everything_as_it_was(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "result.json"
     path.write_text("old")
     with pytest.raises(type(error)), written(path) as partial:
@@ -46,7 +46,7 @@ def test_an_exception_leaves_everything_as_it_was(tmp_path, error):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_links_folders_and_pipes_are_refused(tmp_path):
+def test_links_folders_and_pipes_are_refused(tmp_path: Path) -> None:
     (outside := tmp_path / "outside").write_text("theirs")
     (tmp_path / "link").symlink_to(outside)
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
@@ -62,16 +62,16 @@ def test_links_folders_and_pipes_are_refused(tmp_path):
     assert outside.read_text() == "theirs" and sorted(path.name for path in tmp_path.iterdir()) == names
 
 
-def test_long_names(tmp_path):
+def test_long_names(tmp_path: Path) -> None:
     path = tmp_path / ("é" * 120)
     write_bytes(path, b"x")
     assert path.read_bytes() == b"x"
 
 
-def test_a_fault_at_any_call_leaves_the_old_file_or_the_new(tmp_path):
+def test_a_fault_at_any_call_leaves_the_old_file_or_the_new(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
 
-    def start():
+    def start() -> None:
         path.write_text("old")
 
     faults = 0
@@ -83,7 +83,7 @@ def test_a_fault_at_any_call_leaves_the_old_file_or_the_new(tmp_path):
     assert faults >= 10
 
 
-def test_a_full_disk(tmp_path):
+def test_a_full_disk(tmp_path: Path) -> None:
     """RLIMIT_FSIZE stands for it: writing fails in the middle of the file."""
     path = tmp_path / "result"
     path.write_bytes(b"old")
@@ -100,7 +100,9 @@ def test_a_full_disk(tmp_path):
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_only_what_the_dead_of_this_machine_have_left_is_removed(tmp_path, monkeypatch):
+def test_only_what_the_dead_of_this_machine_have_left_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     here = files._machine()
@@ -117,7 +119,7 @@ def test_only_what_the_dead_of_this_machine_have_left_is_removed(tmp_path, monke
     assert {path.name for path in tmp_path.iterdir()} == {*names[1:], ".a.partial", ".ab.partial"}
 
 
-def test_kill_minus_9(tmp_path):
+def test_kill_minus_9(tmp_path: Path) -> None:
     path = tmp_path / "result"
     code = (
         "import sys; from attn_plugins.files import write_bytes\n"
@@ -128,6 +130,7 @@ def test_kill_minus_9(tmp_path):
     root = str(Path(__file__).parents[1])
     for _ in range(3):
         child = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, cwd=root)
+        assert child.stdout is not None
         child.stdout.readline()
         while not path.exists():
             pass

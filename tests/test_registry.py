@@ -172,7 +172,7 @@ def test_a_decorated_class_has_parameters_per_layer(normalizers: None) -> None:
     torch.testing.assert_close(mha(q, q, q)[0], expected)
     assert dict(mha.named_parameters())["attn_plugins_normalizer.temperature"].shape == (3, 1, 1)
     mha(q, q, q)[0].sum().backward()
-    assert mha.attn_plugins_normalizer.temperature.grad is not None
+    assert mha.get_parameter("attn_plugins_normalizer.temperature").grad is not None
 
 
 @pytest.mark.parametrize("name", ["", "a+b", "a:b", "a,b", "a=b", "a b"])

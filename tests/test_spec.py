@@ -162,7 +162,8 @@ def test_typed_specs_take_numbers_of_numpy_and_nothing_a_string_cannot_say() -> 
     numpy = pytest.importorskip("numpy", reason="its numbers are asked about")
     assert str(Spec.of("entmax", alpha=numpy.float32(1.5))) == "entmax:alpha=1.5"
     assert str(Spec.of("registers", num=numpy.int64(4))) == "registers:num=4"
-    for value in (math.nan, None, [1], "a+b", "1.5", " x", ""):
+    values: list[Any] = [math.nan, None, [1], "a+b", "1.5", " x", ""]
+    for value in values:
         with pytest.raises(ValueError, match="nothing that a spec string can say"):
             Spec.of("entmax", alpha=value)
 

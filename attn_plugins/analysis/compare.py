@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..results import mcnemar
 from .images import Batch
-from .measure import Definition, Floats, Measured, mcnemar, paired
+from .measure import Definition, Floats, Measured, paired
 from .page import Section
 from .watch import Tokens, Watcher
 

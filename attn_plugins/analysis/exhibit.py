@@ -37,6 +37,7 @@ class Panel:
     drawing: Any = field(repr=False)
     wide: bool = False
     note: str = ""
+    _rendered: dict[str, bytes] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def forms(self) -> tuple[str, ...]:
@@ -45,6 +46,11 @@ class Panel:
 
     def render(self, form: str) -> bytes:
         """The panel as "png", "svg" or "webp"; the same drawing gives the same bytes."""
+        if form not in self._rendered:  # the page and the file beside it hold the same, and drawing takes long
+            self._rendered[form] = self._drawn(form)
+        return self._rendered[form]
+
+    def _drawn(self, form: str) -> bytes:
         out = io.BytesIO()
         if isinstance(self.drawing, np.ndarray):
             _picture(self.drawing).save(out, form, **({"quality": 75, "method": 6} if form == "webp" else {}))

@@ -193,25 +193,36 @@ def layers_exhibit(probes: Sequence[LayerProbe]) -> Exhibit:
             lines = [_line(own, key) for key in dict.fromkeys((p.checkpoint, p.method, p.cls) for p in own)]
             title = "VOC mIoU, %, with [CLS]" if cls else "VOC mIoU, %"
             panels += heat_panels("miou-cls" if cls else "miou", title, lines, scale=scale) if lines else []
+        panels += _spreads(shown)
     best = max(probes, key=lambda probe: probe.miou)
     methods = ", ".join(dict.fromkeys(probe.method for probe in probes))
     return Exhibit(
         "layers",
         "Dense quality by layer",
         "Linear probe on one layer's patch features, alone and with [CLS] concatenated to every patch (paper's Figure "
-        "2b); best validation mIoU of each probe. All panels have one scale.",
+        "2b); best validation mIoU of each probe. All panels of it have one scale. Bands and spreads: 95 % intervals "
+        "by bootstrap over images of the last evaluation, around the best; none for probes that kept no images.",
         f"mIoU by layer for {methods}; best {best.miou:.1f} in layer {best.layer}.",
         tuple(panels),
         [vars(probe) for probe in probes],
     )
 
 
+def _spreads(shown: Sequence[Series]) -> list[Panel]:
+    """How wide the intervals are, where any is known."""
+    wide = [Series(s.label, s.spec, s.epoch, s.high - s.low, s.low, s.high) for s in shown]
+    if not any(np.isfinite(one.value).any() for one in wide):
+        return []
+    return heat_panels("miou-spread", "VOC mIoU, %: width of the 95 % interval", wide, spread=False)
+
+
 def _line(probes: Sequence[LayerProbe], key: tuple[str, str, bool]) -> Series:
     """The line of one checkpoint, with or without [CLS]."""
     own = [p for p in probes if (p.checkpoint, p.method, p.cls) == key]
-    values = np.full(1 + max(probe.layer for probe in probes), np.nan)
+    values, low, high = np.full((3, 1 + max(probe.layer for probe in probes)), np.nan)
     for probe in own:
         values[probe.layer] = probe.miou
+        low[probe.layer], high[probe.layer] = probe.miou - probe.below, probe.miou + probe.above
     first = own[0]
     group = first.method + (" + [CLS]" if first.cls else "")
-    return Series(f"{first.method}, {first.line}", group, first.epoch, values, values, values)
+    return Series(f"{first.method}, {first.line}", group, first.epoch, values, low, high)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from ..results import find_results, read_result
+from ..results import IMAGES_FILE, find_results, interval, read_images, read_result
 from .subjects import epoch_of, short_name
 
 __all__ = ["LayerProbe", "collect_layers"]
@@ -24,6 +25,8 @@ class LayerProbe:
         layer: index of the block.
         cls: whether [CLS] was concatenated to every patch.
         miou: best validation mIoU, in percent.
+        below, above: how far the 95 % interval over images reaches from it, in percent; NaN where the run kept nothing
+            of single images. It is the last evaluation's, whose images are kept.
     """
 
     method: str
@@ -32,6 +35,13 @@ class LayerProbe:
     layer: int
     cls: bool
     miou: float
+    below: float = math.nan
+    above: float = math.nan
+
+    @property
+    def point(self) -> tuple[str, str, int, bool]:
+        """What it is a probe of."""
+        return self.method, self.checkpoint, self.layer, self.cls
 
     @property
     def line(self) -> str:
@@ -63,8 +73,10 @@ def collect_layers(work_dirs: Sequence[Path]) -> list[LayerProbe]:
         checkpoint = str(backbone.get("checkpoint") or backbone.get("arch"))
         epoch = epoch_of(Path(checkpoint))
         cls = backbone.get("cls_token") == "concat"
-        probe = LayerProbe(backbone["plugins"], checkpoint, epoch, backbone["layers"][0], cls, max(scores))
-        other = next((file for known, file in found.items() if replace(known, miou=probe.miou) == probe), None)
+        probe = LayerProbe(
+            backbone["plugins"], checkpoint, epoch, backbone["layers"][0], cls, max(scores), *_reach(file)
+        )
+        other = next((file for known, file in found.items() if known.point == probe.point), None)
         if other is not None:
             raise ValueError(
                 f"{other} and {file} are both of layer {probe.layer} of {checkpoint}: name the one to report"
@@ -73,3 +85,16 @@ def collect_layers(work_dirs: Sequence[Path]) -> list[LayerProbe]:
     if not found:
         raise ValueError(f"no finished VOC probe of a single layer below {', '.join(map(str, work_dirs))}")
     return sorted(found, key=lambda probe: (probe.method, probe.epoch or 0, probe.checkpoint, probe.cls, probe.layer))
+
+
+def _reach(result: Path) -> tuple[float, float]:
+    """How far the interval of the last evaluation reaches below and above it; NaN where no images were kept.
+
+    Raises:
+        ValueError: what was kept is damaged.
+    """
+    file = result.parent / IMAGES_FILE
+    if not file.is_file():
+        return math.nan, math.nan
+    value, low, high = interval(read_images(file)[1])
+    return value - low, high - value

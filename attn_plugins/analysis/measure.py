@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 from statistics import NormalDist
 from typing import Any
 
@@ -19,7 +18,6 @@ __all__ = [
     "Measured",
     "Score",
     "bootstrap",
-    "mcnemar",
     "paired",
     "percentiles",
     "resampled",
@@ -217,18 +215,6 @@ def paired(a: Floats, b: Floats) -> tuple[Floats, Floats, Floats, Floats]:
     below, above = ((1 + side.sum(0)) / (1 + len(drawn)) for side in (drawn <= 0, drawn >= 0))
     p = np.where(np.isfinite(low), np.minimum(1.0, 2 * np.minimum(below, above)), np.nan)
     return _mean(difference), low, high, p
-
-
-def mcnemar(only_a: int, only_b: int) -> float:
-    """Exact two-sided p of McNemar's test (1947): are images that one model alone gets right as many for each?
-
-    Args:
-        only_a: images that the first gets right and the second does not.
-        only_b: the reverse.
-    """
-    discordant = only_a + only_b
-    tail = sum(math.comb(discordant, k) for k in range(min(only_a, only_b) + 1))
-    return min(1.0, float(Fraction(2 * tail, 2**discordant)))
 
 
 def wilson(successes: int, trials: int, confidence: float = CONFIDENCE) -> tuple[float, float]:

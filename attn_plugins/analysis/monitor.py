@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -14,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..training import Observation, read_run
 from .exhibit import Exhibit, Panel
-from .panels import GREY, INK, SMALL, TITLE, dress
+from .panels import GREY, NORMAL, SMALL, dress, panel
 
 __all__ = ["monitor_exhibit", "run_exhibit"]
 
@@ -44,38 +45,6 @@ def monitor_exhibit(run: Sequence[Observation]) -> Exhibit:
     last = run[-1]
     names = [layer.layer for layer in last.layers]
     shown = [name for name in PANELS if name != "alpha" or all(layer.alpha is not None for layer in last.layers)]
-    figure = Figure(figsize=(11, 6.2), layout="constrained")
-    grid = figure.subplots(2, 3).flatten()
-    scale, colours = Normalize(0, max(len(names) - 1, 1)), matplotlib.colormaps["cividis"]
-    for axes, name in zip(grid, shown, strict=False):
-        title, factor, unit = PANELS[name]
-        for depth, layer_name in enumerate(names):
-            points = [
-                (one.step, factor * float(np.mean(getattr(layer, name))))
-                for one in run
-                for layer in one.layers
-                if layer.layer == layer_name and getattr(layer, name) is not None
-            ]
-            steps, values = zip(*points, strict=True)
-            marker = "o" if len(points) == 1 else None
-            axes.plot(steps, values, color=colours(scale(depth)), linewidth=1.4, marker=marker, markersize=4)
-        axes.set_title(title, fontsize=TITLE, loc="left", color=INK)
-        dress(axes, "step", unit)
-    heads = max(len(layer.zero_share) for layer in last.layers)
-    zeros = np.full((len(names), heads), np.nan)
-    for row, layer in enumerate(last.layers):
-        zeros[row, : len(layer.zero_share)] = [100 * share for share in layer.zero_share]
-    axes = grid[len(shown)]
-    image = axes.imshow(zeros, cmap="cividis", vmin=0, vmax=100, aspect="auto", origin="lower")
-    axes.set_title(f"Weights exactly 0, step {last.step}", fontsize=TITLE, loc="left", color=INK)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("head", fontsize=SMALL, color=GREY)
-    axes.set_ylabel("layer", fontsize=SMALL, color=GREY)
-    figure.colorbar(image, ax=axes, label="%")
-    for axes in grid[len(shown) + 1 :]:
-        axes.set_axis_off()
-    figure.colorbar(ScalarMappable(scale, colours), ax=list(grid[:3]), label="layer", shrink=0.9)
     rows = [
         {"step": one.step, "layer": layer.layer, "head": head, "keys": layer.keys}
         | {name: getattr(layer, name)[head] for name in shown if getattr(layer, name) is not None}
@@ -94,6 +63,60 @@ def monitor_exhibit(run: Sequence[Observation]) -> Exhibit:
         f"{last.spec}: each line is a layer, dark to light by depth, its mean over heads on a few queries of a few "
         f"images of the step. {last.layers[0].keys} keys a row in the first layer.",
         alt,
-        (Panel("", "", alt, figure, wide=True),),
+        (*(_over_steps(run, names, name) for name in shown), _heads(last)),
         rows,
     )
+
+
+def _over_steps(run: Sequence[Observation], names: Sequence[str], measure: str) -> Panel:
+    """One measure of every layer."""
+    title, factor, unit = PANELS[measure]
+    figure, axes = panel(title)
+    scale, colours = Normalize(0, max(len(names) - 1, 1)), matplotlib.colormaps["cividis"]
+    ends = []
+    for depth, name in enumerate(names):
+        points = [
+            (one.step, factor * float(np.mean(getattr(layer, measure))))
+            for one in run
+            for layer in one.layers
+            if layer.layer == name and getattr(layer, measure) is not None
+        ]
+        steps, values = zip(*points, strict=True)
+        marker = "o" if len(points) == 1 else None
+        axes.plot(steps, values, color=colours(scale(depth)), linewidth=1.4, marker=marker, markersize=4)
+        ends.append(values[-1])
+    dress(axes, "step", unit)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    _bar(figure, axes, ScalarMappable(scale, colours), "layer", len(names) - 1)
+    alt = (
+        f"Line chart of {title.lower()} of {len(names)} layers by step. At step {run[-1].step} from "
+        f"{min(ends):.3g} to {max(ends):.3g} {unit}".rstrip()
+    )
+    return Panel(measure, "", f"{alt}.", figure)
+
+
+def _heads(last: Observation) -> Panel:
+    """Exact zeros of every layer and head."""
+    heads, depth = max(len(layer.zero_share) for layer in last.layers), len(last.layers)
+    zeros = np.full((depth, heads), np.nan)
+    for row, layer in enumerate(last.layers):
+        zeros[row, : len(layer.zero_share)] = [100 * share for share in layer.zero_share]
+    figure, axes = panel(f"Weights exactly 0, %, step {last.step}", 1.1 + max(1.8, min(0.15 * depth, 6.0)))
+    image = axes.imshow(zeros, cmap="cividis", vmin=0, vmax=100, aspect="auto", origin="lower")
+    dress(axes, "head", "layer")
+    axes.grid(visible=False)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(12, integer=True))
+    _bar(figure, axes, image, "%", 100)
+    ends = f"{np.nanmin(zeros):.0f} to {np.nanmax(zeros):.0f} %"
+    alt = f"Heat map of exact zeros by layer and head at step {last.step}: {ends}."
+    return Panel("zero_share-heads", "", alt, figure)
+
+
+def _bar(figure: Figure, axes: Any, colours: ScalarMappable, label: str, most: int) -> None:
+    """What the colours mean."""
+    ticks = MaxNLocator(min(max(most, 1), 6), integer=True)
+    bar = figure.colorbar(colours, ax=axes, fraction=0.05, pad=0.02, ticks=ticks)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=SMALL, length=0, labelcolor=GREY)
+    bar.set_label(label, fontsize=NORMAL, color=GREY)

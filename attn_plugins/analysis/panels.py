@@ -228,6 +228,7 @@ def heat_panels(
     foot: tuple[str, Sequence[float]] | None = None,
     spread: bool = True,
     note: str = "",
+    time: str = "epoch",
 ) -> list[Panel]:
     """Heat maps, layers from the bottom up: a panel a time series, columns its epochs, and one of the other models.
 
@@ -239,27 +240,28 @@ def heat_panels(
         foot: name and values, one a model, of a row below layer 0.
         spread: write the interval into the cells too, where there is room.
         note: of the panels.
+        time: what the numbers of a time series count.
     """
-    groups = _groups(series)
+    groups = _groups(series, time)
     values = np.concatenate([one.value for one in series])
     low, high = scale or (float(np.nanmin(values)), float(np.nanmax(values)))
     found = []
     for number, (what, members) in enumerate(groups):
         own = f"{name}-{number + 1}" if len(groups) > 1 else name
         below = None if foot is None else (foot[0], [foot[1][series.index(one)] for one in members])
-        figure = _heat(f"{title}: {what}" if what else title, members, (low, high), below, spread)
+        figure = _heat(f"{title}: {what}" if what else title, members, (low, high), below, spread, time)
         ends = "; ".join(f"{one.label}: {_last(one.value):.3g} in the last layer" for one in members)
         found.append(Panel(own, "", f"Heat map of {title} by layer and model. {ends}.", figure, note=note))
     return found
 
 
-def _groups(series: Sequence[Series]) -> list[tuple[str, list[Series]]]:
+def _groups(series: Sequence[Series], time: str) -> list[tuple[str, list[Series]]]:
     """Time series by their spec, each in the order of its epochs; all others together."""
     specs = dict.fromkeys(one.spec for one in series)
     of = {spec: [one for one in series if one.spec == spec and one.epoch is not None] for spec in specs}
     timed = {spec: sorted(some, key=lambda one: one.epoch or 0) for spec, some in of.items() if len(some) > 2}
     others = [one for one in series if not any(one in some for some in timed.values())]
-    groups = [(f"{spec}, by epoch", some) for spec, some in timed.items()]
+    groups = [(f"{spec}, by {time}" if spec else "", some) for spec, some in timed.items()]
     return [*groups, *([("" if not groups else "others", others)] if others else [])]
 
 
@@ -269,6 +271,7 @@ def _heat(
     scale: tuple[float, float],
     foot: tuple[str, Sequence[float]] | None,
     spread: bool,
+    time: str,
 ) -> Figure:
     depth, columns = max(len(one.value) for one in series), len(series)
     extra = 0 if foot is None else 1
@@ -290,7 +293,7 @@ def _heat(
     )
     thin = max(1, math.ceil(columns / 16)) if timed else 1
     axes.set_xticks(range(0, columns, thin), names[::thin], rotation=90 if upright else 0)
-    axes.set_xlabel("epoch" if timed else "", fontsize=NORMAL, color=GREY)
+    axes.set_xlabel(time if timed else "", fontsize=NORMAL, color=GREY)
     axes.set_ylabel("layer", fontsize=NORMAL, color=GREY)
     axes.tick_params(length=0, labelsize=SMALL, labelcolor=GREY)
     if extra:
@@ -312,8 +315,8 @@ def _numbers(axes: Any, values: Floats, series: Sequence[Series], extra: int, sh
         if not np.isfinite(value):
             continue
         said = f"{value:.{digits}f}"
-        if intervals and row >= extra:
-            one = series[column]
+        one = series[column]
+        if intervals and row >= extra and np.isfinite(one.high[row - extra]):
             said += f" ({one.low[row - extra]:.{digits}f}–{one.high[row - extra]:.{digits}f})"
         ground = shown.cmap(shown.norm(value))[:3]
         ink = max(("#ffffff", "#000000"), key=lambda colour: contrast(matplotlib.colors.to_rgb(colour), ground))

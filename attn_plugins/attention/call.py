@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..functional import Normalizer, bind
 from ..functional.plain import sizes
@@ -86,7 +86,21 @@ def resolve_normalizer(normalizer: NormalizerLike) -> Callable[..., Tensor]:
         return _BOUND[normalizer]
     if not callable(normalizer):
         raise ValueError(f"normalizer is a name or a callable (scores, dim=-1) -> weights, not {normalizer!r}")
-    return normalizer
+    return _inside(normalizer)
+
+
+def _inside(normalizer: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """What peft's ``modules_to_save`` has put a wrapper around: the copy that is trained, or the original.
+
+    The wrapper has that one's attributes but not its class, by which kernels know what a normalizer computes.
+    """
+    copies = normalizer._modules.get("modules_to_save") if isinstance(normalizer, nn.Module) else None
+    if not isinstance(copies, nn.ModuleDict):
+        return normalizer
+    wrapper: Any = normalizer
+    active = () if wrapper.disable_adapters else wrapper.active_adapters[:1]
+    chosen: list[Callable[..., Tensor]] = [copies[name] for name in active if name in copies]
+    return (chosen or [wrapper.original_module])[0]
 
 
 def split_mask(attn_mask: Any, query: Tensor, key: Tensor) -> tuple[Tensor | None, tuple[int, ...] | None]:

@@ -9,6 +9,7 @@ from .digest import backbone_digest
 from .errors import CheckpointError
 from .huggingface import from_pretrained
 from .identity import CheckpointInfo, identify, recorded_spec, spec_inside
+from .keeping import Keeping, parent_of
 from .layout import Shape
 from .loading import load_backbone, load_backbone_state
 from .reading import allowed_globals, read
@@ -20,6 +21,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointInfo",
     "Choice",
+    "Keeping",
     "Shape",
     "agree",
     "allowed_globals",
@@ -30,6 +32,7 @@ __all__ = [
     "identify",
     "load_backbone",
     "load_backbone_state",
+    "parent_of",
     "read",
     "recorded_spec",
     "reference",

@@ -103,6 +103,10 @@ def chosen_plugins(
     return choose(said, plugins, learned, str(checkpoint), other_spec=other_spec), said.spec
 
 
+# Arguments of constructors that decide nothing in eval mode.
+_OF_TRAINING = ("drop_path_rate",)
+
+
 @dataclass
 class _Built:
     """A model and how it was built."""
@@ -120,6 +124,7 @@ class _Built:
         # What will run, layer by layer.
         normalizers = {line.path: line.spec for line in describe(self.model) if not line.note}
         layers = normalizers if len(set(normalizers.values())) > 1 else None
+        arguments = {key: value for key, value in self.arguments.items() if key not in _OF_TRAINING}
         return self.model, {
             "arch": self.arch,
             "plugins": choice.spec,
@@ -128,7 +133,7 @@ class _Built:
             "plugin_layers": layers,
             "checkpoint": str(checkpoint) if checkpoint else None,
             "sha256": sha256_of(Path(checkpoint)) if checkpoint else None,
-            "digest": backbone_digest(self.model, {"arch": name, **self.arguments}, choice.spec, layers),
+            "digest": backbone_digest(self.model, {"arch": name, **arguments}, choice.spec, layers),
         }
 
 

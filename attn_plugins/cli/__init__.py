@@ -12,7 +12,7 @@ from .. import __version__
 from ..errors import PluginImportError
 from ..plugin_modules import ImportPlugins, import_plugin_modules
 
-__all__ = ["main"]
+__all__ = ["main", "parser_of"]
 
 # Each subcommand, and the extras of the package that have what it imports beyond torch.
 COMMANDS = {
@@ -22,8 +22,12 @@ COMMANDS = {
     "inspect": "probes",
     "verify": "probes",
     "calibrate": "probes,analysis",
+    "adapt": "probes,analysis",
     "probe": "probes",
     "predict": "probes",
+    "sweep": "probes",
+    "watch": "probes,analysis",
+    "export": "probes,export",
     "table": None,
     "data": "probes",
     "analyze": "probes,analysis",
@@ -44,17 +48,21 @@ class _Parser(argparse.ArgumentParser):
         ImportPlugins.add_to(self)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; the status is 0, 1 (it found problems) or 2 (bad usage or input)."""
-    arguments = [*(sys.argv[1:] if argv is None else argv)]  # the command `list` has that name here
+def parser_of(commands: Sequence[str]) -> argparse.ArgumentParser:
+    """The program's parser, which knows these subcommands."""
     parser = _Parser(prog="attn-plugins", description="Attention plugins for Vision Transformers.")
     parser.add_argument("--version", action="version", version=f"attn-plugins {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    # Only the command that is asked for is imported, so that `list` does not wait for mmseg.
-    wanted = [arguments[0]] if arguments and arguments[0] in COMMANDS else COMMANDS
-    for name in wanted:
+    for name in commands:
         importlib.import_module(f"{__name__}.{name}").add_parser(subparsers)
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; the status is 0, 1 (it found problems) or 2 (bad usage or input)."""
+    arguments = [*(sys.argv[1:] if argv is None else argv)]  # the command `list` has that name here
+    # Only the command that is asked for is imported, so that `list` does not wait for mmseg.
+    args = parser_of([arguments[0]] if arguments and arguments[0] in COMMANDS else [*COMMANDS]).parse_args(arguments)
     try:
         import_plugin_modules()
         return int(args.func(args))

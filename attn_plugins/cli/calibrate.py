@@ -17,12 +17,12 @@ def add_parser(subparsers: Any) -> None:
         "head on a few dozen images, so that the head's output is nearest to softmax's, and measures what is left of "
         "the features on others. Nothing is trained.",
     )
-    parser.add_argument("checkpoint", help="a file or folder, as `attn-plugins inspect` reads")
+    parser.add_argument("checkpoint", type=Path, help="a file or folder, as `attn-plugins inspect` reads")
     parser.add_argument("--data", type=Path, required=True, help="image folder, or root of VOC, ImageNet, ADE20K, ...")
     parser.add_argument("--split", default="val", help="of the data set (default: %(default)s)")
     parser.add_argument("--plugins", default="entmax15", help="spec to calibrate for (default: %(default)s)")
     parser.add_argument("--sparsity", type=float, help="share of weights that shall be zero (default: as it comes)")
-    parser.add_argument("--out", type=Path, help="checkpoint to write: the weights, their spec and the factors")
+    parser.add_argument("--out", type=Path, help="checkpoint to write, in the format of the one given")
     parser.add_argument("--scales-out", type=Path, help="factors alone, as JSON, for patch(model, spec, scales=FILE)")
     parser.add_argument("--figure", type=Path, help="draw the trade-off of zeros and likeness (.png, .svg, .pdf)")
     parser.add_argument("--images", type=int, default=24, help="half to fit on, half to measure on (default: 24)")
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ..adapt.calibrate import calibrate
     from ..analysis.images import find_images
-    from ..checkpoints import build, identify, save
+    from ..checkpoints import Keeping, build
     from ..files import require_plain
     from ..progress import printed_progress
 
@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if args.images < 2 or len(images) < 2:
         raise ValueError(f"{len(images)} images, of which half are measured on: give --images 2 or more, and as many")
     model, told = build(args.arch, args.checkpoint, "softmax", args.repo)
+    keeping = None if args.out is None else Keeping.of(args.out, model, args.checkpoint, told)
     batches = [torch.cat([batch.pixels for batch in images.batches(size)]) for size in args.sizes]
     found = calibrate(
         model,
@@ -69,12 +70,8 @@ def run(args: argparse.Namespace) -> int:
     print(found)
     if args.scales_out is not None:
         found.scales.write(args.scales_out)
-    if args.out is not None:
-        # Of timm's models alone the tensors do not tell how they are built.
-        named = told["arch"] if told["arch"].startswith("timm/") else None
-        options = dict(identify(args.checkpoint).arch_options) if named else None
-        parent = {"checkpoint": str(args.checkpoint), "sha256": told["sha256"]}
-        save(args.out, model, arch=named, arch_options=options, parent=parent)
+    if keeping is not None:
+        keeping.write(model)
     if args.figure is not None:
         from ..adapt.figure import draw
 

@@ -27,13 +27,17 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..checkpoints import identify
+    from ..checkpoints import identify, parent_of
 
     info = identify(args.file, args.key)
     rows = _rows(info)
     alphas = _annealed(args.file, args.key, info)
     if alphas:
         rows["alpha"] = alphas
+    parent = parent_of(args.file)
+    if parent is not None:
+        digests = f"sha256 {parent.get('sha256')}, backbone {parent.get('digest')}"
+        rows["made from"] = f"{parent.get('checkpoint')} ({digests})"
     for name, value in rows.items():
         print(f"{name:13} {value}")
     if args.keys:

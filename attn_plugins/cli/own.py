@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .probe import QUICK, common_options, launch_options, work_dir_of
-from .sweep import is_sweep, run_sweep
+from .heads import is_sweep, require_sweepable, run_sweep
+from .probe import QUICK, check_kind, common_options, finetune, launch_options, work_dir_of
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     # The shipped probe that it is, its config, its data, how many images are trained on, what was found in the files.
     _Told = tuple[str, Config, FolderData, int, Found]
 
-__all__ = ["run_folder"]
+__all__ = ["data_name", "run_folder"]
 
 _SHOWN = 12
 
@@ -39,9 +39,12 @@ def run_folder(args: argparse.Namespace) -> int:
         raise ValueError("--masks and --depth are two probes: run one after the other")
     if args.test:
         raise ValueError("--test is for data sets with a config; predict with `attn-plugins predict`")
+    check_kind(args)
     is_sweep(args)  # refuses one that it cannot be, before the pictures are read
     config, about = _config(args)
-    kind = "fast" if args.fast else "linear"
+    if is_sweep(args):
+        require_sweepable(config)
+    kind = "fast" if args.fast else "finetuned" if args.finetune else "linear"
     name = config.probe.partition(":")[2]
     work_dir = args.work_dir or work_dir_of(f"{name}_{kind}", args.checkpoint)
     for path in filter(None, (args.config_out, work_dir / "config.py")):
@@ -70,6 +73,8 @@ def _config(args: argparse.Namespace) -> tuple[Config, str]:
         base, config, data, train, found = _depth(args)
     else:
         base, config, data, train, found = _classes(args)
+    if args.finetune:
+        finetune(config, args)
     batch = config.train_cfg.total_batch_size
     steps = args.iterations or (QUICK if args.quick else default_iterations(train, batch, config.train_cfg.max_iters))
     set_iterations(config, base, steps, validations=1 if args.quick else 5)
@@ -81,14 +86,29 @@ def _config(args: argparse.Namespace) -> tuple[Config, str]:
     options["model.backbone.checkpoint"] = str(Path(args.checkpoint).absolute())
     config.merge_from_dict(parsed_options(options))
     if args.fast:
-        shortest = args.size or min(512, statistics.median_low([min(size) for size in found.sizes.elements()]))
-        print(f"fast: shortest sides resized to {shortest} pixels; features in {args.store}")
-        make_fast(config, views=args.views, scale=(4 * shortest, shortest), store=str(args.store.absolute()))
+        make_fast(config, views=args.views, scale=_fast_scale(args, found), store=str(args.store.absolute()))
+    kind = "The backbone fine-tuned" if args.finetune else "A linear probe"
     about = (
-        f"A linear probe on {data.images}, as `attn-plugins probe folder` wrote it.\n"
+        f"{kind} on {data.images}, as `attn-plugins probe folder` wrote it.\n"
         "Run it: mim train mmseg THIS_FILE --work-dir WORK_DIR"
     )
     return config, about
+
+
+def _fast_scale(args: argparse.Namespace, found: Found) -> tuple[int, int] | None:
+    """What images of segmentation are resized to; None of the others, which the fast probe takes as they are.
+
+    Raises:
+        ValueError: `--size` for one of those.
+    """
+    if args.masks is None:
+        if args.size is not None:
+            raise ValueError("--size is no option of the fast probe of depth and classes: leave it out")
+        print(f"fast: {'images at their own size' if args.depth else 'centre crops'}; features in {args.store}")
+        return None
+    shortest = args.size or min(512, statistics.median_low([min(size) for size in found.sizes.elements()]))
+    print(f"fast: shortest sides resized to {shortest} pixels; features in {args.store}")
+    return 4 * shortest, shortest
 
 
 def _masks(args: argparse.Namespace) -> _Told:
@@ -187,12 +207,12 @@ def _parted(args: argparse.Namespace, names: Sequence[str], found: Found) -> tup
     print(f"train: {len(train)} images ({how_train}); validation: {len(val)} ({how_val})")
     sizes = ", ".join(f"{h}x{w}" for (h, w), _ in found.sizes.most_common(3))
     print(f"sizes: {sizes}{' and others' if len(found.sizes) > 3 else ''}")
-    name = args.name or _name(args.images)
+    name = args.name or data_name(args.images)
     data = FolderData(name, args.images, args.masks or args.depth, args.val_share, lists, tuple(found.bad))
     return data, len(train)
 
 
-def _name(images: Path) -> str:
+def data_name(images: Path) -> str:
     """The folder's name; of `camvid/images`, its parent's."""
     folder = images.absolute()
     while folder.name.lower() in ("images", "imgs", "image", "img", "jpegimages", "rgb") and folder.parent.name:

@@ -37,10 +37,9 @@ def run(args: argparse.Namespace) -> int:
     if not args.images and not args.bundle:
         raise ValueError("give images, folders, or - for a list on stdin; or --bundle FILE")
     predictor = load(args.probe, args.checkpoint, args.device)
-    print(
-        f"{predictor.record.task}, {predictor.record.name}, spec {predictor.record.backbone['plugins']}",
-        file=sys.stderr,
-    )
+    record = predictor.record
+    tuned = ", fine-tuned" if record.tuned else ""
+    print(f"{record.task}, {record.name}, spec {record.backbone['plugins']}{tuned}", file=sys.stderr)
     if args.bundle:
         from ..probes.bundle import write_bundle
 

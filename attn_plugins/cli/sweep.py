@@ -1,91 +1,167 @@
-"""Heads of the fast probe beside each other, over learning rates and layers: the backbone runs once for all of them."""
+"""``attn-plugins sweep PROBE --checkpoints F G --specs A B``: a probe of each backbone under each spec, one table."""
 
 from __future__ import annotations
 
 import argparse
-import copy
-import itertools
 import os
+import re
+import shlex
 import subprocess
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from mmengine.config import Config
+from ..plugin_modules import imported_names
+from .probe import add_options, name_of
 
-__all__ = ["add_sweep_options", "is_sweep", "run_sweep"]
+__all__ = ["add_parser", "run"]
 
-Head = tuple[tuple[int, ...] | None, float | None]
-"""(layers, learning rate); None for the config's."""
+COMMAND = "sweep.txt"
+"""In the folder of a run: the command that it was started by."""
+_OWN = ("checkpoints", "specs", "work_dir", "prints")
+_NOT_THE_RESULT = ("gpus", "workers", "store")
 
 
-def add_sweep_options(group: argparse._ArgumentGroup) -> None:
-    """`--learning-rates` and `--layers`."""
-    group.add_argument(
-        "--learning-rates", type=float, nargs="+", metavar="R", help="a head for each, one backbone pass"
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "sweep",
+        help="one probe of several checkpoints under several specs, and their table; resumable",
+        description="One probe of every checkpoint under every spec, one after another, and a table of all. What is "
+        "finished is not run again. With --print, the commands that are left, one a line, for a job array.",
     )
-    group.add_argument(
-        "--layers", type=int, nargs="+", metavar="L", help="a head for each block, and one for all of them"
-    )
+    own = parser.add_argument_group("what is swept over")
+    own.add_argument("--checkpoints", nargs="+", required=True, metavar="FILE", help="backbones")
+    own.add_argument("--specs", nargs="+", default=["auto"], metavar="SPEC", help="default: what each checkpoint tells")
+    own.add_argument("--work-dir", type=Path, help="each run has a folder in it (default: work_dirs/PROBE)")
+    own.add_argument("--print", dest="prints", action="store_true", help="print the commands that are left; run none")
+    add_options(parser)
+    parser.set_defaults(func=partial(run, parser))
 
 
-def is_sweep(args: argparse.Namespace) -> bool:
-    """Whether several heads are asked for.
+@dataclass(frozen=True)
+class _Run:
+    """One probe: its folder, the words after ``attn-plugins``, and those of them that decide its result."""
+
+    folder: Path
+    words: tuple[str, ...]
+    identity: str
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has come to its last iteration.
+
+        Raises:
+            ValueError: another command has left its run there, or its result is damaged.
+        """
+        from ..results import FILE_NAME, read_result
+
+        if not (self.folder / FILE_NAME).exists():
+            return False
+        before = self.folder / COMMAND
+        if before.exists() and before.read_text() != self.identity:
+            raise ValueError(
+                f"{self.folder} holds a run of another command:\n  {before.read_text().strip()}\nwhere this is\n"
+                f"  {self.identity.strip()}\nGive another --work-dir, or remove that folder"
+            )
+        result = read_result(self.folder / FILE_NAME)
+        done = result.evaluations_of("val")
+        return bool(done) and done[-1].iteration >= result.max_iters
+
+
+def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    """Run what is left and print the table; the status is 1 where a run failed."""
+    runs = _planned(args, _words(parser, args, _OWN), _words(parser, args, (*_OWN, *_NOT_THE_RESULT)))
+    left = [one for one in runs if not one.finished]
+    if args.prints:
+        print("".join(f"{shlex.join(['attn-plugins', *one.words])}\n" for one in left), end="")
+        return 0
+    failed = []
+    for number, one in enumerate(left, 1):
+        print(f"{len(runs) - len(left) + number} of {len(runs)}: {one.folder}", flush=True)
+        if not _start(one):
+            failed.append(one)
+            print(f"failed, the others go on: {shlex.join(['attn-plugins', *one.words])}", file=sys.stderr)
+    print(_table([one.folder for one in runs if one not in failed]), end="")
+    return int(bool(failed))
+
+
+def _start(one: _Run) -> bool:
+    from ..files import write_text
+
+    one.folder.mkdir(parents=True, exist_ok=True)
+    write_text(one.folder / COMMAND, one.identity)
+    command = [sys.executable, "-m", "attn_plugins", *one.words]
+    return subprocess.run(command, env=os.environ, check=False).returncode == 0
+
+
+def _table(folders: Sequence[Path]) -> str:
+    from ..results import collect, render
+
+    return render(collect(folders), "markdown", paper=False) if folders else ""
+
+
+def _words(parser: argparse.ArgumentParser, args: argparse.Namespace, without: Sequence[str]) -> list[str]:
+    """The options that were given, but for some, as words of a command; `--import` among them."""
+    words = [word for name in imported_names() for word in ("--import", name)]
+    for action in parser._actions:
+        value = getattr(args, action.dest, action.default)
+        if action.option_strings and action.dest not in without and value != action.default:
+            words.append(action.option_strings[-1])
+            if action.nargs != 0:
+                words += map(str, value if isinstance(value, list) else [value])
+    return words
+
+
+def _planned(args: argparse.Namespace, options: Sequence[str], decisive: Sequence[str]) -> list[_Run]:
+    """Every run, in order.
+
+    Args:
+        args: of the command.
+        options: for each probe.
+        decisive: those of them that its result depends on.
 
     Raises:
-        ValueError: they are, and not of the fast probe.
+        FileNotFoundError: a checkpoint is not there.
+        CheckpointError, UnknownPluginError: one cannot be read, or a spec is none, or contradicts what a file records.
+        ValueError: two runs would have one folder.
     """
-    asked = bool(args.learning_rates or args.layers)
-    if asked and not args.fast:
-        raise ValueError(
-            "--learning-rates and --layers sweep the fast probe: add --fast, or give optim_wrapper.optimizer.lr=R and "
-            "model.backbone.out_indices=[L] as --cfg-options of a single run"
-        )
-    return asked
+    from ..checkpoints import chosen_plugins
+
+    missing = [name for name in args.checkpoints if not Path(name).exists()]
+    if missing:
+        raise FileNotFoundError(f"{', '.join(missing)}: no such checkpoint")
+    root = args.work_dir or Path("work_dirs") / _probe_name(args)
+    runs: dict[Path, _Run] = {}
+    for checkpoint in dict.fromkeys(args.checkpoints):
+        for spec in dict.fromkeys(args.specs):
+            chosen, _ = chosen_plugins(checkpoint, spec)
+            folder = root / f"{name_of(Path(checkpoint))}-{_slug(chosen.spec)}"
+            which = ["--checkpoint", checkpoint, *([] if spec == "auto" else ["--plugins", chosen.spec])]
+            if folder in runs:
+                raise ValueError(
+                    f"{checkpoint} under {spec!r} would be in {folder}, as another of --checkpoints and --specs is: "
+                    "name each once"
+                )
+            runs[folder] = _Run(
+                folder,
+                ("probe", args.probe, *options, *which, "--work-dir", str(folder), "--resume"),
+                shlex.join(["probe", args.probe, *decisive, *which]) + "\n",
+            )
+    return list(runs.values())
 
 
-def heads(layers: Sequence[int] | None, rates: Sequence[float] | None) -> list[Head]:
-    """What is trained: first all layers together, whose features are then there for each of them."""
-    chosen: list[tuple[int, ...] | None] = [None]
-    if layers:
-        every = tuple(dict.fromkeys(layers))
-        chosen = [every, *((layer,) for layer in every)] if len(every) > 1 else [every]
-    asked: list[float | None] = list(rates) if rates else [None]
-    return list(itertools.product(chosen, asked))
+def _probe_name(args: argparse.Namespace) -> str:
+    from .own import data_name
+
+    if args.probe == "folder" and args.images is None:
+        raise ValueError("--images is missing: a folder of pictures, beside --masks or --depth, or of class folders")
+    name = (args.name or data_name(args.images)) if args.probe == "folder" else Path(args.probe).stem
+    return f"{name}_{'fast' if args.fast else 'linear'}"
 
 
-def run_sweep(config: Config, args: argparse.Namespace, work_dir: Path) -> int:
-    """Train every head in a folder of its own below `work_dir`; print them, the best last."""
-    from ..probes.run.command import mim_command
-    from ..probes.run.folder import write_config
-    from ..results import FILE_NAME, main_metric, read_result
-    from ..text import columns
-    from .probe import launch_options
-
-    rows: list[tuple[float, list[str]]] = []
-    for layers, rate in heads(args.layers, args.learning_rates):
-        own, name = copy.deepcopy(config), []
-        if layers is not None:
-            own.model.backbone.out_indices = list(layers)
-            name.append("layers_" + "_".join(map(str, layers)))
-        if rate is not None:
-            own.optim_wrapper.optimizer.lr = rate
-            name.append(f"lr_{rate:g}")
-        folder = work_dir / "-".join(name)
-        written = write_config(own, folder / "config.py", f"One head of a sweep of the fast probe: {', '.join(name)}.")
-        command = mim_command("train", str(written), {}, *launch_options(args), work_dir=folder)
-        status = subprocess.run(command, env=os.environ, check=False).returncode
-        if status:
-            return status
-        last = read_result(folder / FILE_NAME).evaluations_of("val")[-1].metrics
-        metric, higher = main_metric(last)
-        value = last[metric]
-        told = " + ".join(map(str, layers)) if layers else "config's"
-        rows.append(
-            (value if higher else -value, [told, f"{rate:g}" if rate else "config's", f"{value:.2f}", str(folder)])
-        )
-    ordered = [row for _, row in sorted(rows, key=lambda row: row[0])]
-    print("\n".join(columns([["layers", "learning rate", metric, "work dir"], *ordered])))
-    print("The best is chosen on the images that it is measured on: on other images it will be a little worse.")
-    return 0
+def _slug(spec: str) -> str:
+    """A spec as a part of a folder's name."""
+    return re.sub(r"[^\w.=@-]+", "_", spec)

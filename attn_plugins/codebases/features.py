@@ -42,7 +42,7 @@ def center_pad(images: Tensor, multiple: int) -> Tensor:
     for size in (images.shape[-1], images.shape[-2]):
         extra = -size % multiple
         pads += [extra // 2, extra - extra // 2]
-    return nn.functional.pad(images, pads) if any(pads) else images
+    return nn.functional.pad(images, pads)
 
 
 class ViTFeatures:
@@ -94,6 +94,12 @@ class ViTFeatures:
     @property
     def depth(self) -> int:
         return len(self.blocks)
+
+    @property
+    def final_norms(self) -> list[nn.Module]:
+        """The norms above the blocks: one, or [CLS]'s own beside it."""
+        _, cls_norm = _first(self.model, (self._places.cls_norm,))
+        return [self.norm, *([cls_norm] if isinstance(cls_norm, nn.Module) else [])]
 
     def stop_after(self, layer: int) -> None:
         """Drop the blocks behind `layer`, whose features nobody asks for (they stay where blocks are chunked)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -53,11 +54,16 @@ class ViT:
         """The first of ``names`` that ``block`` has.
 
         Raises:
-            UnsupportedModelError: it has none of them.
+            UnsupportedModelError: it has none of them, or one that peft has wrapped.
         """
         for name in names:
             found = getattr(block, name, None)
             if isinstance(found, nn.Module):
+                if isinstance(found._modules.get("base_layer"), nn.Module):
+                    raise UnsupportedModelError(
+                        f"{name} of {type(block).__qualname__} is wrapped by an adapter ({type(found).__qualname__}), "
+                        "which undoes what a token mechanism does to it: patch first, then add adapters (LoRA)"
+                    )
                 return found
         parts = ", ".join(name for name, _ in block.named_children())
         raise UnsupportedModelError(
@@ -107,7 +113,7 @@ def find_vits(model: nn.Module) -> list[ViT]:
     known = [(codebase, parts) for codebase in reversed(CODEBASES.values()) for parts in codebase.vits]
     found = []
     for module in model.modules():
-        marked = (pair for pair in known if all(hasattr(module, mark) for mark in pair[1].marks))
+        marked = (pair for pair in known if all(_has(module, mark) for mark in pair[1].marks))
         found += [_dissect(module, *pair) for pair in list(marked)[:1]]
     if not found:
         raise UnsupportedModelError(
@@ -115,6 +121,12 @@ def find_vits(model: nn.Module) -> list[ViT]:
             "from 0.6 and transformers ViTs): use a normalizer alone, or pass the ViT itself"
         )
     return found
+
+
+def _has(module: nn.Module, name: str) -> bool:
+    """Whether it is the module's own: wrappers (peft's, torch.compile's) answer with what the model inside has."""
+    held = (*vars(module), *module._parameters, *module._buffers, *module._modules)
+    return name in held or inspect.getattr_static(type(module), name, None) is not None
 
 
 def _dissect(root: Any, codebase: Codebase, known: Parts) -> ViT:

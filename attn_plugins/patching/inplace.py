@@ -34,8 +34,8 @@ logger = logging.getLogger("attn_plugins")
 
 M = TypeVar("M", bound=nn.Module)
 
-WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DataParallel", "OptimizedModule"}
-SHARDING = WRAPPERS - {"DataParallel", "OptimizedModule"}
+COLLECTING = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "PeftModel"}
+WRAPPERS = {*COLLECTING, "DataParallel", "OptimizedModule", "BaseTuner"}  # the last is in every PeftModel
 
 
 def patch(
@@ -80,8 +80,8 @@ def patch(
         UnknownPluginError: the spec has a name that is not registered.
         UnsupportedModelError: the model has no attention that can be patched, or an option of it is not supported.
         ValueError: a bad spec, a callable that returns no weights, a parameter out of range, layers that do not
-            exist, scales of another normalizer or backbone, or learnable parameters for a model that DDP or FSDP holds
-            already.
+            exist, scales of another normalizer or backbone, or learnable parameters for a model that DDP, FSDP or peft
+            holds already.
 
     Warns:
         UserWarning: some attention of the model is not reached by any adapter; the warning names it.
@@ -109,7 +109,7 @@ def patch(
     plan = plan_mechanisms(model, parsed.mechanisms)
     added = [n for n, site in zip(normalizers, chosen, strict=True) if n is not getattr(site.module, NORMALIZER, None)]
     if plan.adds_parameters or any(isinstance(normalizer, nn.Module) for normalizer in added):
-        _check_not_sharded(model, parsed)
+        _check_not_collected(model, parsed)
 
     with swap.all_or_nothing(model):
         for site in freed:
@@ -268,19 +268,20 @@ def _check_nested(chosen: list[Site], found: Survey, freed: list[Site]) -> None:
                 )
 
 
-def _check_not_sharded(model: nn.Module, spec: Spec) -> None:
+def _check_not_collected(model: nn.Module, spec: Spec) -> None:
     for path, module in model.named_modules():
-        if SHARDING & {cls.__name__ for cls in type(module).__mro__}:
+        if COLLECTING & {cls.__name__ for cls in type(module).__mro__}:
             raise ValueError(
                 f"{str(spec)!r} adds parameters and {path or 'the model'} is a {type(module).__name__} already, which "
-                "would not synchronize them; patch first, then wrap"
+                "would neither synchronize nor save them; patch first, then wrap"
             )
 
 
 def _innermost(model: nn.Module) -> nn.Module:
     """The model inside wrappers that hold nothing but it."""
     while WRAPPERS & {cls.__name__ for cls in type(model).__mro__}:
-        inner = model._modules.get("module", model._modules.get("_orig_mod"))
+        inside = (model._modules.get(name) for name in ("module", "_orig_mod", "base_model", "model"))
+        inner = next((module for module in inside if module is not None), None)
         if inner is None:
             break
         model = inner

@@ -125,13 +125,26 @@ def spec_of(model: nn.Module) -> str | None:
     """The canonical spec that ``model``, or the model inside it, is patched with; None if it is not patched.
 
     Raises:
-        ValueError: a layer was patched and is not any more.
+        ValueError: a layer was patched and is not any more; or it is a part of what was patched, in several ways.
     """
     gone = lost(model)
     if gone:
         raise ValueError(f"{_lost_message(gone)}; patch again, or unpatch")
     stamps = (getattr(module, STAMP, None) for module in model.modules())
-    return next((record["spec"] for record in stamps if record), None)
+    told = next((record["spec"] for record in stamps if record), None)
+    return told if told is not None else _spec_of_layers(model)
+
+
+def _spec_of_layers(model: nn.Module) -> str | None:
+    """What the layers say, of a model whose patch was that of something around it (a LightningModule)."""
+    held = (vars(module) for module in model.modules())
+    said = {own.get(WHOLE, own[SPEC]) for own in held if SPEC in own}
+    if len(said) > 1:
+        raise ValueError(
+            f"{type(model).__qualname__} is a part of a model whose layers were patched one by one, with "
+            f"{', '.join(sorted(said))}: ask the model that was patched, or patch this one"
+        )
+    return next(iter(said), None)
 
 
 def refuse_others(model: nn.Module) -> None:

@@ -1,6 +1,8 @@
 """Linear probes on frozen ViTs, registered in mmseg; configs get them by `custom_imports`."""
 
+from . import operators  # noqa: F401  # isort: split  # before anything of mmseg is imported
 from .backbone import FrozenViT
+from .class_views import StoredClasses
 from .classification import (
     ClassifierGrid,
     GridTop1,
@@ -21,8 +23,16 @@ from .depth import (
     LogGradientLoss,
     RandomDepthRotate,
     SigLoss,
+    StoredDepth,
 )
-from .fast import FastLinearProbe, FeaturePreProcessor, make_fast
+from .fast import (
+    ClassFeaturePreProcessor,
+    FastClassifierGrid,
+    FastDepthProbe,
+    FastLinearProbe,
+    FeaturePreProcessor,
+    make_fast,
+)
 from .images import LoadProbeImage
 from .own import LoadMask, OwnClasses, OwnDepth, OwnMasks
 from .ownership import BackboneIdentityHook
@@ -32,6 +42,7 @@ from .run.paths import config_file, configs_dir
 from .run.reading import install_safe_loading
 from .run.recording import ProbeResultHook
 from .segmentation import BNLinearHead, CheckLabels, ClassCountHook, ImageIoU, LinearProbe
+from .tuning import LayerDecay, TunedViT, make_finetune
 from .views import FeatureStoreHook, StoredViews
 
 __all__ = [
@@ -40,12 +51,15 @@ __all__ = [
     "BorderCrop",
     "CheckLabels",
     "ClassCountHook",
+    "ClassFeaturePreProcessor",
     "ClassifierGrid",
     "ColorAugment",
     "DepthBinsHead",
     "DepthErrors",
     "DepthProbe",
     "DepthSplit",
+    "FastClassifierGrid",
+    "FastDepthProbe",
     "FastLinearProbe",
     "FeaturePreProcessor",
     "FeatureStoreHook",
@@ -54,6 +68,7 @@ __all__ = [
     "ImageIoU",
     "ImageNetFolder",
     "KBCrop",
+    "LayerDecay",
     "LinearProbe",
     "LoadDepth",
     "LoadMask",
@@ -73,11 +88,15 @@ __all__ = [
     "ResizeCenterCrop",
     "SeedDraw",
     "SigLoss",
+    "StoredClasses",
+    "StoredDepth",
     "StoredViews",
+    "TunedViT",
     "config_file",
     "configs_dir",
     "load",
     "make_fast",
+    "make_finetune",
 ]
 
 install_safe_loading()

@@ -48,6 +48,7 @@ class FrozenViT(BaseModule):
         random_init: accept that there is no checkpoint and use random weights (a baseline, or a test).
 
     Attributes:
+        tuned: whether the ViT is trained too: never of this class.
         channels: channels of each output.
         identity: arch, plugins, checkpoint and digests of what was loaded; layers, norm, cls_token and autocast; and
             `features_digest` of all that decides a feature.
@@ -56,6 +57,8 @@ class FrozenViT(BaseModule):
         ValueError: no checkpoint, a layer that does not exist, an unknown option.
         CheckpointError: a checkpoint that does not fit; missing and unexpected keys are listed.
     """
+
+    tuned = False
 
     def __init__(
         self,
@@ -85,7 +88,8 @@ class FrozenViT(BaseModule):
         self._hidden = [ViTFeatures(model)]
         self.layers = _layers(out_indices, self._vit.depth)
         verified = verdict(model, str(checkpoint or arch))
-        self._vit.stop_after(max(self.layers))
+        if not self.tuned:
+            self._vit.stop_after(max(self.layers))
         self.norm = norm
         self.cls_token = cls_token
         self.autocast = autocast
@@ -116,10 +120,17 @@ class FrozenViT(BaseModule):
         Returns:
             For each layer `[B, C, h, w]`; `[B, 2C, h, w]` with `concat`; `([B, C, h, w], [B, C])` with `tuple`.
         """
+        return self._features(images)
+
+    def _features(self, images: Tensor) -> tuple[Any, ...]:
         images = center_pad(images, self.patch_size)
         with self._autocast(images.device.type):
             features = self._vit(images, self.layers, self.norm)
         return tuple(self._output(patches.float(), cls.float()) for patches, cls in features)
+
+    def told(self) -> dict[str, Any]:
+        """What a head's checkpoint says of the backbone that it belongs to."""
+        return self.identity
 
     def _output(self, patches: Tensor, cls: Tensor) -> Any:
         if self.cls_token == "tuple":

@@ -15,7 +15,9 @@ from torch import Tensor
 from ..checkpoints.loading import backbone_and_heads
 from ..files import written
 from .predict import Predictor
+from .run.reading import load_from_local, run_state_is_read
 from .told import META_KEY, ProbeRecord
+from .tuning import trained_weights
 
 __all__ = ["is_bundle", "open_bundle", "write_bundle"]
 
@@ -49,12 +51,15 @@ def write_bundle(path: Path, predictor: Predictor) -> Path:
     source = Path(str(identity["checkpoint"]))
     if source.is_dir() or str(identity["arch"]).startswith("transformers/"):
         raise ValueError(f"{source} is a folder of transformers, whose config is no tensor: keep it beside the probe")
-    state, heads, info = backbone_and_heads(source)
+    with run_state_is_read():  # of a probe that holds its own backbone
+        state, heads, info = backbone_and_heads(source)
     options = {**info.arch_options, **(predictor.record.backbone.get("arch_options") or {})}
     record = dataclasses.replace(
         predictor.record, backbone={**predictor.record.backbone, "arch": identity["arch"], "arch_options": options}
     )
-    tensors = {f"{_BACKBONE}{name}": tensor for name, tensor in (state | heads).items()}
+    own = trained_weights(load_from_local(str(source)).get("state_dict", {})) if predictor.record.tuned else {}
+    # Of a backbone that was trained, with the records of its spec.
+    tensors = {f"{_BACKBONE}{name}": tensor for name, tensor in (own or state | heads).items()}
     tensors |= {f"{_HEAD}{name}": tensor for name, tensor in predictor.model.state_dict().items()}
     # Tensors of one memory cannot be stored twice; bundles are small.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}

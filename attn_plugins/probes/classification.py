@@ -209,7 +209,7 @@ class ClassifierGrid(OwnedHead, BaseModel):
             mode: `tensor`: {classifier: logits `[B, classes]`}; `loss`: {name: loss}; `predict`: `data_samples` with
                 `pred_labels`, {classifier: class}.
         """
-        logits = self._logits(self.backbone(inputs))
+        logits = self._logits(self._features(inputs))
         if mode == "tensor":
             return logits
         labels = torch.cat([sample.gt_label for sample in data_samples]).to(inputs.device)
@@ -219,6 +219,10 @@ class ClassifierGrid(OwnedHead, BaseModel):
         for index, sample in enumerate(data_samples):
             sample.set_field({name: classes[index] for name, classes in predicted.items()}, "pred_labels")
         return data_samples
+
+    def _features(self, inputs: Any) -> Sequence[tuple[Tensor, Tensor]]:
+        features: Sequence[tuple[Tensor, Tensor]] = self.backbone(inputs)
+        return features
 
     def _logits(self, features: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
         inputs = {key: self._input(features, *key) for key in set(self.inputs.values())}

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..results import backbone_differences
 from .backbone import FrozenViT
 
-__all__ = ["BackboneIdentityHook", "OwnedHead", "SizedHead", "probe_model", "require_same_backbone"]
+__all__ = ["BackboneIdentityHook", "OwnedHead", "SizedHead", "identity_inside", "probe_model", "require_same_backbone"]
 
 
 def require_same_backbone(theirs: Any, own: Mapping[str, Any]) -> None:
@@ -31,6 +31,12 @@ def require_same_backbone(theirs: Any, own: Mapping[str, Any]) -> None:
     """
     if not isinstance(theirs, Mapping):
         raise ValueError("this checkpoint does not say which backbone its head belongs to: it is not a probe's")
+    if bool(theirs.get("tuned")) != bool(own.get("tuned")):
+        raise ValueError(
+            "this head was trained together with its backbone, which its file holds: attn_plugins.probes.load(FILE)"
+            if theirs.get("tuned")
+            else "this head was trained on a frozen backbone, and this config trains it: leave --finetune out"
+        )
     if not any(key in theirs and key in own for key in ("digest", "sha256")):
         raise ValueError(f"this checkpoint does not say which backbone its head belongs to: it tells {dict(theirs)}")
     differ = backbone_differences({**dict.fromkeys(("plugins", "layers", "norm", "cls_token")), **theirs}, own)
@@ -40,6 +46,18 @@ def require_same_backbone(theirs: Any, own: Mapping[str, Any]) -> None:
             f"this head belongs to another backbone. {told}. Its file was {theirs.get('checkpoint')}; give that as "
             "model.backbone.checkpoint"
         )
+
+
+def identity_inside(state: Any) -> Any:
+    """What the bytes of `OwnedHead.get_extra_state` say.
+
+    Raises:
+        ValueError: they are damaged.
+    """
+    try:
+        return json.loads(bytes(state.cpu().to(torch.uint8).tolist()))
+    except (ValueError, AttributeError, TypeError, RuntimeError) as error:
+        raise ValueError(f"this checkpoint's record of its backbone is damaged: {error}") from error
 
 
 class OwnedHead:
@@ -53,15 +71,11 @@ class OwnedHead:
 
     def get_extra_state(self) -> Tensor:
         """The identity as JSON in a uint8 tensor: it survives what tensors survive."""
-        return torch.frombuffer(bytearray(json.dumps(self.backbone.identity).encode()), dtype=torch.uint8)
+        return torch.frombuffer(bytearray(json.dumps(self.backbone.told()).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Any) -> None:
         """Compare; see `require_same_backbone`."""
-        try:
-            theirs = json.loads(bytes(state.cpu().to(torch.uint8).tolist()))
-        except (ValueError, AttributeError, TypeError, RuntimeError) as error:
-            raise ValueError(f"this checkpoint's record of its backbone is damaged: {error}") from error
-        require_same_backbone(theirs, self.backbone.identity)
+        require_same_backbone(identity_inside(state), self.backbone.identity)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         if state_dict and f"{prefix}_extra_state" not in state_dict:

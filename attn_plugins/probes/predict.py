@@ -22,10 +22,12 @@ from ..data.images import read_image
 from ..results import FILE_NAME, read_result
 from .backbone_file import find_backbone
 from .classification import ResizeCenterCrop
-from .run.reading import load_from_local
+from .ownership import identity_inside
+from .run.reading import load_from_local, run_state_is_read
 from .told import META_KEY, ProbeRecord
+from .tuning import trained_weights, weights_digest
 
-__all__ = ["Prediction", "Predictor", "load"]
+__all__ = ["Prediction", "Predictor", "is_probe", "load"]
 
 # Depth is predicted on whole images, whose attention grows with the square of their pixels.
 _MOST_PIXELS = 1_500_000
@@ -172,10 +174,53 @@ def load(
             )
         record, state = ProbeRecord.parsed(meta[META_KEY], str(file)), contents["state_dict"]
         classifier = _best_classifier(record, file)
-        found = Path(checkpoint) if checkpoint else find_backbone(meta.get("backbone", {}), file)
-    model = _build(record, found)
+        if record.tuned and checkpoint:
+            raise ValueError(f"{file} holds its own backbone, which was trained with it: leave --checkpoint out")
+        found = Path(checkpoint) if checkpoint else file if record.tuned else find_backbone(meta["backbone"], file)
+    with run_state_is_read():
+        model = _build(record, found)
+    if trained := trained_weights(state):
+        state = _without_backbone(state, weights_digest(trained), model, file)
     model.load_state_dict(state)
     return Predictor(record, model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), classifier)
+
+
+def _without_backbone(state: Mapping[str, Any], digest: str, model: Any, file: Path) -> dict[str, Any]:
+    """The head's part of a probe that was trained with its backbone, which `model` has from the same file.
+
+    Raises:
+        ValueError: the head was trained with other weights than the file holds.
+    """
+    theirs = identity_inside(state.get("_extra_state"))
+    if theirs.get("trained_digest") != digest:
+        raise ValueError(
+            f"{file} is damaged: its head was trained with weights of digest {theirs.get('trained_digest')}, and those "
+            f"in it have {digest}"
+        )
+    head = {name: tensor for name, tensor in state.items() if not name.startswith("backbone.")}
+    return {**head, "_extra_state": model.get_extra_state()}
+
+
+def is_probe(path: Path) -> bool:
+    """Whether a work dir, a checkpoint or a bundle is a probe's, and not a backbone's.
+
+    Raises:
+        CheckpointError: a file that cannot be read safely.
+    """
+    from .bundle import is_bundle
+
+    if path.is_dir():
+        return bool(_heads(path))
+    if path.suffix == ".safetensors":
+        return is_bundle(path)
+    contents = load_from_local(str(path))
+    meta = contents.get("meta") if isinstance(contents, Mapping) else None
+    return isinstance(meta, Mapping) and META_KEY in meta
+
+
+def _heads(work_dir: Path) -> list[Path]:
+    """Checkpoints, the best and the last ones last."""
+    return [path for kind in ("iter_*.pth", "best_*.pth") for path in sorted(work_dir.glob(kind), key=_iteration)]
 
 
 def _file(probe: Path) -> Path:
@@ -186,11 +231,10 @@ def _file(probe: Path) -> Path:
     """
     if probe.is_file():
         return probe
-    heads = [*sorted(probe.glob("best_*.pth"), key=_iteration), *sorted(probe.glob("iter_*.pth"), key=_iteration)]
-    best = [head for head in heads if head.name.startswith("best_")]
+    heads = _heads(probe)
     if not heads:
         raise ValueError(f"{probe} holds no checkpoint of a probe (best_*.pth or iter_*.pth)")
-    return (best or heads)[-1]
+    return heads[-1]
 
 
 def _iteration(path: Path) -> int:

@@ -16,6 +16,7 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import HOOKS, METRICS, MODELS, TRANSFORMS
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 
 from .ownership import OwnedHead, SizedHead, probe_model
 
@@ -56,26 +57,31 @@ class BNLinearHead(BaseDecodeHead):
 
 
 class GlobalBatchNorm(nn.BatchNorm2d):
-    """`SyncBatchNorm` for inputs that need no gradient, which frozen features do not.
+    """`SyncBatchNorm` that runs on CPUs (gloo) too, where torch's does not.
 
-    Without a gradient through the statistics, synchronising is one all-reduce; it runs on CPUs (gloo) too, where
-    torch's `SyncBatchNorm` does not. One process: plain batch norm. State dict keys are batch norm's.
+    Frozen features need no gradient through the statistics; those of a backbone that is trained have it. One process:
+    plain batch norm. State dict keys are batch norm's.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise `input [B, C, H, W]`.
-
-        Raises:
-            ValueError: `input` needs a gradient while the statistics are synchronised.
-        """
+        """Normalise `input [B, C, H, W]`."""
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(input)
+        mean, var = self._global_statistics(input.detach())
         if input.requires_grad:
-            raise ValueError(
-                "GlobalBatchNorm synchronises statistics without their gradient: its input has to be frozen"
-            )
-        mean, var = self._global_statistics(input)
+            return self._differentiable(input)
         return nn.functional.batch_norm(input, mean, var, self.weight, self.bias, training=False, eps=self.eps)
+
+    def _differentiable(self, input: Tensor) -> Tensor:
+        """As above, with the gradient through mean and variance of all processes."""
+        count = input.new_tensor(input.numel() / input.shape[1])
+        dist.all_reduce(count)
+        mean = all_reduce(input.sum((0, 2, 3))) / count
+        centred = input - mean[:, None, None]
+        var = all_reduce(centred.square().sum((0, 2, 3))) / count
+        scale = (var + self.eps).rsqrt() * self.weight
+        output: Tensor = centred * scale[:, None, None] + self.bias[:, None, None]
+        return output
 
     @torch.no_grad()
     def _global_statistics(self, input: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from ..files import written
 __all__ = ["FeatureStore", "key_of"]
 
 # Raise when the same key would stand for other values: older files are then never found.
-_VERSION = 1
+_VERSION = 2
 
 
 def key_of(**what: Any) -> str:

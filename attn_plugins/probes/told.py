@@ -16,7 +16,8 @@ META_KEY = "attn_plugins_probe"
 
 _TASKS = {
     "LinearProbe": "segmentation", "FastLinearProbe": "segmentation",
-    "DepthProbe": "depth", "ClassifierGrid": "classification",
+    "DepthProbe": "depth", "FastDepthProbe": "depth",
+    "ClassifierGrid": "classification", "FastClassifierGrid": "classification",
 }  # fmt: skip
 
 
@@ -36,6 +37,7 @@ class ProbeRecord:
         classes: names.
         palette: a colour for each class.
         values: the value, or the colour, that masks have for each class; empty where it is the class's number.
+        tuned: whether the backbone was trained too, so that its weights are in the probe's own file.
     """
 
     task: str
@@ -50,6 +52,7 @@ class ProbeRecord:
     classes: Sequence[str] = ()
     palette: Sequence[Sequence[int]] = ()
     values: Sequence[Any] = ()
+    tuned: bool = False
 
     def text(self) -> str:
         """As JSON."""
@@ -83,6 +86,8 @@ def record_of_run(runner: Any) -> ProbeRecord | None:
     own = told["backbone"]
     backbone = {name: own.get(name) for name in ("repo", "arch_options", "random_init", "out_indices", "autocast")}
     backbone |= {name: model.backbone.identity[name] for name in ("arch", "plugins", "norm", "cls_token")}
+    if model.backbone.tuned:
+        backbone["arch_options"] = model.backbone.arch_options
     by_type = {transform["type"]: dict(transform) for transform in _pipeline(config)}
     reader = by_type.get("LoadImageFromFile") or by_type.get("LoadProbeImage") or {}
     meta = _dataset_meta(runner)
@@ -100,6 +105,7 @@ def record_of_run(runner: Any) -> ProbeRecord | None:
         classes=list(meta.get("classes", ())),
         palette=[[int(part) for part in colour] for colour in meta.get("palette", ())],
         values=by_type.get("LoadMask", {}).get("values", ()),
+        tuned=model.backbone.tuned,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mmcv
@@ -38,9 +38,6 @@ VIEWS: Sequence[tuple[float, bool]] = (
 )
 """(factor on the scale, mirrored): `views=K` takes the first K."""
 
-# Images of one size are taken through the backbone together.
-_BATCH = 4
-
 
 @DATASETS.register_module()
 class StoredViews(Dataset[dict[str, Any]]):
@@ -52,7 +49,7 @@ class StoredViews(Dataset[dict[str, Any]]):
     Args:
         dataset: config of the data set, with the transforms of its labels alone as pipeline.
         image: config of the transform that reads an image.
-        scale: (longest, shortest) side that images are resized to, their ratio kept.
+        scale: (longest, shortest) side that images are resized to, their ratio kept; None for their own size.
         views: how many of `VIEWS`.
         labels: labels a side of each patch, the nearest ones; None for all of the image's pixels, to be compared with.
         store: folder of the features.
@@ -61,21 +58,27 @@ class StoredViews(Dataset[dict[str, Any]]):
         ValueError: more views than there are.
     """
 
+    of = VIEWS
+    # Images of one size that are taken through the backbone together.
+    batch = 4
+    # Where an image's labels are, what they are called once they are read, and what they are kept as.
+    target: tuple[str, str, Any] = ("seg_map_path", "gt_seg_map", np.uint8)
+
     def __init__(
         self,
         dataset: dict[str, Any],
         image: dict[str, Any],
-        scale: tuple[int, int],
+        scale: tuple[int, int] | None,
         views: int = 1,
         labels: int | None = None,
         store: str = "work_dirs/features",
     ) -> None:
-        if not 1 <= views <= len(VIEWS):
-            raise ValueError(f"views={views}; there are 1 to {len(VIEWS)} fixed views")
+        if not 1 <= views <= len(self.of):
+            raise ValueError(f"views={views}; there are 1 to {len(self.of)} fixed views")
         self.dataset = DATASETS.build(dataset)
         self.image = TRANSFORMS.build(image)
-        self.scale = (int(scale[0]), int(scale[1]))
-        self.views = VIEWS[:views]
+        self.scale = None if scale is None else (int(scale[0]), int(scale[1]))
+        self.views = self.of[:views]
         self.labels = labels
         self.store = FeatureStore(store)
         self.told = json.loads(json.dumps(dataset.get("pipeline", []), default=str))
@@ -104,24 +107,34 @@ class StoredViews(Dataset[dict[str, Any]]):
             raise ValueError("StoredViews has no features yet: custom_hooks needs dict(type='FeatureStoreHook')")
         number, view = divmod(int(index), len(self.views))
         # One tensor: mmengine's collating takes lists apart.
-        maps = torch.cat([self._kept(key, "patches").float() for key in self.keys[int(index)]])
+        maps = torch.cat([self._map(self._kept(key)) for key in self.keys[int(index)]])
         if self.labels is not None:
-            labels = self._kept(self.label_keys[int(index)], "labels")
-            sample = SegDataSample(gt_sem_seg=PixelData(data=labels[None].long()))
-            return {"inputs": maps, "data_samples": sample}
+            return {"inputs": maps, "data_samples": self._sample(self._kept(self.label_keys[int(index)])["labels"])}
         results = self.dataset[number]
-        results["ori_shape"] = results["gt_seg_map"].shape[:2]
+        results.pop("img", None)  # whose features are given in its place
+        results["ori_shape"] = results[self.target[1]].shape[:2]
         results["img_shape"] = self._resized(results["ori_shape"], self.views[view][0])
         return {"inputs": maps, **PackSegInputs().transform(results)}
 
-    def _kept(self, key: str, name: str) -> Tensor:
+    def _sample(self, labels: Tensor) -> SegDataSample:
+        return SegDataSample(gt_sem_seg=PixelData(data=labels[None].long()))
+
+    @staticmethod
+    def _map(kept: Mapping[str, Tensor]) -> Tensor:
+        """A layer's `[C, h, w]`; `[2C, h, w]` where [CLS] is kept beside the patches."""
+        patches = kept["patches"].float()
+        return torch.cat([patches, kept["cls"].float()[:, None, None].expand_as(patches)]) if "cls" in kept else patches
+
+    def _kept(self, key: str) -> dict[str, Tensor]:
         found = self.store.get(key)
         if found is None:
             raise ValueError(f"{self.store.path(key)} is gone or damaged since this probe began: start it again")
-        return found[name]
+        return found
 
     def _resized(self, shape: tuple[int, int], factor: float) -> tuple[int, int]:
         height, width = shape
+        if self.scale is None:
+            return height, width
         longest, shortest = (side * factor for side in self.scale)
         ratio = min(longest / max(shape), shortest / min(shape))
         # As mmcv rounds.
@@ -151,12 +164,12 @@ class StoredViews(Dataset[dict[str, Any]]):
             keys += mine
             if number % world == rank:
                 missing = [v for v, names in enumerate(mine) if not all(map(self.store.intact, names))]
-                pixels = self.image.transform(info)["img"] if missing else None
+                pixels = self._pixels(number, info) if missing else None
                 for view in missing:
                     inputs = _normalised(self._view(pixels, *self.views[view]), mean, std)
                     group = waiting.setdefault(tuple(inputs.shape), [])
                     group.append((mine[view], inputs))
-                    if len(group) == _BATCH:
+                    if len(group) == self.batch:
                         computed += self._compute(backbone, waiting.pop(tuple(inputs.shape)))
             if show is not None:
                 show(number + 1, len(self.dataset))
@@ -172,20 +185,29 @@ class StoredViews(Dataset[dict[str, Any]]):
         number, view = divmod(index, len(self.views))
         info = self.dataset.get_data_info(number)
         reading = [self.told, info.get("label_map"), info.get("reduce_zero_label"), self.dataset.metainfo["classes"]]
-        key = key_of(features=list(keys), mask=sha256(info["seg_map_path"]), reading=reading, side=self.labels)
+        path, name, kind = self.target
+        key = key_of(features=list(keys), mask=sha256(info[path]), reading=reading, side=self.labels)
         if not self.store.intact(key):
-            labels = self.dataset[number]["gt_seg_map"]
-            shape = [(self.labels or 1) * side for side in self._kept(keys[0], "patches").shape[1:]]
+            labels = self.dataset[number][name]
+            shape = [(self.labels or 1) * side for side in self._kept(keys[0])["patches"].shape[1:]]
             labels = _nearest(labels[:, ::-1] if self.views[view][1] else labels, shape)
-            self.store.put(key, {"labels": torch.from_numpy(np.ascontiguousarray(labels, dtype=np.uint8))})
+            self.store.put(key, {"labels": torch.from_numpy(np.ascontiguousarray(labels, dtype=kind))})
         return key
+
+    def _pixels(self, number: int, info: dict[str, Any]) -> NDArray[Any]:
+        """An image as it is read, `[H, W, 3]`, BGR."""
+        pixels: NDArray[Any] = self.image.transform(info)["img"]
+        return pixels
+
+    def _reading(self) -> dict[str, Any]:
+        """What decides the pixels of a view, beside the file and the view itself."""
+        return {"exif": bool(getattr(self.image, "exif", True)), "scale": self.scale and list(self.scale)}
 
     def _keys(self, image: str, view: tuple[float, bool], backbone: FrozenViT, mean: Tensor, std: Tensor) -> list[str]:
         told = backbone.identity
         common = {
             "image": image,
-            "exif": bool(getattr(self.image, "exif", True)),
-            "scale": list(self.scale),
+            **self._reading(),
             "view": list(view),
             "normalised": [*mean.flatten().tolist(), *std.flatten().tolist()],
             "backbone": told.get("digest") or told["sha256"],
@@ -195,15 +217,22 @@ class StoredViews(Dataset[dict[str, Any]]):
 
     def _view(self, pixels: Any, factor: float, mirrored: bool) -> Any:
         height, width = self._resized(pixels.shape[:2], factor)
-        resized = mmcv.imresize(pixels, (width, height))
+        resized = pixels if pixels.shape[:2] == (height, width) else mmcv.imresize(pixels, (width, height))
         return resized[:, ::-1] if mirrored else resized
 
     def _compute(self, backbone: FrozenViT, group: Sequence[tuple[list[str], Tensor]]) -> int:
         maps = backbone(torch.stack([inputs for _, inputs in group]))
         for index, (names, _) in enumerate(group):
             for name, layer in zip(names, maps, strict=True):
-                self.store.put(name, {"patches": _half(layer[index])})
+                self.store.put(name, self._tensors(backbone.cls_token, layer, index))
         return len(group)
+
+    def _tensors(self, cls_token: str, layer: Any, index: int) -> dict[str, Tensor]:
+        """What is kept of a layer of one image."""
+        if cls_token == "concat":  # the same at every patch: once
+            patches, cls = layer[index].chunk(2)
+            return {"patches": _half(patches), "cls": _half(cls[:, 0, 0])}
+        return {"patches": _half(layer[index])}
 
 
 def _normalised(bgr: Any, mean: Tensor, std: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 Needs neither mmengine nor anything else beside the standard library.
 """
 
-from .images import IMAGES_FILE, Difference, difference, read_images, write_images
+from .images import IMAGES_FILE, Difference, difference, interval, mcnemar, read_images, write_images
 from .record import (
     FILE_NAME,
     DataSplit,
@@ -30,7 +30,9 @@ __all__ = [
     "collect",
     "difference",
     "find_results",
+    "interval",
     "main_metric",
+    "mcnemar",
     "read_images",
     "read_result",
     "render",

@@ -24,8 +24,8 @@ def differences(rows: Sequence[tuple[str, Runs]]) -> list[dict[str, dict[str, An
         rows: (method, {column: (its `probe.json`, what that says)}).
 
     Returns:
-        Of each compared column `than`, the other method, and `value`, `low`, `high` and `images`; or `why` there is no
-        difference to be told. Columns whose runs kept nothing of single images are left out.
+        Of each compared column `than`, the other method, and what a `Difference` has; or `why` there is no difference
+        to be told. Columns whose runs kept nothing of single images are left out.
     """
     found: list[dict[str, dict[str, Any]]] = [{} for _ in rows]
     columns = {key: None for _, runs in rows for key in runs}
@@ -67,4 +67,11 @@ def told(method: str, title: str, found: Mapping[str, Any], digits: int) -> str:
     if "why" in found:
         return f"{start}: not compared, {found['why']}.\n"
     value, low, high = (f"{found[name]:+.{digits}f}" for name in ("value", "low", "high"))
-    return f"{start} = {value} [{low}, {high}], 95 % paired bootstrap over {found['images']} images, last evaluation.\n"
+    test = "" if found["p"] is None else _mcnemar(found)
+    over = f"95 % paired bootstrap over {found['images']} images{test}"
+    return f"{start} = {value} [{low}, {high}], {over}, last evaluation.\n"
+
+
+def _mcnemar(found: Mapping[str, Any]) -> str:
+    p = "p < 0.001" if found["p"] < 0.001 else f"p = {found['p']:.3f}"
+    return f"; {found['gained']} images right here alone, {found['lost']} there alone, McNemar {p}"

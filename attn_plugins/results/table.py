@@ -121,15 +121,16 @@ def collect(work_dirs: Iterable[str | Path]) -> list[Row]:
 
 
 def _column_key(file: Path, result: ProbeResult) -> str:
-    fast = "fast" if "fast" in (result.overrides or {}) else ""
+    named = {"fast": "fast", "finetune": "fine-tuned"}
+    kind = ", ".join(word for key, word in named.items() if key in (result.overrides or {}))
     if str(result.probe).startswith(OWN):
         if not result.evaluations:
             raise ValueError(f"{file} has no evaluation yet")
         metric, _ = main_metric(result.evaluations[-1].metrics)
-        return f"{result.probe} {metric}" + (f" [{fast}]" if fast else "")
+        return f"{result.probe} {metric}" + (f" [{kind}]" if kind else "")
     if result.probe not in _BY_PROBE:
         raise ValueError(f"{file}: probe={result.probe!r} is no column; known: {', '.join(sorted(_BY_PROBE))}")
-    differs = "; ".join(filter(None, (fast, variant(result.probe, result.data))))
+    differs = "; ".join(filter(None, (kind, variant(result.probe, result.data))))
     return f"{result.probe} [{differs}]" if differs else result.probe
 
 

@@ -3,8 +3,9 @@
     python integration/adapt/measure.py --weights dinov2_vits14.pth --dinov2 PATH/TO/dinov2 \
         --photos PHOTOS --camvid CAMVID --work WORK softmax entmax15 calibrated calibrated:0.8
 
-Every model is measured once; features and numbers are kept in WORK, and the table is printed at the end. CAMVID holds
-images/{train,val}/NAME.jpg and masks/{train,val}/NAME.png with labels 0 to 10, 11 where there is none.
+A model may also be a file that `attn-plugins adapt` wrote. Every model is measured once; features and numbers are kept
+in WORK, and the table is printed at the end. CAMVID holds images/{train,val}/NAME.jpg and masks/{train,val}/NAME.png
+with labels 0 to 10, 11 where there is none.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "models", nargs="+", help="softmax, a spec, calibrated[*FACTOR], or calibrated:SPARSITY[,SIZE...]"
+        "models",
+        nargs="+",
+        help="softmax, a spec, calibrated[*FACTOR], calibrated:SPARSITY[,SIZE...], or the file of an adapted one",
     )
     for name in ("weights", "dinov2", "photos", "camvid", "work"):
         parser.add_argument(f"--{name}", type=Path, required=True)
@@ -69,7 +72,11 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     vit = ViTFeatures(model)
     photos, streets = read_photos(args.photos, FIT, SHOWN, 224), read_streets(args.camvid)
     softmax = [features(vit, batch) for batch in (photos, streets)]
-    fitting = apply(model, name, args)
+    if Path(name).is_file():
+        model, _ = build(checkpoint=name, repo=args.dinov2)
+        vit, fitting = ViTFeatures(model), 0.0
+    else:
+        fitting = apply(model, name, args)
     line: dict[str, Any] = {"name": name, "fit seconds": fitting}
     for where, batch, before in zip(("photos", "streets"), (photos, streets), softmax, strict=True):
         line[where] = asdict(likeness(vit, batch, before))
@@ -104,7 +111,7 @@ def apply(model: nn.Module, name: str, args: argparse.Namespace) -> float:
 
 def file_name(model: str) -> str:
     """What a model's files are called."""
-    return model.replace(":", "-").replace("*", "x")
+    return model.replace(":", "-").replace("*", "x").replace("/", "_")
 
 
 def read_photos(folder: Path, first: int, count: int, size: int) -> Tensor:

@@ -17,13 +17,20 @@ from attn_plugins.adapt.calibrate import calibrate
 from attn_plugins.adapt.curves import Curves
 from attn_plugins.patching.scales import Scales
 
-OPTIONS = {"depth": 3, "img_size": 64, "patch_size": 8, "embed_dim": 24, "num_heads": 3, "num_classes": 0}
+OPTIONS: dict[str, Any] = {
+    "depth": 3,
+    "img_size": 64,
+    "patch_size": 8,
+    "embed_dim": 24,
+    "num_heads": 3,
+    "num_classes": 0,
+}
 
 
 def vit(fused: bool = True) -> Any:
     """With scores as spread as those of a trained model; of random weights they are all alike."""
     torch.manual_seed(0)
-    model = timm.create_model("vit_tiny_patch16_224", dynamic_img_size=True, **OPTIONS).eval()
+    model: Any = timm.create_model("vit_tiny_patch16_224", dynamic_img_size=True, **OPTIONS).eval()
     for depth, block in enumerate(model.blocks):
         block.attn.qkv.weight.data[:48].mul_(5 + 3 * depth)
         block.attn.fused_attn = fused

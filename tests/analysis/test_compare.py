@@ -1,10 +1,14 @@
 """Drift against known transformations and brute force; what changed, against the tests by hand."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import timm
 import torch
+from numpy.typing import NDArray
 from scipy import stats
+from torch import nn
 
 import attn_plugins
 from attn_plugins.analysis import compare
@@ -19,7 +23,7 @@ from attn_plugins.analysis.watch import watch
 VALUE = Definition("value", "A value", "", "One.", "here")
 
 
-def test_cka_of_features_that_are_known():
+def test_cka_of_features_that_are_known() -> None:
     g = torch.Generator().manual_seed(0)
     x = torch.randn(3, 50, 16, generator=g)
     rotation = torch.linalg.qr(torch.randn(16, 16, generator=g))[0]
@@ -30,14 +34,14 @@ def test_cka_of_features_that_are_known():
         cka(x[:, :3], x[:, :3])
 
 
-def test_cka_is_its_definition_over_quadruples():
+def test_cka_is_its_definition_over_quadruples() -> None:
     """Unbiased HSIC is the mean of K_ij (L_ij + L_kl - 2 L_ik) over distinct i, j, k, l (Gretton et al. 2005)."""
     g = np.random.default_rng(0)
     x, y = g.normal(size=(7, 3)), g.normal(size=(7, 4))
     y[:, 0] += x[:, 0]
     k, other = x @ x.T, y @ y.T
 
-    def hsic(a, b):
+    def hsic(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
         n = range(len(a))
         terms = [
             a[i, j] * (b[i, j] + b[q, r] - 2 * b[i, q])
@@ -47,27 +51,28 @@ def test_cka_is_its_definition_over_quadruples():
             for r in n
             if len({i, j, q, r}) == 4
         ]
-        return np.mean(terms)
+        out: float = np.mean(terms)
+        return out
 
     expected = hsic(k, other) / np.sqrt(hsic(k, k) * hsic(other, other))
     assert cka(torch.from_numpy(x)[None], torch.from_numpy(y)[None]).item() == pytest.approx(expected)
 
 
-def tiny(depth=2, width=32, seed=0):
+def tiny(depth: int = 2, width: int = 32, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     return timm.create_model(
         "vit_tiny_patch16_224", img_size=64, embed_dim=width, num_heads=2, depth=depth, num_classes=0
     ).eval()
 
 
-def test_drift_of_a_model_from_itself_and_from_others(monkeypatch):
+def test_drift_of_a_model_from_itself_and_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "IMAGES", 3)
     pixels = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     batches = [Batch(pixels[part], [[]] * 2) for part in (slice(2), slice(2, 4))]
     first = DriftWatcher()
     watch(tiny(), batches, [first])
 
-    def drift(model):
+    def drift(model: nn.Module) -> dict[str, Measured]:
         watcher = DriftWatcher(first)
         watch(model, batches, [watcher])
         return watcher.found()
@@ -91,7 +96,7 @@ def test_drift_of_a_model_from_itself_and_from_others(monkeypatch):
     assert deeper["drift_cka"].values.shape == (3, 2), "layers that both have"
 
 
-def test_changes_are_paired_and_binary_ones_are_mcnemars():
+def test_changes_are_paired_and_binary_ones_are_mcnemars() -> None:
     g = np.random.default_rng(0)
     before = g.normal(size=(40, 3))
     after = before + 0.2
@@ -99,7 +104,7 @@ def test_changes_are_paired_and_binary_ones_are_mcnemars():
     hits = g.random((40, 3)) > 0.5
     better = hits | (g.random((40, 3)) > 0.7)
 
-    def findings(name, values, hit):
+    def findings(name: str, values: NDArray[np.float64], hit: NDArray[np.bool_]) -> Findings:
         pib = PiB("final", "centre", np.zeros(hit.shape, np.int64), hit, np.full(40, 0.5), (4, 4), np.arange(40))
         scores = [Score.of(Definition("corloc", "CorLoc", "%", "", "here", (0, 1)), hit[:, 0].astype(float))]
         measures = {"value": Measured(VALUE, values)}
@@ -120,6 +125,6 @@ def test_changes_are_paired_and_binary_ones_are_mcnemars():
     assert any(row[:2] == ("A value", "entmax15") for row in table.rows)
 
 
-def test_images_that_one_model_lacks_are_left_out():
+def test_images_that_one_model_lacks_are_left_out() -> None:
     change = Change(VALUE, "x", np.array([1.0, np.nan, 3.0]), np.array([2.0, 5.0, np.nan]))
     assert (change.images, change.before, change.after) == (1, 1.0, 2.0)

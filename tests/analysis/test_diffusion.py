@@ -1,6 +1,7 @@
 """Measures of diffusion: constructed values, scikit-learn and brute force, and the pass over a model."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import timm
 import torch
 from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.neighbors import NearestNeighbors
+from torch import Tensor
 
 import attn_plugins
 from attn_plugins.analysis.diffusion import (
@@ -25,7 +27,7 @@ SIDE, GRID = 64, 4
 BOXES = [[(0.0, 0.0, 32.0, 32.0), (0.0, 0.0, 64.0, 32.0)], [], [(16.0, 16.0, 48.0, 64.0)]]
 
 
-def test_effective_ranks_that_are_known():
+def test_effective_ranks_that_are_known() -> None:
     g = torch.Generator().manual_seed(0)
     line = torch.randn(1, 9, 1, generator=g) * torch.randn(1, 1, 6, generator=g)
     assert effective_rank(line).item() == pytest.approx(1)
@@ -40,7 +42,7 @@ def test_effective_ranks_that_are_known():
         assert found.item() == pytest.approx(math.exp(-(shares * np.log(shares)).sum()), rel=1e-5)
 
 
-def test_mutual_nearest_patches_that_are_known():
+def test_mutual_nearest_patches_that_are_known() -> None:
     angle = torch.tensor([0.0, 0.01, 1.0, 1.01, 2.0, 2.01])
     pairs = torch.stack([angle.cos(), angle.sin()], -1)[None]
     assert mutual_nearest(pairs).item() == 1
@@ -53,7 +55,7 @@ def test_mutual_nearest_patches_that_are_known():
         assert found.item() == pytest.approx(np.mean(nearest[nearest] == np.arange(40)))
 
 
-def test_attention_inside_of_maps_that_are_known():
+def test_attention_inside_of_maps_that_are_known() -> None:
     regions = torch.zeros(2, 16, dtype=torch.bool)
     regions[0, :2] = True
     regions[1, :8] = True
@@ -76,7 +78,7 @@ def test_attention_inside_of_maps_that_are_known():
 
 
 @pytest.fixture(scope="module")
-def model():
+def model() -> Any:
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", img_size=SIDE, embed_dim=32, num_heads=2, depth=3, num_classes=0)
     model = attn_plugins.patch(model, "entmax15+registers:num=2").eval()
@@ -86,10 +88,11 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def run(model):
+def run(model: Any) -> tuple[Tensor, dict[str, list[Tensor]], dict[int, Tensor]]:
     """Images, and what the blocks and their attention gave for them."""
     pixels = torch.randn(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
-    outputs, maps = [], {}
+    outputs: list[Tensor] = []
+    maps: dict[int, Tensor] = {}
     handles = [block.register_forward_hook(lambda module, args, out: outputs.append(out)) for block in model.blocks]
     with torch.no_grad(), recorded(model, lambda layer, answer: maps.__setitem__(layer, answer.weights)):
         model(pixels)
@@ -101,7 +104,9 @@ def run(model):
     return pixels, {"none": outputs, "own": own, "final": final}, maps
 
 
-def test_measures_of_a_model_are_those_of_its_tokens(model, run):
+def test_measures_of_a_model_are_those_of_its_tokens(
+    model: Any, run: tuple[Tensor, dict[str, list[Tensor]], dict[int, Tensor]]
+) -> None:
     pixels, tokens, _ = run
     found = diffusion(model, [Batch(pixels[:2], [[], []]), Batch(pixels[2:], [[]])])
     assert found.keys() == MEASURES.keys()
@@ -120,7 +125,9 @@ def test_measures_of_a_model_are_those_of_its_tokens(model, run):
             assert found["effective_rank"].values[image, layer] == pytest.approx(effective_rank(raw).item(), rel=1e-6)
 
 
-def test_measures_with_boxes_are_those_of_its_tokens_and_maps(model, run):
+def test_measures_with_boxes_are_those_of_its_tokens_and_maps(
+    model: Any, run: tuple[Tensor, dict[str, list[Tensor]], dict[int, Tensor]]
+) -> None:
     pixels, tokens, maps = run
     found = diffusion(model, [Batch(pixels, BOXES)], boxes=True)
     assert found.keys() == BOXED_MEASURES.keys()
@@ -154,8 +161,10 @@ def test_measures_with_boxes_are_those_of_its_tokens_and_maps(model, run):
             assert got["inside_excess"] == pytest.approx(np.mean(shares) - np.mean(areas), abs=1e-5)
 
 
-def test_a_model_whose_tokens_are_all_alike_is_fully_diffused(model):
-    twin = timm.create_model("vit_tiny_patch16_224", img_size=SIDE, embed_dim=32, num_heads=2, depth=1, num_classes=0)
+def test_a_model_whose_tokens_are_all_alike_is_fully_diffused(model: Any) -> None:
+    twin: Any = timm.create_model(
+        "vit_tiny_patch16_224", img_size=SIDE, embed_dim=32, num_heads=2, depth=1, num_classes=0
+    )
     for parameter in (twin.pos_embed, twin.patch_embed.proj.weight):
         parameter.data.zero_()
     twin.cls_token.data.copy_(twin.patch_embed.proj.bias)
@@ -167,6 +176,6 @@ def test_a_model_whose_tokens_are_all_alike_is_fully_diffused(model):
     assert boxed["inside_excess"].values == pytest.approx(0, abs=1e-6)  # equal scores: attention is uniform
 
 
-def test_no_images_are_refused(model):
+def test_no_images_are_refused(model: Any) -> None:
     with pytest.raises(ValueError, match="no images"):
         diffusion(model, [])

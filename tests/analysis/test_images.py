@@ -2,25 +2,28 @@
 
 import importlib
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from attn_plugins.analysis import images as images_module
 from attn_plugins.analysis.boxes import Objects, read_coco, read_xml
-from attn_plugins.analysis.images import MEAN, STD, View, find_images
+from attn_plugins.analysis.images import MEAN, STD, Images, View, find_images
 from attn_plugins.data.layouts.imagenet import write_imagenet
 from attn_plugins.data.layouts.voc import write_voc
 
 
 @pytest.fixture(scope="module")
-def voc(tmp_path_factory):
+def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_voc(tmp_path_factory.mktemp("voc"), 3, 5, 0, (48, 64))
 
 
-def test_voc_boxes_surround_the_objects_of_its_masks(voc):
+def test_voc_boxes_surround_the_objects_of_its_masks(voc: Path) -> None:
     images = find_images(voc)
     assert len(images) == 5 and images.annotations is not None
     for file in images.files:
@@ -35,14 +38,15 @@ def test_voc_boxes_surround_the_objects_of_its_masks(voc):
     assert len(find_images(voc, "train")) == 3
 
 
-def test_imagenet_and_its_localisation_boxes(tmp_path):
+def test_imagenet_and_its_localisation_boxes(tmp_path: Path) -> None:
     root = write_imagenet(tmp_path / "imagenet", 20, 20, 0, (32, 32))
     for split in ("train", "val"):
         images = find_images(root, split)
-        assert len(images) == 20 and all(images.annotations(file).boxes for file in images.files)
+        assert len(images) == 20 and images.annotations is not None
+        assert all(images.annotations(file).boxes for file in images.files)
 
 
-def test_a_folder_and_coco(tmp_path):
+def test_a_folder_and_coco(tmp_path: Path) -> None:
     for name in ("b/two.png", "a/one.jpg"):
         (tmp_path / name).parent.mkdir()
         Image.new("RGB", (40, 20), "red").save(tmp_path / name)
@@ -62,7 +66,7 @@ def test_a_folder_and_coco(tmp_path):
     np.testing.assert_allclose(batch.rgb()[1, 20, 20], [1, 0, 0], atol=1e-6)
 
 
-def test_boxes_that_the_cut_removes_are_gone(tmp_path):
+def test_boxes_that_the_cut_removes_are_gone(tmp_path: Path) -> None:
     Image.new("RGB", (100, 50)).save(tmp_path / "x.png")
     corners = "".join(
         f"<{name}>{edge}</{name}>" for name, edge in zip(("xmin", "ymin", "xmax", "ymax"), (1, 1, 20, 50), strict=True)
@@ -73,14 +77,14 @@ def test_boxes_that_the_cut_removes_are_gone(tmp_path):
     assert batch.boxes == [[]]
 
 
-def test_sampling_is_by_seed(voc):
+def test_sampling_is_by_seed(voc: Path) -> None:
     images = find_images(voc)
     assert images.sample(3, 1).files == images.sample(3, 1).files
     assert set(images.sample(3, 1).files) < set(images.files)
     assert images.sample(None) is images and images.sample(99) is images
 
 
-def test_progress_and_batches_stream(voc):
+def test_progress_and_batches_stream(voc: Path) -> None:
     told = []
     sizes = [len(b.pixels) for b in find_images(voc).batches(32, 2, progress=lambda done, of: told.append((done, of)))]
     assert sizes == [2, 2, 1] and told == [(2, 5), (4, 5), (5, 5)]
@@ -89,13 +93,13 @@ def test_progress_and_batches_stream(voc):
 @pytest.mark.parametrize(
     "content, says", [("<a><object/></a>", "without xmin"), ("no", "is no XML")], ids=["no box", "no xml"]
 )
-def test_damaged_xml_is_refused(tmp_path, content, says):
+def test_damaged_xml_is_refused(tmp_path: Path, content: str, says: str) -> None:
     (tmp_path / "x.xml").write_text(content)
     with pytest.raises(ValueError, match=says):
         read_xml(tmp_path / "x.xml")
 
 
-def test_what_is_not_there_is_said(tmp_path):
+def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="does not exist"):
         find_images(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="no images below"):
@@ -107,7 +111,7 @@ def test_what_is_not_there_is_said(tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["ade20k", "cityscapes", "nyuv2", "kitti", "sunrgbd"])
-def test_every_data_set_of_the_probes_gives_its_images_and_not_its_maps(layout, tmp_path):
+def test_every_data_set_of_the_probes_gives_its_images_and_not_its_maps(layout: str, tmp_path: Path) -> None:
     write = getattr(importlib.import_module(f"attn_plugins.data.layouts.{layout}"), f"write_{layout}")
     root = write(tmp_path / layout, 2, 3, 0, (96, 128))
     for split, count in (("train", 2), ("val", 3)):
@@ -118,11 +122,11 @@ def test_every_data_set_of_the_probes_gives_its_images_and_not_its_maps(layout, 
                 assert image.mode == "RGB"
 
 
-def test_no_more_than_a_batch_of_images_is_read_at_a_time(voc, monkeypatch):
+def test_no_more_than_a_batch_of_images_is_read_at_a_time(voc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
     load = images_module._load
 
-    def counted(file, *rest):
+    def counted(file: Path, *rest: Any) -> Any:
         read.append(file)
         return load(file, *rest)
 
@@ -134,12 +138,13 @@ def test_no_more_than_a_batch_of_images_is_read_at_a_time(voc, monkeypatch):
         assert len(read) == expected
 
 
-def shown(path, size=32):
+def shown(path: Path, size: int = 32) -> NDArray[np.uint8]:
     (batch,) = find_images(path).batches(size)
-    return batch.rgb()[0]
+    out: NDArray[np.uint8] = batch.rgb()[0]
+    return out
 
 
-def test_pictures_are_shown_as_the_probes_read_them(tmp_path):
+def test_pictures_are_shown_as_the_probes_read_them(tmp_path: Path) -> None:
     ramp = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (64, 1))
     Image.fromarray(ramp).save(tmp_path / "8.png")
     Image.fromarray(ramp.astype(np.uint16) * 257).save(tmp_path / "16.png")
@@ -153,7 +158,7 @@ def test_pictures_are_shown_as_the_probes_read_them(tmp_path):
         shown(tmp_path / "cut.jpg")
 
 
-def test_files_that_are_no_pictures_are_left_out_and_tiny_ones_are_not(tmp_path):
+def test_files_that_are_no_pictures_are_left_out_and_tiny_ones_are_not(tmp_path: Path) -> None:
     for name in ("a.tif", "b.png"):
         Image.new("RGB", (3, 5)).save(tmp_path / name)
     (tmp_path / "._b.png").write_bytes(b"\x00\x05\x16\x07")
@@ -163,12 +168,12 @@ def test_files_that_are_no_pictures_are_left_out_and_tiny_ones_are_not(tmp_path)
 
 
 @pytest.mark.parametrize("told", ["xml", "coco"])
-def test_boxes_of_a_turned_picture_are_of_the_turned_one_or_an_error(tmp_path, told):
+def test_boxes_of_a_turned_picture_are_of_the_turned_one_or_an_error(tmp_path: Path, told: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (40, 20)).save(tmp_path / "x.jpg", exif=exif)  # 20 wide and 40 high to look at
 
-    def annotated(width, height):
+    def annotated(width: int | None, height: int | None) -> Images:
         if told == "coco":
             images = [{"id": 1, "file_name": "x.jpg", "width": width, "height": height}]
             contents = {"images": images, "annotations": [{"image_id": 1, "bbox": [5, 15, 10, 10]}]}
@@ -202,7 +207,7 @@ BOX = "<a><object><bndbox><xmin>{}</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ym
         *((BOX.format(odd).encode(), "four finite numbers") for odd in ("nan", "inf", "-1e999", "x", "")),
     ],
 )
-def test_odd_xml_is_an_error_that_names_the_file(tmp_path, content, said):
+def test_odd_xml_is_an_error_that_names_the_file(tmp_path: Path, content: bytes, said: str) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
     (tmp_path / "x.xml").write_bytes(content)
     with pytest.raises(ValueError, match=rf"x\.xml.*{said}"):
@@ -235,20 +240,20 @@ COCO = b'{"images": [{"id": 1, "file_name": "x.png"}], "annotations": [{"image_i
         *(COCO % box for box in ODD_BOXES),
     ],
 )
-def test_odd_coco_is_an_error_that_names_the_file(tmp_path, content):
+def test_odd_coco_is_an_error_that_names_the_file(tmp_path: Path, content: bytes) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
     (tmp_path / "coco.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"coco\.json"):
         find_images(tmp_path, annotations=tmp_path / "coco.json")
 
 
-def test_a_folder_called_like_a_picture_is_a_folder(tmp_path):
+def test_a_folder_called_like_a_picture_is_a_folder(tmp_path: Path) -> None:
     (tmp_path / "x.png").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png" / "y.png")
     assert [file.name for file in find_images(tmp_path).files] == ["y.png"]
 
 
-def test_a_split_file_that_is_no_text_is_named(tmp_path):
+def test_a_split_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "ImageSets" / "Segmentation").mkdir(parents=True)
     (tmp_path / "ImageSets" / "Segmentation" / "val.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match=r"val\.txt is no readable text"):
@@ -261,7 +266,7 @@ BOXED = (
 )
 
 
-def test_boxes_of_a_picture_of_another_size_are_refused(tmp_path):
+def test_boxes_of_a_picture_of_another_size_are_refused(tmp_path: Path) -> None:
     Image.new("RGB", (40, 20)).save(tmp_path / "x.png")
     size = "<size><width>{}</width><height>{}</height></size>"
     for said in (size.format(40, 20), size.format(0, 0), ""):
@@ -273,16 +278,16 @@ def test_boxes_of_a_picture_of_another_size_are_refused(tmp_path):
         next(find_images(tmp_path, annotations=tmp_path).batches(20))
 
 
-def test_a_folder_like_voc_without_splits_has_its_boxes(tmp_path):
+def test_a_folder_like_voc_without_splits_has_its_boxes(tmp_path: Path) -> None:
     for name in ("JPEGImages", "Annotations"):
         (tmp_path / name).mkdir()
     Image.new("RGB", (40, 20)).save(tmp_path / "JPEGImages" / "x.png")
     (tmp_path / "Annotations" / "x.xml").write_text(BOXED.format("", 1))
     images = find_images(tmp_path)
-    assert images.annotations(images.files[0]).difficult == (True,)
+    assert images.annotations is not None and images.annotations(images.files[0]).difficult == (True,)
 
 
-def test_masks_follow_their_pictures(tmp_path):
+def test_masks_follow_their_pictures(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "masks").mkdir()
     ramp = np.arange(60, dtype=np.uint8)[None].repeat(30, 0)
@@ -292,9 +297,13 @@ def test_masks_follow_their_pictures(tmp_path):
     mask.save(tmp_path / "masks" / "x.png")
     images = find_images(tmp_path / "images", masks=tmp_path / "masks")
     (batch,) = images.batches(30)
-    assert batch.masks.dtype == torch.int64 and batch.masks[0, 7].tolist() == list(range(15, 45))
+    assert (
+        batch.masks is not None
+        and batch.masks.dtype == torch.int64
+        and batch.masks[0, 7].tolist() == list(range(15, 45))
+    )
     (batch,) = images.batches(View(20, 60))
-    assert batch.masks.shape == (1, 20, 20)
+    assert batch.masks is not None and batch.masks.shape == (1, 20, 20)
     mask.resize((30, 30)).save(tmp_path / "masks" / "x.png")
     with pytest.raises(ValueError, match=r"x\.png is 30x30, and .*x\.png, over which it lies, 30x60"):
         next(images.batches(30))
@@ -308,7 +317,7 @@ def test_masks_follow_their_pictures(tmp_path):
         next(find_images(tmp_path / "images", masks=tmp_path / "masks").batches(30))
 
 
-def test_what_a_view_cannot_be():
+def test_what_a_view_cannot_be() -> None:
     with pytest.raises(ValueError, match="resize=20 is below size=30"):
         View(30, 20)
     with pytest.raises(ValueError, match="size=0"):

@@ -1,22 +1,24 @@
 """Sinks, distances and maps: known attention, brute force, and the tokens of a model."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
 from sklearn.metrics.pairwise import cosine_similarity
+from torch import Tensor
 
 from attn_plugins.analysis.images import Batch
 from attn_plugins.analysis.maps import REACH, MapsWatcher, ReachWatcher, patch_distances
 from attn_plugins.analysis.recording import Answer, recorded
-from attn_plugins.analysis.watch import watch
+from attn_plugins.analysis.watch import Tokens, watch
 
 GRID = (3, 4)
 
 
-def reach(weights):
+def reach(weights: Tensor) -> dict[str, float]:
     """Measures of one image's ``[H, N, N]``, [CLS] first."""
     watcher = ReachWatcher()
     watcher.begin(Batch(torch.zeros(1, 3, 48, 64), [[]]), GRID)
@@ -24,7 +26,7 @@ def reach(weights):
     return {name: float(one.values[0, 0]) for name, one in watcher.found().items()}
 
 
-def test_distances_are_those_of_centres():
+def test_distances_are_those_of_centres() -> None:
     distances = patch_distances(GRID)
     for a in range(12):
         for b in range(12):
@@ -32,7 +34,7 @@ def test_distances_are_those_of_centres():
             assert float(distances[a, b]) == pytest.approx(expected)
 
 
-def test_attention_that_is_known():
+def test_attention_that_is_known() -> None:
     n = 13
     itself, uniform, sink = torch.eye(n), torch.full((n, n), 1 / n), torch.zeros(n, n)
     sink[:, 0] = 1
@@ -49,12 +51,14 @@ def test_attention_that_is_known():
     assert reach(right[None])["attention_distance"] == pytest.approx((9 * 1 + 3 * 3) / 12)
 
 
-def test_maps_are_those_of_the_last_layers_tokens_and_attention():
+def test_maps_are_those_of_the_last_layers_tokens_and_attention() -> None:
     torch.manual_seed(0)
-    model = timm.create_model("vit_tiny_patch16_224", img_size=64, embed_dim=32, num_heads=2, depth=2, num_classes=0)
-    model.eval()
+    model: Any = timm.create_model(
+        "vit_tiny_patch16_224", img_size=64, embed_dim=32, num_heads=2, depth=2, num_classes=0
+    ).eval()
     pixels = torch.randn(2, 3, 64, 64)
-    outputs, maps = [], {}
+    outputs: list[Tensor] = []
+    maps: dict[int, Tensor] = {}
     handle = model.blocks[1].register_forward_hook(lambda module, args, out: outputs.append(out))
     with torch.no_grad(), recorded(model, lambda layer, answer: maps.__setitem__(layer, answer.weights)):
         model(pixels)
@@ -76,14 +80,15 @@ def test_maps_are_those_of_the_last_layers_tokens_and_attention():
         )
 
 
-def test_outliers_are_told_by_their_norm():
+def test_outliers_are_told_by_their_norm() -> None:
     tokens = torch.ones(1, 17, 8)
     tokens[0, [3, 9]] = 40
 
-    class Shown:
-        layer = 0
+    class Shown(Tokens):
+        def __init__(self) -> None:
+            self.layer = 0
 
-        def under(self, norm):
+        def under(self, norm: str) -> tuple[Tensor, Tensor]:
             return tokens[:, 1:], tokens[:, 0]
 
     watcher = MapsWatcher(0)

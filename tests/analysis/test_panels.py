@@ -1,15 +1,17 @@
 """Panels of few and of many models: styles that differ, cells that can be read, scales that are shared."""
 
 import base64
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pytest
 
+from attn_plugins.analysis.exhibit import Panel
 from attn_plugins.analysis.panels import LINES, Series, by_layer, contrast, dots, heat_panels, styles
 
 
-def series(count, epochs=False, specs=1, depth=12):
+def series(count: int, epochs: bool = False, specs: int = 1, depth: int = 12) -> list[Series]:
     g = np.random.default_rng(0)
     made = []
     for index in range(count):
@@ -21,12 +23,12 @@ def series(count, epochs=False, specs=1, depth=12):
     return made
 
 
-def drawn(panel):
+def drawn(panel: Panel) -> Any:
     return panel.drawing.axes[0]
 
 
 @pytest.mark.parametrize("count", range(1, LINES + 1))
-def test_lines_that_stand_together_differ(count):
+def test_lines_that_stand_together_differ(count: int) -> None:
     for some in (series(count), series(count, epochs=True)):
         looks = [(look["color"], look["marker"], str(look["linestyle"])) for look in styles(some)]
         assert len({colour for colour, *_ in looks}) == count
@@ -35,7 +37,7 @@ def test_lines_that_stand_together_differ(count):
     assert two[0]["color"] == two[1]["color"] and two[0]["marker"] != two[1]["marker"], "one epoch of two specs"
 
 
-def test_few_models_are_lines_with_their_bands_and_many_are_heat_maps_of_value_and_spread():
+def test_few_models_are_lines_with_their_bands_and_many_are_heat_maps_of_value_and_spread() -> None:
     some = series(3)
     (panel,) = by_layer("x", "A measure", "%", some)
     assert len(drawn(panel).lines) == 3 and len(drawn(panel).collections) == 3
@@ -48,7 +50,7 @@ def test_few_models_are_lines_with_their_bands_and_many_are_heat_maps_of_value_a
     assert "range" in drawn(spread).get_title(loc="left") and len({value.name, spread.name}) == 2
 
 
-def test_time_series_have_a_panel_each_on_one_scale_in_the_order_of_their_epochs():
+def test_time_series_have_a_panel_each_on_one_scale_in_the_order_of_their_epochs() -> None:
     some = series(20, epochs=True, specs=2)[::-1]
     panels = heat_panels("x", "A measure", some)
     assert len(panels) == 2 and len({panel.name for panel in panels}) == 2
@@ -59,7 +61,7 @@ def test_time_series_have_a_panel_each_on_one_scale_in_the_order_of_their_epochs
 
 
 @pytest.mark.parametrize("count", [1, 4, 8])
-def test_numbers_in_cells_can_be_read(count):
+def test_numbers_in_cells_can_be_read(count: int) -> None:
     (panel,) = heat_panels("x", "A measure", series(count), foot=("chance", [28.0] * count))
     axes = drawn(panel)
     image = axes.images[0]
@@ -72,18 +74,18 @@ def test_numbers_in_cells_can_be_read(count):
     assert ("–" in axes.texts[-1].get_text()) == (count <= 4)
 
 
-def test_contrast_is_wcags():
+def test_contrast_is_wcags() -> None:
     assert contrast((0, 0, 0), (1, 1, 1)) == pytest.approx(21)
     assert contrast((0x76 / 255,) * 3, (1, 1, 1)) == pytest.approx(4.54, abs=0.005)  # the grey that just passes
 
 
-def test_dots_have_a_row_a_model_and_say_their_numbers():
+def test_dots_have_a_row_a_model_and_say_their_numbers() -> None:
     panel = dots("x", "CorLoc", "%", [("a", 50.0, 40.0, 60.0), ("b" * 70, 55.0, 50.0, 58.0)], bounds=(0, 100))
     assert [label.get_text().replace("\n", "") for label in drawn(panel).get_yticklabels()] == ["a", "b" * 70]
     assert "50 (40 to 60)" in panel.alt
 
 
-def test_equal_drawings_have_equal_bytes():
+def test_equal_drawings_have_equal_bytes() -> None:
     renders = [
         [panel.render(form) for panel in by_layer("x", "M", "", series(8)) for form in panel.forms] for _ in "ab"
     ]

@@ -1,21 +1,24 @@
 """PCA pictures: components against scikit-learn, colours that compare across models."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from sklearn.decomposition import PCA
+from torch import Tensor
 
 from attn_plugins.analysis.pca import pca_rgb, principal_components
 
 
-def features(n=4, h=6, w=5, c=24, seed=0):
+def features(n: int = 4, h: int = 6, w: int = 5, c: int = 24, seed: int = 0) -> Tensor:
     """Smooth features: three spatial patterns mixed into c channels, with noise."""
     g = torch.Generator().manual_seed(seed)
     patterns = torch.randn(n, h, w, 3, generator=g) ** 3 * torch.tensor([4.0, 2.0, 1.0])
     return patterns @ torch.randn(3, c, generator=g) + 0.05 * torch.randn(n, h, w, c, generator=g)
 
 
-def test_components_are_those_of_scikit_learn():
+def test_components_are_those_of_scikit_learn() -> None:
     x = features().flatten(0, 2)
     mean, axes = principal_components(x)
     reference = PCA(3, svd_solver="full").fit(x.numpy().astype(np.float64))
@@ -24,7 +27,7 @@ def test_components_are_those_of_scikit_learn():
     np.testing.assert_allclose(np.abs(cosines), 1, atol=1e-9)
 
 
-def test_signs_depend_on_the_data_alone():
+def test_signs_depend_on_the_data_alone() -> None:
     x = features().flatten(0, 2)
     _, axes = principal_components(x)
     rotation = torch.linalg.qr(torch.randn(24, 24, dtype=torch.float64))[0]
@@ -33,7 +36,7 @@ def test_signs_depend_on_the_data_alone():
 
 
 @pytest.mark.parametrize("basis", ["shared", "image"])
-def test_the_same_content_has_the_same_colours_in_every_model(basis):
+def test_the_same_content_has_the_same_colours_in_every_model(basis: str) -> None:
     x = features()
     mixing = torch.linalg.qr(torch.randn(24, 24, generator=torch.Generator().manual_seed(3)))[0]
     first, other, negated = pca_rgb([x, 3 * x @ mixing + 1, -x], basis)
@@ -41,7 +44,7 @@ def test_the_same_content_has_the_same_colours_in_every_model(basis):
     torch.testing.assert_close(negated, first, atol=1e-4, rtol=0)
 
 
-def test_a_model_whose_components_come_in_another_order_is_brought_into_line():
+def test_a_model_whose_components_come_in_another_order_is_brought_into_line() -> None:
     g = torch.Generator().manual_seed(1)
     patterns = torch.randn(4, 6, 6, 3, generator=g)
     one, two = pca_rgb([patterns * torch.tensor([3.0, 2.0, 1.0]), patterns * torch.tensor([1.0, 3.0, 2.0])])
@@ -50,7 +53,7 @@ def test_a_model_whose_components_come_in_another_order_is_brought_into_line():
         assert torch.corrcoef(torch.stack([a, b]))[0, 1] > 0.8
 
 
-def test_shared_basis_gives_equal_images_equal_colours_and_image_basis_does_not_look_at_others():
+def test_shared_basis_gives_equal_images_equal_colours_and_image_basis_does_not_look_at_others() -> None:
     x = features()
     twice = torch.cat([x, x[:1]])
     shared = pca_rgb([twice])[0]
@@ -59,7 +62,7 @@ def test_shared_basis_gives_equal_images_equal_colours_and_image_basis_does_not_
     torch.testing.assert_close(pca_rgb([x], "image")[0][:1], alone)
 
 
-def test_foreground_is_what_stands_out_of_the_border():
+def test_foreground_is_what_stands_out_of_the_border() -> None:
     x = 0.01 * torch.randn(2, 8, 8, 16, generator=torch.Generator().manual_seed(0))
     x[:, 2:6, 2:6] += torch.linspace(1, 2, 16)
     for sign in (1, -1):
@@ -71,7 +74,7 @@ def test_foreground_is_what_stands_out_of_the_border():
         assert black[:, inside].double().mean() < 0.1
 
 
-def test_models_may_differ_in_grid_and_channels_and_values_stay_in_range():
+def test_models_may_differ_in_grid_and_channels_and_values_stay_in_range() -> None:
     a, b = pca_rgb([features(h=6, w=6), features(h=12, w=12, c=40)])
     assert a.shape == (4, 6, 6, 3) and b.shape == (4, 12, 12, 3)
     for rgb in (a, b):
@@ -88,6 +91,6 @@ def test_models_may_differ_in_grid_and_channels_and_values_stay_in_range():
         (([torch.zeros(1, 1, 1, 8)],), "at least 3 samples"),
     ],
 )
-def test_what_makes_no_picture_is_refused(arguments, says):
+def test_what_makes_no_picture_is_refused(arguments: tuple[Any, ...], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         pca_rgb(*arguments)

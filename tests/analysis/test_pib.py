@@ -5,6 +5,7 @@ import os
 import random
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 import attn_plugins
 from attn_plugins.analysis.boxes import Objects, Rule
@@ -31,21 +32,21 @@ class Told(nn.Module):
     """
 
     class Block(nn.Module):
-        def __init__(self, sign):
+        def __init__(self, sign: float) -> None:
             super().__init__()
             self.sign = sign
 
-        def forward(self, tokens):
+        def forward(self, tokens: Tensor) -> Tensor:
             patches = tokens[:, 1:]
             return torch.cat([self.sign * torch.tensor([1.0, 0.0]).expand(len(patches), 1, 2), patches], 1)
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.patch_size, self.embed_dim = 4, 2
         self.blocks = nn.ModuleList([self.Block(1), self.Block(-1)])
         self.norm = nn.LayerNorm(2)
 
-    def forward_features(self, images):
+    def forward_features(self, images: Tensor) -> Tensor:
         angle = images[:, 0, 2::4, 2::4].flatten(1)
         tokens = torch.cat([torch.zeros(len(images), 1, 2), torch.stack([angle.cos(), angle.sin()], -1)], 1)
         for block in self.blocks:
@@ -53,14 +54,14 @@ class Told(nn.Module):
         return tokens
 
 
-def pointing(row, column, seed=0):
+def pointing(row: int, column: int, seed: int = 0) -> Tensor:
     """An image whose patch at (row, column) has angle 0, and all others between 1 and 2 radians."""
     image = 1 + torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(seed))
     image[:, row, column] = 0
     return image.repeat_interleave(4, 1).repeat_interleave(4, 2)
 
 
-def test_answers_that_are_known():
+def test_answers_that_are_known() -> None:
     pixels = torch.stack([pointing(2, 5), pointing(7, 0)])
     right = [[(20.0, 8.0, 24.0, 12.0)], [(0.0, 28.0, 4.0, 32.0)]]
     wrong = [[(0.0, 0.0, 4.0, 4.0)], [(8.0, 0.0, 32.0, 27.0)]]
@@ -76,7 +77,7 @@ def test_answers_that_are_known():
     assert pib(Told(), [Batch(pixels, everywhere)], norm="none").share.mean.tolist() == [1.0, 1.0]
 
 
-def test_the_centre_decides_and_any_box_will_do():
+def test_the_centre_decides_and_any_box_will_do() -> None:
     for boxes, inside in (
         ([(12.0, 4.0, 16.0, 8.0)], True),
         ([(12.1, 4.0, 16.0, 8.0)], False),
@@ -85,7 +86,7 @@ def test_the_centre_decides_and_any_box_will_do():
         assert centred(boxes, (16, 16), (2, 2))[0, 1] == inside, boxes
 
 
-def test_random_features_hit_as_often_as_chance_says():
+def test_random_features_hit_as_often_as_chance_says() -> None:
     g = torch.Generator().manual_seed(0)
     count = 4000
     points = most_like(torch.randn(count, 100, 16, generator=g), torch.randn(count, 16, generator=g))
@@ -94,7 +95,7 @@ def test_random_features_hit_as_often_as_chance_says():
     assert counted.mean() == 0.15 and low <= 0.15 <= high
 
 
-def test_images_without_a_box_are_left_out_and_none_at_all_is_refused():
+def test_images_without_a_box_are_left_out_and_none_at_all_is_refused() -> None:
     pixels = torch.stack([pointing(2, 5), pointing(1, 1)])
     found = pib(Told(), [Batch(pixels, [[], [(0.0, 0.0, 32.0, 32.0)]]), Batch(pixels, [[(0.0, 0.0, 1.0, 1.0)], []])])
     assert (found.images, found.skipped, found.kept.tolist()) == (2, 2, [1, 2])
@@ -105,10 +106,12 @@ def test_images_without_a_box_are_left_out_and_none_at_all_is_refused():
 
 
 @pytest.mark.parametrize("spec", ["softmax", "registers:num=2+specialization"])
-def test_every_norm_is_the_one_it_says(spec):
+def test_every_norm_is_the_one_it_says(spec: str) -> None:
     torch.manual_seed(0)
-    model = timm.create_model("vit_tiny_patch16_224", img_size=64, embed_dim=32, num_heads=2, depth=3, num_classes=0)
-    model = attn_plugins.patch(model, spec).eval()
+    model: Any = timm.create_model(
+        "vit_tiny_patch16_224", img_size=64, embed_dim=32, num_heads=2, depth=3, num_classes=0
+    )
+    attn_plugins.patch(model, spec).eval()
     for parameter in model.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
     pixels = torch.randn(5, 3, 64, 64)
@@ -133,7 +136,7 @@ def test_every_norm_is_the_one_it_says(spec):
     assert len(chosen) == 3, "the norms choose alike, so this test could not tell them apart"
 
 
-def test_overlap_by_hand():
+def test_overlap_by_hand() -> None:
     """An image of 512 x 256 becomes 512 x 256, its centre 224 x 224 begins 144 from the left and 16 from the top."""
     view = View(224, 256)
     # Corners of the annotation, from 1: columns 160 and 175 are pixels 16 and 31 of the crop, rows 16 and 48 0 and 32.
@@ -149,10 +152,11 @@ LAST_VIT = os.environ.get("LAST_VIT_ROOT")
 
 
 @pytest.mark.skipif(LAST_VIT is None, reason="LAST_VIT_ROOT names no checkout of ChengShiest/LAST-ViT")
-def test_overlap_is_that_of_the_authors_code(monkeypatch):
+def test_overlap_is_that_of_the_authors_code(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Path(str(LAST_VIT)) / "visualization"
     monkeypatch.syspath_prepend(str(folder))
     spec = importlib.util.spec_from_file_location("evaluate_patch_hit", folder / "evaluate_patch_hit.py")
+    assert spec is not None and spec.loader is not None
     theirs = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(theirs)
     for name in ("patch_score", "imagenet_dataloader"):
@@ -167,7 +171,7 @@ def test_overlap_is_that_of_the_authors_code(monkeypatch):
         assert set(np.flatnonzero(found.ravel()).tolist()) == expected, (box, width, height)
 
 
-def test_the_preset_counts_what_lastvit_counts(tmp_path):
+def test_the_preset_counts_what_lastvit_counts(tmp_path: Path) -> None:
     settings = Settings(**PRESETS["last-vit"])
     quarter, less = (0.0, 0.0, 51.0, 51.0), (0.0, 0.0, 50.0, 51.0)  # 50 x 50 and 49 x 50 as xmax - xmin and ymax - ymin
     size = (100, 100)
@@ -185,7 +189,7 @@ def test_the_preset_counts_what_lastvit_counts(tmp_path):
         np.testing.assert_allclose(batch.rgb()[0], np.asarray(cut) / 255, atol=1e-6)
 
 
-def test_difficult_objects_count_where_they_are_asked_for():
+def test_difficult_objects_count_where_they_are_asked_for() -> None:
     objects = Objects(((0.0, 0.0, 5.0, 5.0), (1.0, 1.0, 3.0, 3.0)), (False, True), (10, 10))
     assert Rule().allows(objects, (10, 10)) == objects.boxes[:1]
     assert Rule(difficult=True).allows(objects, (10, 10)) == objects.boxes
@@ -195,7 +199,7 @@ def test_difficult_objects_count_where_they_are_asked_for():
         Rule(below=2)
 
 
-def test_the_heat_map_shows_chance_and_intervals_that_proportions_can_have():
+def test_the_heat_map_shows_chance_and_intervals_that_proportions_can_have() -> None:
     hits = np.zeros((6, 2), bool)
     hits[:, 0], hits[0, 1] = True, True
     result = PiB("none", "centre", np.zeros((6, 2), np.int64), hits, np.full(6, 0.25), (4, 4), np.arange(6))

@@ -7,12 +7,14 @@ import re
 import shutil
 from html.parser import HTMLParser
 from importlib import metadata
+from pathlib import Path
+from typing import Any, NoReturn
 from urllib.parse import unquote
 
 import pytest
 import timm
 import torch
-from helpers.browser import CHROMIUM, see
+from helpers.browser import CHROMIUM, Seen, check_access, see
 from PIL import Image
 
 import attn_plugins
@@ -27,12 +29,19 @@ from attn_plugins.cli import main
 from attn_plugins.data.layouts.voc import write_voc
 
 SPECS = ("softmax", "registers:num=4", "specialization", "entmax15")
-OPTIONS = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3, "dynamic_img_size": True}
+OPTIONS: dict[str, Any] = {
+    "img_size": 32,
+    "patch_size": 8,
+    "embed_dim": 48,
+    "depth": 3,
+    "num_heads": 3,
+    "dynamic_img_size": True,
+}
 FIGURES = ("pca", "pib", "diffusion", "discovery", "attention", "overlay", "reach", "maps", "norms", "drift")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A data set, four checkpoints, a probe's result."""
     folder = tmp_path_factory.mktemp("run")
     data = write_voc(folder / "voc", 2, 6, 0, (48, 64))
@@ -55,7 +64,7 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def report(run):
+def report(run: tuple[Path, Path]) -> Path:
     folder, data = run
     out = folder / "out" / "report.html"
     checkpoints = [str(folder / f"{index}.pth") for index in range(len(SPECS))]
@@ -66,18 +75,19 @@ def report(run):
 
 
 class Page(HTMLParser):
-    def __init__(self, text):
+    def __init__(self, text: str) -> None:
         super().__init__()
-        self.tags, self.images = [], []
+        self.tags: list[str] = []
+        self.images: list[dict[str, Any]] = []
         self.feed(text)
 
-    def handle_starttag(self, tag, attributes):
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         if tag == "img":
             self.images.append(dict(attributes))
 
 
-def test_the_page_needs_nothing_from_elsewhere(report):
+def test_the_page_needs_nothing_from_elsewhere(report: Path) -> None:
     text = report.read_text()
     page = Page(text)
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
@@ -86,28 +96,30 @@ def test_the_page_needs_nothing_from_elsewhere(report):
     assert len(page.images) > len(FIGURES) + len(SPECS) and "What the plugins changed" in text
     for image in page.images:
         assert len(image["alt"]) > 10
-        kind, data = re.fullmatch(r"data:image/(svg\+xml|webp);base64,(.+)", image["src"]).groups()
-        content = base64.b64decode(data)
-        assert content.startswith(b"RIFF" if kind == "webp" else b"<?xml")
+        source = re.fullmatch(r"data:image/(svg\+xml|webp);base64,(.+)", image["src"])
+        assert source is not None
+        content = base64.b64decode(source[2])
+        assert content.startswith(b"RIFF" if source[1] == "webp" else b"<?xml")
     assert 'name="viewport"' in text and "default-src 'none'" in text
 
 
-def test_every_link_leads_to_a_file_beside_it(report):
+def test_every_link_leads_to_a_file_beside_it(report: Path) -> None:
     linked = {unquote(href) for href in re.findall(r'href="([^#"]+)"', report.read_text())}
     assert linked == {f"report/{path.name}" for path in report.with_suffix("").iterdir()} - {
         f"report/{name}" for name in ("pca.png", "pib.png", "overlay.png", "maps.png", "changes.csv")
     }
 
 
-def test_it_tells_what_made_it(report, run):
+def test_it_tells_what_made_it(report: Path, run: tuple[Path, Path]) -> None:
     text = report.read_text()
     for subject in from_checkpoints([run[0] / f"{index}.pth" for index in range(4)]):
-        assert subject.sha256 in text and subject.spec in text
+        assert subject.sha256 is not None and subject.sha256 in text
+        assert subject.spec is not None and subject.spec in text
     for wanted in ("Table 1", "paper: Entmax-1.5", "69.50", "seed", f"torch {metadata.version('torch')}", "Provenance"):
         assert wanted in text, wanted
 
 
-def test_pictures_and_numbers_of_every_figure_lie_beside_it(report):
+def test_pictures_and_numbers_of_every_figure_lie_beside_it(report: Path) -> None:
     folder = report.with_suffix("")
     for name in (*FIGURES, "layers"):
         pictures = list(folder.glob(f"{name}*.png"))
@@ -118,16 +130,16 @@ def test_pictures_and_numbers_of_every_figure_lie_beside_it(report):
         rows = list(csv.DictReader((folder / f"{name}.csv").open()))
         names = set(SPECS[1:]) if name == "drift" else set(SPECS)
         assert {row.get("model", row.get("method")) for row in rows} == names, name
-    rows = {(r["model"], r["layer"]): r for r in csv.DictReader((folder / "pib.csv").open())}
-    assert len(rows) == 12
-    for row in rows.values():
+    found = {(r["model"], r["layer"]): r for r in csv.DictReader((folder / "pib.csv").open())}
+    assert len(found) == 12
+    for row in found.values():
         assert float(row["low"]) <= float(row["pib"]) <= float(row["high"])
     zeros = {r["model"]: float(r["zero_share"]) for r in csv.DictReader((folder / "attention.csv").open())}
     assert zeros["softmax"] == 0
-    assert {row["norm"] for row in rows.values()} == {"final"}
+    assert {row["norm"] for row in found.values()} == {"final"}
 
 
-def test_nothing_partial_is_left_behind(report):
+def test_nothing_partial_is_left_behind(report: Path) -> None:
     assert not [path for path in report.parent.rglob("*") if path.name.startswith(".")]
 
 
@@ -136,7 +148,7 @@ needs_browser = pytest.mark.skipif(
 )
 
 
-def check_layout(page, folder, width, dark):
+def check_layout(page: Path, folder: Path, width: int, dark: bool) -> Seen:
     """A page as a reader needs it: nothing wider than the screen, nothing too small or too faint to read."""
     seen = see(page, width, dark, folder)
     assert seen.width == width and seen.scroll <= width, f"{seen.scroll} pixels wide on {width}"
@@ -157,12 +169,13 @@ def check_layout(page, folder, width, dark):
         # White stands in cells of heat maps, where test_panels looks at it.
         assert colour == "#ffffff" or contrast(rgb, (1, 1, 1)) >= 4.5, (alt, colour)
     assert len(seen.columns) == (1 if width < 700 else 2), "panels stand below one another on a phone"
+    check_access(seen)
     return seen
 
 
 @needs_browser
 @pytest.mark.parametrize(("width", "dark"), [(390, False), (390, True), (1280, False), (1280, True)])
-def test_a_browser_shows_it_on_a_phone_and_on_a_desk(report, tmp_path, width, dark):
+def test_a_browser_shows_it_on_a_phone_and_on_a_desk(report: Path, tmp_path: Path, width: int, dark: bool) -> None:
     seen = check_layout(report, tmp_path, width, dark)
     grounds = {one["ground"] for one in seen.texts}
     assert ("rgb(29, 33, 38)" in grounds) == dark and ("rgb(255, 255, 255)" in grounds) == (not dark)
@@ -170,7 +183,7 @@ def test_a_browser_shows_it_on_a_phone_and_on_a_desk(report, tmp_path, width, da
 
 @needs_browser
 @pytest.mark.nightly
-def test_twenty_models_of_two_specs_and_ten_epochs(run, tmp_path):
+def test_twenty_models_of_two_specs_and_ten_epochs(run: tuple[Path, Path], tmp_path: Path) -> None:
     folder, data = run
     subjects = []
     for index in range(20):
@@ -201,7 +214,7 @@ def test_twenty_models_of_two_specs_and_ten_epochs(run, tmp_path):
             check_layout(out, tmp_path / f"{width}-{dark}", width, dark)
 
 
-def test_a_figure_gives_the_same_bytes_again(run):
+def test_a_figure_gives_the_same_bytes_again(run: tuple[Path, Path]) -> None:
     folder, data = run
     subjects = [Subject.of(subject.load(), subject.name) for subject in from_checkpoints([folder / "3.pth"])]
     settings = Settings(size=32, pictures=2, limit=3)
@@ -213,7 +226,9 @@ def test_a_figure_gives_the_same_bytes_again(run):
 
 
 @pytest.mark.parametrize("kind", ["pib", "pca", "diffusion", "discovery", "attention", "maps", "norms", "drift"])
-def test_analyze_writes_each_figure(run, kind, tmp_path, capsys):
+def test_analyze_writes_each_figure(
+    run: tuple[Path, Path], kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, data = run
     arguments = ["analyze", kind, str(folder / "0.pth"), str(folder / "3.pth"), "--data", str(data), "--size", "32"]
     assert main([*arguments, "--limit", "4", "--out", str(tmp_path)]) == 0
@@ -222,7 +237,9 @@ def test_analyze_writes_each_figure(run, kind, tmp_path, capsys):
     assert "entmax15" in capsys.readouterr().out
 
 
-def test_analyze_layers_and_what_is_refused(run, tmp_path, capsys):
+def test_analyze_layers_and_what_is_refused(
+    run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, data = run
     assert main(["analyze", "layers", str(folder), "--out", str(tmp_path)]) == 0
     assert list(tmp_path.glob("layers*.png"))
@@ -233,10 +250,17 @@ def test_analyze_layers_and_what_is_refused(run, tmp_path, capsys):
     assert "size=30 is no multiple of the patch size 8" in capsys.readouterr().err
 
 
-def test_statistics_over_all_images(run, tmp_path, monkeypatch, capsys):
+def test_statistics_over_all_images(
+    run: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, data = run
     drawn, sample = [], Images.sample
-    monkeypatch.setattr(Images, "sample", lambda self, count, seed: drawn.append(count) or sample(self, count, seed))
+
+    def drawing(self: Images, count: int | None, seed: int) -> Images:
+        drawn.append(count)
+        return sample(self, count, seed)
+
+    monkeypatch.setattr(Images, "sample", drawing)
     arguments = ["analyze", "norms", str(folder / "0.pth"), "--data", str(data), "--size", "32", "--pictures", "1"]
     for option in ([], ["--limit", "3"], ["--limit", "all"]):
         assert main([*arguments, *option, "--out", str(tmp_path)]) == 0
@@ -260,7 +284,9 @@ def test_statistics_over_all_images(run, tmp_path, monkeypatch, capsys):
         ("norms", ["--device", "tpu"], "device='tpu'; use 'cpu' or 'cuda'"),
     ],
 )
-def test_what_is_out_of_range_is_refused_in_words(run, tmp_path, capsys, kind, option, says):
+def test_what_is_out_of_range_is_refused_in_words(
+    run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, option: list[str], says: str
+) -> None:
     folder, data = run
     arguments = ["analyze", kind, str(folder / "0.pth"), "--data", str(data), "--size", "32", *option]
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
@@ -270,12 +296,12 @@ def test_what_is_out_of_range_is_refused_in_words(run, tmp_path, capsys, kind, o
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU; this one has one")
-def test_a_gpu_that_is_not_there():
+def test_a_gpu_that_is_not_there() -> None:
     with pytest.raises(ValueError, match="finds no GPU; use 'cpu'"):
         Settings(device="cuda:0")
 
 
-def test_a_report_shows_the_heads_that_were_asked_for(run, tmp_path):
+def test_a_report_shows_the_heads_that_were_asked_for(run: tuple[Path, Path], tmp_path: Path) -> None:
     folder, data = run
     arguments = ["report", str(folder / "0.pth"), "--data", str(data), "--size", "32", "--limit", "2"]
     assert main([*arguments, "--heads", "2", "--out", str(tmp_path / "r.html")]) == 0
@@ -283,7 +309,9 @@ def test_a_report_shows_the_heads_that_were_asked_for(run, tmp_path):
     assert [row["map"] for row in rows] == ["mean of heads", "head 2"]
 
 
-def test_damaged_probes_do_not_cost_the_analyses(run, tmp_path, capsys):
+def test_damaged_probes_do_not_cost_the_analyses(
+    run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, data = run
     (tmp_path / "probe.json").write_text("{")
     arguments = ["report", str(folder / "0.pth"), "--data", str(data), "--size", "32"]
@@ -294,7 +322,7 @@ def test_damaged_probes_do_not_cost_the_analyses(run, tmp_path, capsys):
         assert "probe.json" in told and "token norms" not in told
 
 
-def test_tables_of_ones_own(tmp_path, run):
+def test_tables_of_ones_own(tmp_path: Path, run: tuple[Path, Path]) -> None:
     folder, data = run
     (subject,) = from_checkpoints([folder / "0.pth"])
     table = as_table([{"method": "softmax", "mIoU": 12.5}], "This run", "Measured & <escaped>.")
@@ -308,7 +336,7 @@ def test_tables_of_ones_own(tmp_path, run):
         write_report(tmp_path / "r.html", [subject], None)
 
 
-def test_a_report_of_probes_alone_and_the_same_bytes_again(run, tmp_path):
+def test_a_report_of_probes_alone_and_the_same_bytes_again(run: tuple[Path, Path], tmp_path: Path) -> None:
     folder, _ = run
     arguments = ["report", "--work-dirs", str(folder / "probes"), "--layer-dirs", str(folder)]
     out = tmp_path / "r.html"
@@ -320,7 +348,9 @@ def test_a_report_of_probes_alone_and_the_same_bytes_again(run, tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_what_needs_a_second_model_or_masks_says_so(run, tmp_path, capsys):
+def test_what_needs_a_second_model_or_masks_says_so(
+    run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, data = run
     common = [str(folder / "0.pth"), "--data", str(data / "JPEGImages"), "--size", "32", "--out", str(tmp_path)]
     for kind, needs in (("drift", "a second model"), ("discovery", "boxes or masks"), ("pib", "boxes")):
@@ -330,7 +360,7 @@ def test_what_needs_a_second_model_or_masks_says_so(run, tmp_path, capsys):
     assert "name the folder of these with --masks" in capsys.readouterr().err
 
 
-def test_names_of_folders_are_drawn_as_they_are(run, tmp_path):
+def test_names_of_folders_are_drawn_as_they_are(run: tuple[Path, Path], tmp_path: Path) -> None:
     """`$...$` is no formula, `_x` stays in the legend, and what cannot be printed is escaped."""
     checkpoints = []
     for name in ("a$\\frac$", "_$x", "x\ny", "<b>$^$", "é漢", "x.png"):
@@ -350,12 +380,14 @@ def test_names_of_folders_are_drawn_as_they_are(run, tmp_path):
 
 
 @pytest.mark.parametrize("out", ["page", "there", "link.html", "taken.html"])
-def test_a_page_that_cannot_be_written_is_refused_before_anything_is_examined(run, tmp_path, out):
+def test_a_page_that_cannot_be_written_is_refused_before_anything_is_examined(
+    run: tuple[Path, Path], tmp_path: Path, out: str
+) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "link.html").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "taken").write_text("a file")
 
-    def load():
+    def load() -> NoReturn:
         raise AssertionError("a model was loaded")
 
     subject = Subject("x", load)

@@ -1,6 +1,7 @@
 """What models are called, and when a file's name tells an epoch."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -11,7 +12,7 @@ from attn_plugins.analysis.subjects import epoch_of, from_checkpoints
 from attn_plugins.checkpoints import save
 
 ARCH = "timm/vit_tiny_patch16_224"
-OPTIONS = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 1}
+OPTIONS: dict[str, Any] = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 1}
 
 
 @pytest.mark.parametrize(
@@ -32,11 +33,11 @@ OPTIONS = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_he
         ("teacher_checkpoint.pth", None),
     ],
 )
-def test_only_an_epoch_is_an_epoch(name, epoch):
+def test_only_an_epoch_is_an_epoch(name: str, epoch: int | None) -> None:
     assert epoch_of(Path("run_3") / name) == epoch
 
 
-def test_names_are_as_short_as_tells_the_models_apart(tmp_path):
+def test_names_are_as_short_as_tells_the_models_apart(tmp_path: Path) -> None:
     model = timm.create_model("vit_tiny_patch16_224", num_classes=0, **OPTIONS)
     paths = [tmp_path / name for name in ("a/checkpoint0010.pth", "a/checkpoint0020.pth", "b/checkpoint0020.pth")]
     paths += [tmp_path / "b" / "checkpoint.pth", tmp_path / "b" / "entmax15.pth"]
@@ -54,7 +55,7 @@ def test_names_are_as_short_as_tells_the_models_apart(tmp_path):
     ]
 
 
-def test_one_checkpoint_stands_beside_itself_under_two_specs(tmp_path):
+def test_one_checkpoint_stands_beside_itself_under_two_specs(tmp_path: Path) -> None:
     model = timm.create_model("vit_tiny_patch16_224", num_classes=0, **OPTIONS)
     trained = save(tmp_path / "trained.pth", attn_plugins.patch(model, "entmax15"), arch=ARCH, arch_options=OPTIONS)
     silent = tmp_path / "silent.pth"

@@ -33,8 +33,9 @@ def alone(q: Any, k: Any, v: Any, **options: Any) -> list[Tensor]:
 def test_each_sequence_is_alone(normalizer: str, causal: bool, keys: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     tensors = (jagged(3, 5, 5, 1), jagged(*keys), jagged(*keys, dim=6))
-    options = {"normalizer": normalizer, "is_causal": causal}
-    out = attn_plugins.attention(*(t.transpose(1, 2) for t in tensors), **options)
+    options: dict[str, Any] = {"normalizer": normalizer, "is_causal": causal}
+    q, k, v = (t.transpose(1, 2) for t in tensors)
+    out = attn_plugins.attention(q, k, v, **options)
     expected = alone(*tensors, **options)
     assert out.layout is torch.jagged and out.dim() == 4
     for a, b in zip(out.unbind(), expected, strict=True):

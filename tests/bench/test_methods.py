@@ -1,11 +1,14 @@
 """``attn-plugins bench methods``: the four methods of Table 1, timed in one table."""
 
 import json
+from pathlib import Path
+
+import pytest
 
 from attn_plugins.cli import main
 
 
-def test_all_four_methods_are_timed_beside_the_baseline(tmp_path, capsys):
+def test_all_four_methods_are_timed_beside_the_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "methods.json"
     assert main(["bench", "methods", "--arch", "test_vit", "--quick", "--json", str(out)]) == 0
     told = capsys.readouterr().out

@@ -29,7 +29,8 @@ def test_softmax_relates_the_same_queries_and_keys(kind: str) -> None:
 
 
 def test_a_kernel_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = Case("x", *torch.randn(3, 1, 2, 30, 8).unbind(0))
+    q, k, v = torch.randn(3, 1, 2, 30, 8).unbind(0)
+    case = Case("x", q, k, v)
     right = Case.ours
     monkeypatch.setattr(Case, "ours", lambda *a, **k: right(*a, **k) * (1 if k.get("backend") else 1.1))
     with pytest.raises(RuntimeError, match="x: our kernel differs from the reference"):
@@ -42,9 +43,9 @@ def test_a_models_own_queries_are_what_its_attention_computes_with(tmp_path: Pat
     write_qkv(tmp_path / "qkv.safetensors", layers, arch="tiny")
     found = read_layers(tmp_path / "qkv.safetensors")
     assert list(found) == ["layer 0", "layer 2"]
-    for name, (*tensors, scale) in found.items():
+    for name, (q, k, v, scale) in found.items():
         assert scale == layers[name][3]
-        assert all(torch.equal(a, b) for a, b in zip(tensors, layers[name], strict=False))
+        assert all(torch.equal(a, b) for a, b in zip((q, k, v), layers[name][:3], strict=True))
     with pytest.raises(ValueError, match=r"layers \[3\]: 3 attention calls were seen"):
         capture(model, images, [3])
 
@@ -71,7 +72,8 @@ def test_another_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_processor_time_is_one_threads() -> None:
-    result = bench_shapes([Case("x", *torch.randn(3, 1, 2, 30, 8).unbind(0))], 1, cpu_clock)
+    q, k, v = torch.randn(3, 1, 2, 30, 8).unbind(0)
+    result = bench_shapes([Case("x", q, k, v)], 1, cpu_clock)
     assert "processor time" in shapes_table(result)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 
 import torch
+from torch import Tensor
 
 
 def backbone(
@@ -43,7 +45,9 @@ def dinov3() -> OrderedDict[str, torch.Tensor]:
     return state
 
 
-def prefixed(state, prefix, rename=lambda key: key):
+def prefixed(
+    state: Mapping[str, Tensor], prefix: str, rename: Callable[[str], str] = lambda key: key
+) -> OrderedDict[str, Tensor]:
     return OrderedDict((prefix + rename(key), value) for key, value in state.items())
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import attn_plugins
 
 ARCH = "timm/vit_tiny_patch16_224"
-OPTIONS = {"img_size": 32, "patch_size": 8, "depth": 3, "embed_dim": 48}
+OPTIONS: dict[str, Any] = {"img_size": 32, "patch_size": 8, "depth": 3, "embed_dim": 48}
 State = dict[str, Any]
 
 

@@ -17,7 +17,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*softmax is assumed")
 
 
 def digest(*args: Any, **options: Any) -> str:
-    return build(*args, **options)[1]["digest"]
+    out: str = build(*args, **options)[1]["digest"]
+    return out
 
 
 def test_weights_that_are_equal_have_one_digest_wherever_they_lie(tmp_path: Path) -> None:

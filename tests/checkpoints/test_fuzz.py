@@ -54,8 +54,9 @@ def survives(path: Path) -> int:
 
 def contents() -> dict[str, Any]:
     """A small checkpoint with a record in every place that may hold one."""
-    state = patched("entmax15+registers:num=1").state_dict()
-    assert isinstance(state, OrderedDict)
+    model = patched("entmax15+registers:num=1")
+    assert isinstance(model.state_dict(), OrderedDict)
+    state: Any = model.state_dict()
     state._metadata[""] = {**state._metadata[""], "attn_plugins": {"spec": "entmax15+registers:num=1"}}
     return {
         "model": state,
@@ -100,8 +101,9 @@ def places(mapping: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         found.append((*path, key))
         if isinstance(value, dict):
             found += places(value, (*path, key))
-            if isinstance(getattr(value, "_metadata", None), dict):
-                found += [(*path, key, "_metadata"), *places(value._metadata, (*path, key, "_metadata"))]
+            metadata = getattr(value, "_metadata", None)
+            if isinstance(metadata, dict):
+                found += [(*path, key, "_metadata"), *places(metadata, (*path, key, "_metadata"))]
     return found
 
 

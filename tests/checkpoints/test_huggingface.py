@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import attn_plugins
 from attn_plugins.checkpoints import CheckpointError, build, identify, save
@@ -27,7 +27,7 @@ SIZES = {
 }
 
 
-def model_of(name: str, spec: str = SPEC, layers: Any = None, seed: int = 0, **options: Any) -> nn.Module:
+def model_of(name: str, spec: str = SPEC, layers: Any = None, seed: int = 0, **options: Any) -> Any:
     torch.manual_seed(seed)
     family = name.removesuffix("Model").removesuffix("ForImageClassification")
     config = getattr(transformers, f"{family}Config")(**SIZES | options)
@@ -40,7 +40,8 @@ def model_of(name: str, spec: str = SPEC, layers: Any = None, seed: int = 0, **o
 def output(model: Any) -> Tensor:
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(9))
     with torch.no_grad():
-        return model(pixel_values=images)[0]
+        out: Tensor = model(pixel_values=images)[0]
+        return out
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_the_version_is_the_packages() -> None:
 def test_the_public_names_are_what_is_imported_for_them() -> None:
     assert attn_plugins.__all__ == importlib.import_module("attn_plugins._public").__all__
     with pytest.raises(AttributeError, match="'attn_plugins' has no attribute 'patsch'"):
-        _ = attn_plugins.patsch  # type: ignore[attr-defined]
+        _ = attn_plugins.patsch
 
 
 FIRST = """

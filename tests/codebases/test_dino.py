@@ -27,7 +27,7 @@ ADAPTERS = {
 }
 
 
-def build(name: str, **options: Any) -> nn.Module:
+def build(name: str, **options: Any) -> Any:
     return trained(FAMILIES[name].build(**options))
 
 
@@ -47,7 +47,8 @@ def test_softmax_and_entmax(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def train_step(model: nn.Module) -> Tensor:
         torch.manual_seed(1)
-        return model.train()(image)
+        out: Tensor = model.train()(image)
+        return out
 
     dense, stepped = read(model, image), train_step(model)
     model.eval()
@@ -75,7 +76,8 @@ def test_dropout_of_attention_weights_draws_the_same_numbers(name: str, monkeypa
 
     def step(model: nn.Module) -> Tensor:
         torch.manual_seed(1)
-        return model(image)
+        out: Tensor = model(image)
+        return out
 
     dense = step(model)
     with normalized_by(entmax.entmax15):
@@ -152,7 +154,7 @@ def test_dinov3_forward_list_keeps_rope(name: str) -> None:
     model = build(name, n_storage_tokens=4)
     crops, masks = [images(2, SIZE), images(3, SIZE // 2)], [None, None]
 
-    def features(model: nn.Module) -> list[Tensor]:
+    def features(model: Any) -> list[Tensor]:
         return [out["x_norm_patchtokens"] for out in model.forward_features_list(crops, masks)]
 
     dense = features(model)

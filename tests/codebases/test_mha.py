@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import Any
 
 import entmax
@@ -18,13 +19,14 @@ from .twin import assert_same_outputs, normalized_by
 B, N, S, E, H = 3, 5, 6, 24, 4
 
 
-def forward(mha: nn.MultiheadAttention, **options: Any) -> tuple[Tensor, Tensor | None]:
+def forward(mha: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
     torch.manual_seed(1)
     q, k, v = torch.randn(B, N, E), torch.randn(B, S, mha.kdim), torch.randn(B, S, mha.vdim)
     if not mha.batch_first:
         q, k, v = (t.transpose(0, 1) for t in (q, k, v))
     torch.manual_seed(2)
-    return mha(q, k, v, **options)
+    out: tuple[Tensor, Tensor | None] = mha(q, k, v, **options)
+    return out
 
 
 CONSTRUCTION: list[dict[str, Any]] = [
@@ -89,7 +91,10 @@ def test_fast_path_of_the_encoder_is_not_taken(norm_first: bool, padded: bool) -
     mask = torch.tensor([[False] * S, [False] * 4 + [True] * 2, [False] * 3 + [True] * 3]) if padded else None
 
     def real_tokens(model: nn.Module) -> Tensor:
-        return model(x, src_key_padding_mask=mask) if mask is None else model(x, src_key_padding_mask=mask)[~mask]
+        out: Tensor = (
+            model(x, src_key_padding_mask=mask) if mask is None else model(x, src_key_padding_mask=mask)[~mask]
+        )
+        return out
 
     with normalized_by(entmax.entmax15):  # with gradients, so that torch takes its ordinary path
         sparse = real_tokens(encoder)
@@ -115,7 +120,8 @@ def test_torchvision(gradients: bool) -> None:
 
     def train_step(model: nn.Module) -> Tensor:
         torch.manual_seed(3)
-        return model.train()(image)
+        out: Tensor = model.train()(image)
+        return out
 
     dense, trained = vit.eval()(image), train_step(vit)
     with normalized_by(entmax.entmax15):
@@ -151,7 +157,7 @@ def test_mmsegmentation() -> None:
 @pytest.mark.slow
 def test_torch_compile() -> None:
     mha = attn_plugins.patch(nn.MultiheadAttention(E, H, batch_first=True), "entmax15")
-    compiled = torch.compile(mha, fullgraph=True, backend="aot_eager")
-    for call in ({}, {"need_weights": False}):
-        assert_same_outputs(compiled, forward(mha, **call), lambda m, call=call: forward(m, **call))
+    compiled: Any = torch.compile(mha, fullgraph=True, backend="aot_eager")
+    for call in (forward, partial(forward, need_weights=False)):
+        assert_same_outputs(compiled, call(mha), call)
     torch.compiler.reset()

@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import entmax
 import pytest
@@ -69,7 +70,7 @@ def test_without_the_call_nothing_knows_it(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("known")
 def test_its_attention_is_patched() -> None:
     model, x = vit(), torch.randn(2, 5, 32)
-    mixer = model.stages[0].mixer
+    mixer: Any = model.stages[0].mixer
     q, k, v = mixer.split(x)
     wanted = mixer.out((entmax.entmax15(q @ k.mT / 8**0.5, dim=-1) @ v).transpose(1, 2).flatten(2))
     before = outputs(model)
@@ -86,7 +87,7 @@ def test_registers_enter_and_leave_its_outputs_alone() -> None:
     model, own = attn_plugins.patch(vit(), "registers:num=2"), vit(n_memory=2)
     tokens = torch.randn(1, 2, 32)
     own.load_state_dict(vit().state_dict() | {"memory": tokens})
-    model.attn_plugins_registers.tokens.data.copy_(tokens)
+    model.get_parameter("attn_plugins_registers.tokens").data.copy_(tokens)
     torch.testing.assert_close(outputs(model), outputs(own))
     torch.testing.assert_close(outputs(pickle.loads(pickle.dumps(model))), outputs(own))
     with pytest.raises(attn_plugins.UnsupportedModelError, match="build it with n_memory=4 instead"):
@@ -103,7 +104,7 @@ def test_specialization_changes_what_cls_goes_through_and_nothing_else() -> None
         "stages.0.mixer.to_qkv",
         "final",
     }
-    model.final.attn_plugins_specialization.bias.data += 1
+    model.get_parameter("final.attn_plugins_specialization.bias").data += 1
     changed = outputs(model) - outputs(plain)
     torch.testing.assert_close(changed[:, 0], torch.ones(2, 32))
     torch.testing.assert_close(changed[:, 1:], torch.zeros(2, 16, 32))

@@ -56,9 +56,9 @@ MODELS: list[tuple[str, dict[str, Any], set[str]]] = [
 ]
 
 
-def build(name: str, options: dict[str, Any]) -> tuple[nn.Module, torch.Tensor]:
+def build(name: str, options: dict[str, Any]) -> tuple[Any, torch.Tensor]:
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=5, **options)
+    model: Any = timm.create_model(name, num_classes=5, **options)
     # Weights as if trained: at initialisation attention is nearly uniform, and LayerScale or zero norms hide it.
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1:
@@ -81,10 +81,12 @@ def test_softmax_and_entmax(name: str, options: dict[str, Any], adapters: set[st
 
     def train_step(model: nn.Module) -> torch.Tensor:
         torch.manual_seed(1)
-        return model.train()(image)
+        out: torch.Tensor = model.train()(image)
+        return out
 
     def evaluate(model: nn.Module) -> torch.Tensor:
-        return model.eval()(image)
+        out: torch.Tensor = model.eval()(image)
+        return out
 
     trained = train_step(model)  # first: batch norms change their statistics, and not a second time by as much
     evaluated = evaluate(model)
@@ -121,7 +123,8 @@ def test_dropout_of_attention_weights_draws_the_same_numbers() -> None:
 
     def train_step(model: nn.Module) -> torch.Tensor:
         torch.manual_seed(1)
-        return model.train()(image)
+        out: torch.Tensor = model.train()(image)
+        return out
 
     dense = train_step(model)
     assert not torch.equal(dense, model.eval()(image))
@@ -155,7 +158,8 @@ class Linearised(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = self.qkv(x).chunk(3, -1)
-        return q.softmax(-1) @ (k.softmax(-2).mT @ v)
+        out: torch.Tensor = q.softmax(-1) @ (k.softmax(-2).mT @ v)
+        return out
 
 
 def test_attention_that_no_adapter_knows_is_named_once() -> None:

@@ -42,7 +42,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 POOLED = {"SiglipVisionModel"}  # a pooling head after the last layer, which is not patched
 
 
-def build(name: str, implementation: str = "sdpa") -> tuple[nn.Module, Tensor]:
+def build(name: str, implementation: str = "sdpa") -> tuple[Any, Tensor]:
     torch.manual_seed(0)
     config, options = MODELS[name]
     model = getattr(transformers, name)(
@@ -58,7 +58,8 @@ def build(name: str, implementation: str = "sdpa") -> tuple[nn.Module, Tensor]:
 
 def features(model: nn.Module, image: Tensor) -> Tensor:
     torch.manual_seed(1)
-    return model(image).last_hidden_state
+    out: Tensor = model(image).last_hidden_state
+    return out
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -187,6 +188,6 @@ def test_gradient_checkpointing(reentrant: bool) -> None:
 def test_torch_compile() -> None:
     model, image = build("DINOv3ViTModel")
     attn_plugins.patch(model, "entmax15")
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled: Any = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(features(compiled, image), features(model, image))
     torch.compiler.reset()

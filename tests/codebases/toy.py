@@ -26,7 +26,8 @@ class Mixer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.split(x)
         weights = torch.exp(q @ k.mT / q.shape[-1] ** 0.5)
-        return self.out((weights @ v / weights.sum(-1, keepdim=True)).transpose(1, 2).flatten(2))
+        out: Tensor = self.out((weights @ v / weights.sum(-1, keepdim=True)).transpose(1, 2).flatten(2))
+        return out
 
 
 class Scale(nn.Module):
@@ -44,7 +45,8 @@ class FeedForward(nn.Module):
         self.widen, self.narrow = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.narrow(self.widen(x).relu())
+        out: Tensor = self.narrow(self.widen(x).relu())
+        return out
 
 
 class Stage(nn.Module):
@@ -56,7 +58,8 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.scale_a(self.mixer(self.before(x)))
-        return x + self.scale_b(self.ffn(self.between(x)))
+        out: Tensor = x + self.scale_b(self.ffn(self.between(x)))
+        return out
 
 
 class ToyViT(nn.Module):
@@ -88,7 +91,8 @@ class ToyViT(nn.Module):
 def _answers(base: Any) -> dict[str, Any]:
     def forward(self: Any, x: Tensor) -> Tensor:
         out = attn_plugins.attention(*self.split(x), normalizer=self.attn_plugins_normalizer)
-        return self.out(out.transpose(1, 2).flatten(2))
+        result: Tensor = self.out(out.transpose(1, 2).flatten(2))
+        return result
 
     return {"forward": forward}
 

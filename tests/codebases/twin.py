@@ -63,7 +63,7 @@ def tensors(output: Any) -> list[Tensor]:
     return [tensor for value in values for tensor in tensors(value)]
 
 
-def assert_same_outputs(model: nn.Module, expected: Any, run: Callable[[nn.Module], Any], atol: float = 1e-5) -> None:
+def assert_same_outputs(model: nn.Module, expected: Any, run: Callable[[Any], Any], atol: float = 1e-5) -> None:
     """``run(model)`` gives ``expected``: the same tensors within ``atol``, relative to their size."""
     actual, wanted = tensors(run(model)), tensors(expected)
     assert len(actual) == len(wanted) > 0

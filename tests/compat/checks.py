@@ -33,7 +33,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, n, d = x.shape
         q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, d))
+        out: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, d))
+        return out
 
 
 class Blocks(nn.Module):
@@ -60,7 +61,11 @@ def patched(model: nn.Module, spec: str) -> nn.Module:
 
 def differs(model: nn.Module, *inputs: Any) -> None:
     """A patched copy computes something else, softmax by the same patch the same; unpatched it is as it was."""
-    first = lambda out: out if isinstance(out, Tensor) else out[0]  # noqa: E731
+
+    def first(out: Any) -> Tensor:
+        found: Tensor = out if isinstance(out, Tensor) else out[0]
+        return found
+
     before = first(model.eval()(*inputs))
     sparse = patched(model, "entmax15")
     assert not torch.allclose(first(sparse(*inputs)), before, atol=1e-4)
@@ -121,11 +126,11 @@ def test_mha() -> None:
 def timm_vit() -> nn.Module:
     vision_transformer = pytest.importorskip("timm.models.vision_transformer")
     torch.manual_seed(0)
-    model = vision_transformer.VisionTransformer(32, 8, num_classes=3, embed_dim=48, depth=2, num_heads=3)
+    model: nn.Module = vision_transformer.VisionTransformer(32, 8, num_classes=3, embed_dim=48, depth=2, num_heads=3)
     for name, parameter in model.named_parameters():
         if "qkv.weight" in name:
             nn.init.normal_(parameter, std=0.3)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def test_timm() -> None:
@@ -166,7 +171,8 @@ class _Hidden(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model(pixel_values=images).last_hidden_state  # type: ignore[no-any-return]
+        tokens: Tensor = self.model(pixel_values=images).last_hidden_state
+        return tokens
 
 
 def test_save_and_load(tmp_path: Path) -> None:
@@ -247,8 +253,8 @@ def test_probe_iteration(tmp_path: Path) -> None:
     for module in ("mmseg", "mim"):
         pytest.importorskip(module)
     timm = pytest.importorskip("timm")
-    sys.path.insert(0, str(ROOT / "tests" / "probes"))
-    import running
+    sys.path.insert(0, str(ROOT / "tests"))
+    from probes import running
 
     from attn_plugins.checkpoints import save
     from attn_plugins.data.layouts import LAYOUTS

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -19,8 +18,7 @@ from attn_plugins.data.layouts.depth import rotate_right
 from attn_plugins.data.layouts.imagenet import write_imagenet
 from attn_plugins.data.layouts.voc import voc_palette
 
-if TYPE_CHECKING:
-    from conftest import Made
+from .made import Made
 
 Break = Callable[[Path], object]
 

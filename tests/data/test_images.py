@@ -85,8 +85,9 @@ def test_colours_of_every_kind(content: bytes, tolerance: int) -> None:
 
 def test_jpegs_are_read_as_opencv_and_mmcv_read_them() -> None:
     content = encoded(Image.fromarray(COLOUR), "JPEG", quality=60)
-    theirs = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
-    np.testing.assert_array_equal(decode_image(content, "x", exif=False), theirs)
+    theirs = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    assert theirs is not None
+    np.testing.assert_array_equal(decode_image(content, "x", exif=False), theirs[..., ::-1])
 
 
 def turned(orientation: int, size: tuple[int, int] = (32, 48), form: str = "PNG") -> bytes:

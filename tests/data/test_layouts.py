@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,23 +17,24 @@ from attn_plugins.data.layouts.imagenet import WNIDS, write_imagenet
 from attn_plugins.data.layouts.voc import VOC_CLASSES, voc_palette
 from attn_plugins.data.scenes import Scene, render
 
-if TYPE_CHECKING:
-    from conftest import Made
+from .made import Made
 
 cv2 = pytest.importorskip("cv2")
 mmseg_datasets = pytest.importorskip("mmseg.datasets")
 
 
-def load(dataset: object, index: int) -> np.ndarray:
+def load(dataset: Any, index: int) -> np.ndarray:
     """The mask that mmseg's own loader gives for one item."""
     loader = mmseg_datasets.transforms.LoadAnnotations()
-    return loader.transform(dataset.get_data_info(index))["gt_seg_map"]  # type: ignore[attr-defined]
+    out: np.ndarray = loader.transform(dataset.get_data_info(index))["gt_seg_map"]
+    return out
 
 
 def read_depth(path: Path) -> np.ndarray:
     stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     assert stored.dtype == np.uint16
-    return stored
+    out: np.ndarray = stored
+    return out
 
 
 def assert_depth(stored: np.ndarray, scale: int, scene: Scene, least: float, steps: int | None = None) -> None:

@@ -6,7 +6,6 @@ import os
 import shutil
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -17,8 +16,7 @@ from attn_plugins.data.checks.depth import _STORED_SUNRGBD, _check_maps
 from attn_plugins.data.layouts import LAYOUTS
 from attn_plugins.data.layouts.depth import rotate_left
 
-if TYPE_CHECKING:
-    from conftest import Made
+from .made import Made
 
 OFFICIAL_COUNTS = {  # protocols and releases: images of (train, val)
     "voc2012": ("1,464", "1,449"),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,9 +104,9 @@ def test_classes_are_pairwise_different_and_twenty() -> None:
         ({"seed": -1}, "non-negative"),
     ],
 )
-def test_what_cannot_be_rendered_is_refused(arguments: dict[str, object], message: str) -> None:
+def test_what_cannot_be_rendered_is_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        render(**{"seed": 0, "index": 0, **arguments})  # type: ignore[arg-type]
+        render(**{"seed": 0, "index": 0, **arguments})
 
 
 def pixels(first: int, count: int) -> tuple[np.ndarray, np.ndarray]:

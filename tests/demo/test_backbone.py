@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 pytest.importorskip("timm", reason="builds a timm model: pip install timm")
 pytest.importorskip("matplotlib", reason="pip install 'attn_plugins[analysis]'")
@@ -21,12 +23,19 @@ from attn_plugins.cli import main
 from attn_plugins.demo import backbone
 from attn_plugins.demo.sparse_picture import ZERO, attention_colours, look
 
-OPTIONS = {"img_size": 64, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 2, "dynamic_img_size": True}
+OPTIONS: dict[str, Any] = {
+    "img_size": 64,
+    "patch_size": 8,
+    "embed_dim": 24,
+    "depth": 4,
+    "num_heads": 2,
+    "dynamic_img_size": True,
+}
 
 
 def checkpoint(folder: Path, spec: str) -> Path:
     torch.manual_seed(0)
-    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, **OPTIONS)
+    model: Any = timm.create_model("vit_tiny_patch16_224", num_classes=0, **OPTIONS)
     with torch.no_grad():
         for block in model.blocks:
             block.attn.qkv.weight.mul_(30)  # so that entmax has zeros to give
@@ -68,10 +77,11 @@ def test_a_backbone_of_another_spec_is_refused(tmp_path: Path, capsys: pytest.Ca
 
 def test_what_a_patch_looks_at_is_its_row_of_the_last_layer() -> None:
     torch.manual_seed(0)
-    model = attn_plugins.patch(timm.create_model("vit_tiny_patch16_224", num_classes=0, **OPTIONS), "entmax15").eval()
+    model: Any = timm.create_model("vit_tiny_patch16_224", num_classes=0, **OPTIONS).eval()
+    attn_plugins.patch(model, "entmax15")
     images = torch.randn(2, 3, 32, 48)
     seen = look(model, images, [(1, 2), (3, 5)])
-    taken = {}
+    taken: dict[str, Tensor] = {}
     qkv = model.blocks[-1].attn.qkv.register_forward_hook(lambda module, args, out: taken.update(qkv=out))
     with torch.no_grad():
         model(images)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 pytest.importorskip("lightly", reason="the demo's pre-training is lightly's: pip install 'attn_plugins[demo]'")
 
@@ -17,7 +20,7 @@ SPECS = ("softmax", "entmax15")
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("images")
@@ -30,23 +33,23 @@ class Killed(Exception):
     pass
 
 
-def kill_at(step):
-    def progress(done, methods):
+def kill_at(step: int) -> Callable[[int, list[Method]], None]:
+    def progress(done: int, methods: list[Method]) -> None:
         if done == step:
             raise Killed
 
     return progress
 
 
-def nothing(done, methods):
+def nothing(done: int, methods: list[Method]) -> None:
     pass
 
 
-def weights(methods):
+def weights(methods: list[Method]) -> list[dict[str, Tensor]]:
     return [method.teacher.state_dict() for method in methods]
 
 
-def test_an_interrupted_run_goes_on_to_the_same_weights(files, tmp_path):
+def test_an_interrupted_run_goes_on_to_the_same_weights(files: list[Path], tmp_path: Path) -> None:
     whole = pretrain(files, SPECS, TINY, tmp_path / "whole.pth", nothing)
     with pytest.raises(Killed):
         pretrain(files, SPECS, TINY, tmp_path / "killed.pth", kill_at(2), save_every=2)
@@ -58,7 +61,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(files, tmp_path):
     assert [len(method.losses) for method in resumed] == [4, 4]
 
 
-def test_methods_start_from_the_same_weights_and_train_apart(files, tmp_path):
+def test_methods_start_from_the_same_weights_and_train_apart(files: list[Path], tmp_path: Path) -> None:
     starts = [Method(spec, TINY) for spec in SPECS]
     alike = [dict(start.student.named_parameters()) for start in starts]  # not the records, which tell them apart
     torch.testing.assert_close(*alike, atol=0, rtol=0)
@@ -75,7 +78,7 @@ def test_methods_start_from_the_same_weights_and_train_apart(files, tmp_path):
     assert max(apart) > 0
 
 
-def test_a_state_of_another_recipe_is_refused(files, tmp_path):
+def test_a_state_of_another_recipe_is_refused(files: list[Path], tmp_path: Path) -> None:
     state = tmp_path / "state.pth"
     pretrain(files, SPECS, TINY, state, nothing)
     before = state.read_bytes()
@@ -86,7 +89,7 @@ def test_a_state_of_another_recipe_is_refused(files, tmp_path):
     assert state.read_bytes() == before
 
 
-def test_another_seed_gives_another_run(files, tmp_path):
+def test_another_seed_gives_another_run(files: list[Path], tmp_path: Path) -> None:
     a = pretrain(files, ("softmax",), TINY, tmp_path / "a.pth", nothing)
     b = pretrain(files, ("softmax",), replace(TINY, seed=1), tmp_path / "b.pth", nothing)
     assert a[0].losses != b[0].losses

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,14 +30,14 @@ SETTINGS = Settings(
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]], list[str]]:
     out = tmp_path_factory.mktemp("demo") / "out"
     lines: list[str] = []
     return out, run(out, SETTINGS, lines.append, command="attn-plugins demo --out elsewhere"), lines
 
 
 @pytest.mark.slow
-def test_the_table_holds_what_was_measured(finished):
+def test_the_table_holds_what_was_measured(finished: tuple[Path, list[dict[str, Any]], list[str]]) -> None:
     out, rows, lines = finished
     assert [row["method"] for row in rows] == ["softmax", "entmax15"]
     softmax, entmax = rows
@@ -62,7 +64,9 @@ def test_the_table_holds_what_was_measured(finished):
 
 
 @pytest.mark.slow
-def test_the_picture_has_a_row_for_an_image_and_a_column_for_a_model(finished):
+def test_the_picture_has_a_row_for_an_image_and_a_column_for_a_model(
+    finished: tuple[Path, list[dict[str, Any]], list[str]],
+) -> None:
     out, _, _ = finished
     width, height = Image.open(out / "picture.png").size
     images = SETTINGS.num_val
@@ -71,7 +75,9 @@ def test_the_picture_has_a_row_for_an_image_and_a_column_for_a_model(finished):
 
 
 @pytest.mark.slow
-def test_a_second_run_reuses_everything_and_says_the_same(finished):
+def test_a_second_run_reuses_everything_and_says_the_same(
+    finished: tuple[Path, list[dict[str, Any]], list[str]],
+) -> None:
     out, rows, _ = finished
     kept = [*out.rglob("*.pth"), *out.rglob("probe.json"), *out.rglob("*.jpg")]
     before = {path: path.stat().st_mtime_ns for path in kept}
@@ -80,7 +86,9 @@ def test_a_second_run_reuses_everything_and_says_the_same(finished):
 
 
 @pytest.mark.slow
-def test_other_settings_or_a_foreign_folder_are_refused_and_nothing_changes(finished, tmp_path, capsys):
+def test_other_settings_or_a_foreign_folder_are_refused_and_nothing_changes(
+    finished: tuple[Path, list[dict[str, Any]], list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, _, _ = finished
     table = (out / "table.json").read_bytes()
     assert main(["demo", "--out", str(out), "--steps", "3"]) == 2
@@ -93,6 +101,6 @@ def test_other_settings_or_a_foreign_folder_are_refused_and_nothing_changes(fini
 
 
 @pytest.mark.parametrize("bad", [{"methods": ()}, {"methods": ("entmx15",)}, {"probe_iters": 0}])
-def test_bad_settings_are_refused_before_anything_is_written(bad):
+def test_bad_settings_are_refused_before_anything_is_written(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         Settings(**bad)

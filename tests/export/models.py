@@ -24,7 +24,8 @@ class Attention(nn.Module):
         b, n, c = x.shape
         q, k, v = self.qkv(x).reshape(b, n, 3, 3, 8).permute(2, 0, 3, 1, 4).unbind(0)
         weights = (q @ k.transpose(-2, -1) * 8**-0.5).softmax(dim=-1)
-        return self.proj((weights @ v).transpose(1, 2).reshape(b, n, c))
+        out: Tensor = self.proj((weights @ v).transpose(1, 2).reshape(b, n, c))
+        return out
 
 
 class HandWritten(nn.Module):
@@ -36,7 +37,8 @@ class HandWritten(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         x = self.embed(image).flatten(2).transpose(1, 2)
         x = x + self.first(self.norm(x))
-        return self.norm(x + self.second(self.norm(x)))
+        out: Tensor = self.norm(x + self.second(self.norm(x)))
+        return out
 
 
 def timm_vit() -> nn.Module:

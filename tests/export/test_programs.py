@@ -38,7 +38,8 @@ print(json.dumps(found))
 
 def output(model: nn.Module, x: Tensor) -> Tensor:
     with torch.no_grad():
-        return model(x)
+        out: Tensor = model(x)
+        return out
 
 
 @functools.cache

@@ -19,7 +19,7 @@ every_spec = pytest.mark.parametrize("spec", [*SPECS, "entmax15+registers:num=2"
 @pytest.mark.parametrize("part", ["attention", "block"])
 def test_equals_the_layer(spec: str, part: str) -> None:
     model, x = build("timm", spec)
-    layer = model.blocks[0].attn if part == "attention" else model.blocks[0]
+    layer = model.get_submodule("blocks.0.attn" if part == "attention" else "blocks.0")
     with attn_plugins.exportable(model):
         graph = torch.fx.symbolic_trace(layer)
     with torch.no_grad():
@@ -30,7 +30,7 @@ def test_equals_the_layer(spec: str, part: str) -> None:
 
 def test_a_mask_after_tracing_without_one_is_refused() -> None:
     model, _ = build("timm", "entmax15")
-    layer, tokens = model.blocks[0].attn, torch.randn(2, 5, 24)
+    layer, tokens = model.get_submodule("blocks.0.attn"), torch.randn(2, 5, 24)
     with attn_plugins.exportable(model):
         graph = torch.fx.symbolic_trace(layer)
     graph.graph.eliminate_dead_code()
@@ -43,7 +43,7 @@ def test_a_mask_after_tracing_without_one_is_refused() -> None:
 
 def test_causal() -> None:
     model, _ = build("timm", "entmax15")
-    layer, tokens = model.blocks[0].attn, torch.randn(2, 5, 24)
+    layer, tokens = model.get_submodule("blocks.0.attn"), torch.randn(2, 5, 24)
     with attn_plugins.exportable(model):
         graph = torch.fx.symbolic_trace(layer, concrete_args={"attn_mask": None, "is_causal": True})
     assert (graph(tokens, None, True) - layer(tokens, None, True)).abs().max() <= 1e-5
@@ -70,7 +70,8 @@ class Both(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind(0)
         fused = nn.functional.scaled_dot_product_attention(q, k, v)
-        return fused + self.attend(q @ k.transpose(-2, -1)) @ v
+        out: Tensor = fused + self.attend(q @ k.transpose(-2, -1)) @ v
+        return out
 
 
 def test_a_computed_mask_is_one_clear_error() -> None:

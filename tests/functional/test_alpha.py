@@ -1,6 +1,7 @@
 """The learnable alpha as a module."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from attn_plugins.functional import EntmaxAlpha, entmax, entmax_alpha
 
 
-def test_starts_as_entmax_with_its_initial_alpha():
+def test_starts_as_entmax_with_its_initial_alpha() -> None:
     module = EntmaxAlpha(3, init=1.3)
     scores = torch.randn(2, 3, 5, 7)
     torch.testing.assert_close(module.alpha, torch.full((3,), 1.3))
@@ -17,7 +18,7 @@ def test_starts_as_entmax_with_its_initial_alpha():
 
 
 @pytest.mark.parametrize("reward", [1, -1], ids=["concentration", "spread"])
-def test_alpha_learns_and_stays_in_range(reward):
+def test_alpha_learns_and_stays_in_range(reward: int) -> None:
     module = EntmaxAlpha(2)
     scores, optimizer = torch.randn(4, 2, 6, 9), torch.optim.Adam(module.parameters(), lr=0.3)
     for _ in range(60):
@@ -28,7 +29,7 @@ def test_alpha_learns_and_stays_in_range(reward):
     assert (module.alpha > 1.9).all() if reward == 1 else (module.alpha < 1.1).all()
 
 
-def test_one_alpha_per_head():
+def test_one_alpha_per_head() -> None:
     module = EntmaxAlpha(2)
     with torch.no_grad():
         module.logit.copy_(torch.tensor([-3.0, 3.0]))
@@ -37,7 +38,7 @@ def test_one_alpha_per_head():
     assert zeros[0] < zeros[1]
 
 
-def test_state_and_copies():
+def test_state_and_copies() -> None:
     module = EntmaxAlpha(4)
     assert [*module.state_dict()] == ["logit"]
     twin = copy.deepcopy(module)
@@ -58,12 +59,12 @@ def test_state_and_copies():
         ({"num_heads": 2, "low": 1.6}, "init=1.5 is not between low=1.6"),
     ],
 )
-def test_bad_ranges_are_refused(arguments, message):
+def test_bad_ranges_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EntmaxAlpha(**arguments)
 
 
-def test_scores_that_do_not_fit_are_refused():
+def test_scores_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\[\.\.\., 4 heads, N, S\], got shape \(2, 3, 5, 5\)"):
         EntmaxAlpha(4)(torch.zeros(2, 3, 5, 5))
     with pytest.raises(ValueError, match="got dim=1"):

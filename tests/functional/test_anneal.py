@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,8 @@ from attn_plugins.functional.normalizer import build
 from attn_plugins.spec import parse
 
 
-def made(heads: int = 2, **options: object) -> EntmaxAnneal:
-    return EntmaxAnneal(heads, **({"steps": 10} | options))  # type: ignore[arg-type]
+def made(heads: int = 2, **options: Any) -> EntmaxAnneal:
+    return EntmaxAnneal(heads, **({"steps": 10} | options))
 
 
 def alphas(layer: EntmaxAnneal, upto: int) -> list[float]:

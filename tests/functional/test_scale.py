@@ -43,10 +43,11 @@ def by_hand(q: Tensor, k: Tensor, v: Tensor, factor: Any, mask: Tensor | None = 
     scores = q @ k.mT / math.sqrt(WIDTH)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-    return entmax15(scores * factor, dim=-1) @ v
+    out: Tensor = entmax15(scores * factor, dim=-1) @ v
+    return out
 
 
-MASKS = {
+MASKS: dict[str, Any] = {
     "none": None,
     "bool": torch.ones(6, 6, dtype=torch.bool).tril(),
     "float": torch.randn(HEADS, 6, 6, generator=torch.Generator().manual_seed(1)),
@@ -73,7 +74,7 @@ def test_a_number_is_the_kernels_own_scale() -> None:
 @pytest.mark.parametrize("spec", ["entmax15:scale=0.3", "entmax15:scale=per_head", "entmax_alpha:scale=learnable"])
 def test_the_fused_kernel_still_runs(spec: str) -> None:
     q, k, v = qkv()
-    normalizer = build(parse(spec).normalizer, HEADS)
+    normalizer: Any = build(parse(spec).normalizer, HEADS)
     call = AttentionCall(q, k, v, normalizer, normalizer.alpha)
     assert choose_backend(call).name == "cpu"
 
@@ -81,7 +82,8 @@ def test_the_fused_kernel_still_runs(spec: str) -> None:
 def test_packed_batches() -> None:
     q, k, v = (t[:1] for t in qkv())
     out = attention(q, k, v, [4, 2], normalizer=per_head())
-    parts = [by_hand(*(t[..., s, :] for t in (q, k, v)), FACTORS.view(-1, 1, 1)) for s in (slice(4), slice(4, 6))]
+    factor = FACTORS.view(-1, 1, 1)
+    parts = [by_hand(q[..., s, :], k[..., s, :], v[..., s, :], factor) for s in (slice(4), slice(4, 6))]
     torch.testing.assert_close(out, torch.cat(parts, -2), rtol=1e-4, atol=1e-5)
 
 
@@ -145,9 +147,9 @@ def test_asentmax_is_its_formula(tokens: int, mask: str | None, seen: list[int])
             for row, n in enumerate(seen):
                 beta = math.log1p(math.exp((q[image, head, row] @ made.weight[head] + made.bias[head]).item()))
                 factor = made.delta[head].item() + beta * math.log(n) ** made.gamma[head].item()
-                one = (t[image, head] for t in (q[..., row : row + 1, :], k, v))
+                a, b, c = (t[image, head] for t in (q[..., row : row + 1, :], k, v))
                 seen_by = None if mask is None else MASKS[mask][row : row + 1]
-                expected[image, head, row] = by_hand(*one, factor, seen_by)[0]
+                expected[image, head, row] = by_hand(a, b, c, factor, seen_by)[0]
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -162,7 +164,7 @@ def test_asentmax_starts_as_the_normalizer_itself() -> None:
 def test_asentmax_counts_the_keys_of_each_packed_sequence() -> None:
     q, k, v = (t[:1] for t in qkv())
     made = length_scale()
-    parts = [attention(*(t[..., s, :] for t in (q, k, v)), normalizer=made) for s in (slice(4), slice(4, 6))]
+    parts = [attention(q[..., s, :], k[..., s, :], v[..., s, :], normalizer=made) for s in (slice(4), slice(4, 6))]
     torch.testing.assert_close(attention(q, k, v, [4, 2], normalizer=made), torch.cat(parts, -2))
 
 
@@ -182,10 +184,17 @@ def test_a_normalizers_own_scale_stays_its_own() -> None:
         assert bind("own:scale=-2").inner is None
 
 
-def vit(fused: bool = True) -> nn.Module:
+def vit(fused: bool = True) -> Any:
     torch.manual_seed(0)
-    options = {"depth": 2, "img_size": 32, "patch_size": 8, "embed_dim": 24, "num_heads": 3, "num_classes": 0}
-    model = timm.create_model("vit_tiny_patch16_224", **options).eval()
+    options: dict[str, Any] = {
+        "depth": 2,
+        "img_size": 32,
+        "patch_size": 8,
+        "embed_dim": 24,
+        "num_heads": 3,
+        "num_classes": 0,
+    }
+    model: Any = timm.create_model("vit_tiny_patch16_224", **options).eval()
     for block in model.blocks:
         block.attn.fused_attn = fused
         block.attn.qkv.weight.data.mul_(8)  # or the scores of random weights are all alike
@@ -252,7 +261,8 @@ def test_compiled_and_exported_it_is_the_same(scale: str) -> None:
     model = attn_plugins.patch(vit(), f"entmax15:scale={scale}")
     set_factors(model)
     expected = model(images())
-    torch.testing.assert_close(torch.compile(model, fullgraph=True)(images()), expected, rtol=1e-4, atol=1e-5)
+    compiled: Any = torch.compile(model, fullgraph=True)
+    torch.testing.assert_close(compiled(images()), expected, rtol=1e-4, atol=1e-5)
     with attn_plugins.exportable(model):
         program = torch.export.export(model, (images(),))
     torch.testing.assert_close(program.module()(images()), expected, rtol=1e-4, atol=1e-5)

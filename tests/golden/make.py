@@ -19,6 +19,7 @@ from attn_plugins.checkpoints import save
 HERE = Path(__file__).parent
 OUT = Path(tempfile.mkdtemp())
 spec = importlib.util.spec_from_file_location("attn_plugins_golden_models", HERE / "models.py")
+assert spec is not None and spec.loader is not None
 models = importlib.util.module_from_spec(spec)
 sys.modules[spec.name] = models
 spec.loader.exec_module(models)

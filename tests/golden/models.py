@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 SIZE, PATCH, WIDTH, DEPTH, HEADS = 16, 8, 12, 2, 2
 ARCH = "timm/vit_tiny_patch16_224"
-OPTIONS = {"img_size": 16, "patch_size": 8, "embed_dim": 12, "depth": 2, "num_heads": 2, "mlp_ratio": 1}
+OPTIONS: dict[str, Any] = {"img_size": 16, "patch_size": 8, "embed_dim": 12, "depth": 2, "num_heads": 2, "mlp_ratio": 1}
 
 
 class Attention(nn.Module):
@@ -29,7 +29,8 @@ class Attention(nn.Module):
         """``x: [B, N, C]`` to ``[B, N, C]``."""
         q, k, v = self.qkv(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
         weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
-        return self.out((weights @ v).transpose(1, 2).flatten(2))
+        out: Tensor = self.out((weights @ v).transpose(1, 2).flatten(2))
+        return out
 
 
 class Plain(nn.Module):
@@ -45,7 +46,8 @@ class Plain(nn.Module):
         tokens = self.embed(x).flatten(2).transpose(1, 2)
         for layer in self.layers:
             tokens = tokens + layer(tokens)
-        return tokens
+        out: Tensor = tokens
+        return out
 
 
 class Encoder(nn.Module):
@@ -59,7 +61,8 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x: [B, 3, H, W]`` to ``[B, N, C]``."""
-        return self.encoder(self.embed(x).flatten(2).transpose(1, 2))
+        out: Tensor = self.encoder(self.embed(x).flatten(2).transpose(1, 2))
+        return out
 
 
 def timm() -> nn.Module:
@@ -75,22 +78,29 @@ def dinov1() -> nn.Module:
     if root not in sys.path:
         sys.path.insert(0, root)
     module = importlib.import_module("vision_transformer")
-    return module.VisionTransformer([SIZE], PATCH, embed_dim=WIDTH, depth=DEPTH, num_heads=HEADS, mlp_ratio=1)
+    out: nn.Module = module.VisionTransformer([SIZE], PATCH, embed_dim=WIDTH, depth=DEPTH, num_heads=HEADS, mlp_ratio=1)
+    return out
 
 
 def dinov2() -> nn.Module:
     """lightly-train's DINOv2."""
     name = "lightly_train._models.dinov2_vit.dinov2_vit_src.models.vision_transformer"
     vit = importlib.import_module(name).DinoVisionTransformer
-    sizes = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS, "mlp_ratio": 1}
-    return vit(SIZE, PATCH, init_values=1.0, block_chunks=0, **sizes)
+    sizes: dict[str, Any] = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS, "mlp_ratio": 1}
+    out: nn.Module = vit(SIZE, PATCH, init_values=1.0, block_chunks=0, **sizes)
+    return out
 
 
 def hf_vit() -> nn.Module:
     """transformers' ViT."""
     from transformers import ViTConfig, ViTModel
 
-    sizes = {"hidden_size": WIDTH, "num_hidden_layers": DEPTH, "num_attention_heads": HEADS, "intermediate_size": WIDTH}
+    sizes: dict[str, Any] = {
+        "hidden_size": WIDTH,
+        "num_hidden_layers": DEPTH,
+        "num_attention_heads": HEADS,
+        "intermediate_size": WIDTH,
+    }
     return ViTModel(ViTConfig(image_size=SIZE, patch_size=PATCH, **sizes), add_pooling_layer=False)
 
 

@@ -44,7 +44,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def outputs(files: Path) -> dict[str, Any]:
-    return json.loads((files / "outputs.json").read_text())
+    out: dict[str, Any] = json.loads((files / "outputs.json").read_text())
+    return out
 
 
 @pytest.mark.parametrize("name", models.WHOLE)

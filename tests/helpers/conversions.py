@@ -78,7 +78,7 @@ def killed_in_write(action: Callable[[], object], number: int) -> None:
                     os.kill(os.getpid(), signal.SIGKILL)
                 partial.write_bytes(content)
 
-        run.write_bytes = write  # type: ignore[assignment]
+        run.__dict__["write_bytes"] = write
         try:
             action()
         finally:

@@ -10,11 +10,11 @@ UPSTREAM = {f"folder{n}/file.py": b"".join(b"line %d\n" % line for line in range
 INSERTIONS = {file: [(3, [b"ours a\n"]), (9, [b"ours b\n", b"ours c\n"])] for file in UPSTREAM}
 
 
-def blob(content):
+def blob(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def made_up(count):
+def made_up(count: int) -> Patch:
     """A patch of the first `count` files."""
     before = {file: blob(content) for file, content in list(UPSTREAM.items())[:count]}
     patch = Patch("made-up", "https://example.org/repo", ("0" * 40,), before, {}, INSERTIONS)

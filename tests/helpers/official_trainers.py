@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,7 +66,7 @@ def run(*command: object, processes: int = 0, path: Path | None = None, fails: b
     return output
 
 
-def on_cpu(spec: str | None, *script: object, **options: object) -> str:
+def on_cpu(spec: str | None, *script: object, **options: Any) -> str:
     """`run` a trainer made for CUDA on the CPU; spec None leaves its networks alone."""
     asked = ("--attn-plugins", spec) if spec else ()
     return run("-m", "attn_plugins.launch", "--device", "cpu", *asked, "--", *script, **options)

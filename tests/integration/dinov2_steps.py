@@ -7,6 +7,7 @@ in one nested batch, FSDP, backward, gradient clipping, AdamW, the averaged teac
 import random
 import sys
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ collate = partial(
 )
 
 
-def sample():
+def sample() -> Any:
     views = [torch.randn(3, crops.global_crops_size, crops.global_crops_size) for _ in range(2)]
     local = [torch.randn(3, crops.local_crops_size, crops.local_crops_size) for _ in range(crops.local_crops_number)]
     return {"global_crops": views, "local_crops": local}, ()

@@ -1,6 +1,8 @@
 """lightly-train, which holds the official DINOv2 modules: trains with entmax15, checkpoints, resumes, loads back."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +39,7 @@ OPTIONS = {
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for index in range(8):
@@ -45,7 +47,7 @@ def images(tmp_path_factory):
     return folder
 
 
-def train(out, images, spec=None, **options):
+def train(out: Path, images: Path, spec: str | None = None, **options: Any) -> list[float]:
     """Returns the logged loss of every step."""
     settings = [f"{name}={json.dumps(value)}" for name, value in {**OPTIONS, **options}.items()]
     launcher = ("-m", "attn_plugins.launch", "--attn-plugins", spec, "--") if spec else ()
@@ -55,13 +57,16 @@ def train(out, images, spec=None, **options):
 
 
 @pytest.fixture(scope="module")
-def entmax(images, tmp_path_factory):
+def entmax(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
     out = tmp_path_factory.mktemp("entmax") / "out"
     return out, train(out, images, "entmax15", epochs=2)
 
 
+@pytest.mark.nightly  # in the ordinary tier: the same of DINOv1, and entmax15 of this trainer
 @pytest.mark.timeout(600)
-def test_softmax_by_the_launcher_gives_the_losses_of_the_unlaunched_trainer(images, entmax, tmp_path):
+def test_softmax_by_the_launcher_gives_the_losses_of_the_unlaunched_trainer(
+    images: Path, entmax: tuple[Path, list[float]], tmp_path: Path
+) -> None:
     plain = train(tmp_path / "plain", images, epochs=2)
     assert train(tmp_path / "softmax", images, "softmax", epochs=2) == plain
     assert len(plain) == 2
@@ -69,7 +74,7 @@ def test_softmax_by_the_launcher_gives_the_losses_of_the_unlaunched_trainer(imag
 
 
 @pytest.mark.timeout(600)
-def test_entmax15_resumes_and_loads_back(images, entmax):
+def test_entmax15_resumes_and_loads_back(images: Path, entmax: tuple[Path, list[float]]) -> None:
     out, losses = entmax
     resumed = train(out, images, "entmax15", epochs=3, resume_interrupted=True)
     assert resumed[: len(losses)] == losses
@@ -88,6 +93,6 @@ def test_entmax15_resumes_and_loads_back(images, entmax):
     assert all(tensor.equal(weights[name]) for name, tensor in model.state_dict().items())
 
 
-def test_a_pickled_lightning_checkpoint_is_refused_with_the_way_out(entmax):
+def test_a_pickled_lightning_checkpoint_is_refused_with_the_way_out(entmax: tuple[Path, list[float]]) -> None:
     with pytest.raises(CheckpointError, match=r"refused, nothing in it was run.*lightly_train\.export"):
         identify(entmax[0] / "checkpoints/last.ckpt")

@@ -1,6 +1,8 @@
 """Official DINOv1: its scripts, patched and launched, on the CPU."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import official_trainers as trainers
@@ -14,21 +16,30 @@ ARCH = ("--arch", "vit_tiny", "--patch_size", 32)
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trainers.image_folder(tmp_path_factory.mktemp("images"), 20)
 
 
 @pytest.fixture(scope="module")
-def upstream():
+def upstream() -> Path:
     return trainers.checkout("dino")
 
 
 @pytest.fixture(scope="module")
-def patched(tmp_path_factory):
+def patched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trainers.patched_copy("dino", tmp_path_factory.mktemp("patched"))
 
 
-def train(root, images, out, *arguments, spec=None, epochs=2, batch=20, **options):
+def train(
+    root: Path,
+    images: Path,
+    out: Path,
+    *arguments: object,
+    spec: str | None = None,
+    epochs: int = 2,
+    batch: int = 20,
+    **options: Any,
+) -> tuple[str, list[float]]:
     """One optimizer step an epoch with a batch of 20, so that log.txt has every step's loss."""
     script = (trainers.HERE / "seeded.py", root / "main_dino.py", *ARCH, "--out_dim", 64, "--num_workers", 0)
     schedule = ("--warmup_epochs", 0, "--freeze_last_layer", 0, "--epochs", epochs, "--saveckp_freq", 0)
@@ -40,34 +51,40 @@ def train(root, images, out, *arguments, spec=None, epochs=2, batch=20, **option
 
 
 @pytest.fixture(scope="module")
-def plain(upstream, images, tmp_path_factory):
+def plain(upstream: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     return train(upstream, images, tmp_path_factory.mktemp("plain"))[1]
 
 
 @pytest.fixture(scope="module")
-def entmax(patched, images, tmp_path_factory):
+def entmax(patched: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
     out = tmp_path_factory.mktemp("entmax")
     return out, train(patched, images, out, "--attn_plugins", "entmax15")[1]
 
 
-def test_softmax_by_the_launcher_gives_the_losses_of_the_unpatched_trainer(plain, upstream, images, tmp_path):
+def test_softmax_by_the_launcher_gives_the_losses_of_the_unpatched_trainer(
+    plain: list[float], upstream: Path, images: Path, tmp_path: Path
+) -> None:
     assert train(upstream, images, tmp_path, spec="softmax")[1] == plain
 
 
-def test_softmax_by_the_flag_gives_the_losses_of_the_unpatched_trainer(plain, patched, images, tmp_path):
+def test_softmax_by_the_flag_gives_the_losses_of_the_unpatched_trainer(
+    plain: list[float], patched: Path, images: Path, tmp_path: Path
+) -> None:
     assert train(patched, images, tmp_path)[1] == plain
     assert len(plain) == 2
     refused, _ = train(patched, images, tmp_path, "--attn_plugins", "entmax15", epochs=3, fails=True)
     assert "trained with attn_plugins {'spec': 'softmax'}" in refused
 
 
-def test_flag_and_launcher_train_the_same_entmax15(plain, entmax, upstream, images, tmp_path):
+def test_flag_and_launcher_train_the_same_entmax15(
+    plain: list[float], entmax: tuple[Path, list[float]], upstream: Path, images: Path, tmp_path: Path
+) -> None:
     losses = train(upstream, images, tmp_path, spec="entmax15")[1]
     assert losses == entmax[1]
     assert losses[0] != plain[0]
 
 
-def test_the_checkpoint_says_what_it_is(entmax):
+def test_the_checkpoint_says_what_it_is(entmax: tuple[Path, list[float]]) -> None:
     info = identify(entmax[0] / "checkpoint.pth")
     assert (info.codebase, info.architecture, info.patch_size) == ("dino", "vit_tiny", 32)
     assert info.spec == "entmax15"
@@ -76,7 +93,9 @@ def test_the_checkpoint_says_what_it_is(entmax):
     assert state["cls_token"].shape == (1, 1, 192)
 
 
-def test_a_run_resumes_with_its_spec_and_with_no_other(entmax, patched, images):
+def test_a_run_resumes_with_its_spec_and_with_no_other(
+    entmax: tuple[Path, list[float]], patched: Path, images: Path
+) -> None:
     out, losses = entmax
     refused, after = train(patched, images, out, epochs=3, fails=True)
     assert "trained with attn_plugins {'spec': 'entmax15'}" in refused
@@ -88,7 +107,7 @@ def test_a_run_resumes_with_its_spec_and_with_no_other(entmax, patched, images):
 
 
 @pytest.mark.timeout(900)
-def test_two_processes_train_what_plugins_learn_and_resume(upstream, images, tmp_path):
+def test_two_processes_train_what_plugins_learn_and_resume(upstream: Path, images: Path, tmp_path: Path) -> None:
     spec = "entmax_alpha+registers:num=2"
     train(upstream, images, tmp_path, spec=spec, batch=10, processes=2)
     checkpoint = read(tmp_path / "checkpoint.pth")
@@ -102,12 +121,14 @@ def test_two_processes_train_what_plugins_learn_and_resume(upstream, images, tmp
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory):
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trainers.image_folder(tmp_path_factory.mktemp("labelled"), 100)  # eval_knn splits val into 100 parts
 
 
-@pytest.mark.parametrize("script", ["eval_knn.py", "eval_linear.py"])
-def test_evaluation_takes_the_spec_of_the_checkpoint_and_no_other(entmax, patched, labelled, tmp_path, script):
+@pytest.mark.parametrize("script", [pytest.param("eval_knn.py", marks=pytest.mark.nightly), "eval_linear.py"])
+def test_evaluation_takes_the_spec_of_the_checkpoint_and_no_other(
+    entmax: tuple[Path, list[float]], patched: Path, labelled: Path, tmp_path: Path, script: str
+) -> None:
     weights = ("--pretrained_weights", entmax[0] / "checkpoint.pth", "--data_path", labelled, "--num_workers", 0)
     options = {
         "eval_knn.py": ("--nb_knn", 5),
@@ -120,7 +141,9 @@ def test_evaluation_takes_the_spec_of_the_checkpoint_and_no_other(entmax, patche
     assert "missing_keys=[]" in output
 
 
-def test_attention_maps_are_the_sparse_ones(entmax, patched, labelled, tmp_path):
+def test_attention_maps_are_the_sparse_ones(
+    entmax: tuple[Path, list[float]], patched: Path, labelled: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("skimage", reason="visualize_attention.py needs scikit-image")
     image = next((labelled / "val").rglob("*.JPEG"))
     weights = ("--pretrained_weights", entmax[0] / "checkpoint.pth", "--image_path", image, "--output_dir", tmp_path)
@@ -130,7 +153,9 @@ def test_attention_maps_are_the_sparse_ones(entmax, patched, labelled, tmp_path)
     assert len(list(tmp_path.glob("attn-head*.png"))) == 3
 
 
-def test_alpha_is_annealed_by_the_flag_and_a_resumed_run_goes_on(plain, patched, images, tmp_path):
+def test_alpha_is_annealed_by_the_flag_and_a_resumed_run_goes_on(
+    plain: list[float], patched: Path, images: Path, tmp_path: Path
+) -> None:
     flag = ("--attn_plugins", "entmax_anneal:steps=3")
     losses = train(patched, images, tmp_path, *flag)[1]
     assert losses[0] == plain[0], "the first step is softmax's"

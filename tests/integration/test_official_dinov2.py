@@ -1,5 +1,8 @@
 """Official DINOv2: real steps and its trainer, patched and launched, on the CPU, FSDP over gloo."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 import yaml
@@ -16,35 +19,35 @@ CONFIG = trainers.HERE.parents[1] / "integration/dinov2/check.yaml"
 
 
 @pytest.fixture(scope="module")
-def upstream():
+def upstream() -> Path:
     return trainers.checkout("dinov2")
 
 
 @pytest.fixture(scope="module")
-def patched(tmp_path_factory):
+def patched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trainers.patched_copy("dinov2", tmp_path_factory.mktemp("patched"))
 
 
-def steps(root, *options, spec=None, count=2, **settings):
+def steps(root: Path, *options: str, spec: str | None = None, count: int = 2, **settings: Any) -> tuple[list[str], str]:
     script = trainers.HERE / "dinov2_steps.py"
     output = trainers.on_cpu(spec, script, CONFIG, count, *options, path=root, **settings)
     return trainers.numbers(output, "total_loss"), output
 
 
 @pytest.fixture(scope="module")
-def plain(upstream):
+def plain(upstream: Path) -> list[str]:
     return steps(upstream)[0]
 
 
 @pytest.mark.timeout(900)
-def test_softmax_gives_the_losses_of_the_unpatched_trainer(plain, upstream, patched):
+def test_softmax_gives_the_losses_of_the_unpatched_trainer(plain: list[str], upstream: Path, patched: Path) -> None:
     assert steps(upstream, spec="softmax")[0] == plain
     assert steps(patched, "student.attn_plugins=softmax")[0] == plain
     assert len(plain) == 2
 
 
 @pytest.mark.timeout(900)
-def test_flag_and_launcher_take_the_same_steps_with_entmax15(plain, upstream, patched):
+def test_flag_and_launcher_take_the_same_steps_with_entmax15(plain: list[str], upstream: Path, patched: Path) -> None:
     losses, output = steps(upstream, spec="entmax15")
     assert losses == steps(patched, "student.attn_plugins=entmax15")[0]
     assert losses[0] != plain[0]
@@ -52,7 +55,7 @@ def test_flag_and_launcher_take_the_same_steps_with_entmax15(plain, upstream, pa
 
 
 @pytest.mark.timeout(900)
-def test_sharded_over_two_processes_what_plugins_learn_is_trained_and_averaged(patched):
+def test_sharded_over_two_processes_what_plugins_learn_is_trained_and_averaged(patched: Path) -> None:
     options = ("student.attn_plugins=entmax_alpha+registers:num=2", "student.drop_path_rate=0.3")
     losses, output = steps(patched, *options, processes=2)
     assert len(losses) == 2 * 1  # upstream prints on the main process only
@@ -61,8 +64,10 @@ def test_sharded_over_two_processes_what_plugins_learn_is_trained_and_averaged(p
 
 
 @pytest.mark.timeout(900)
-def test_the_trainer_saves_resumes_and_evaluates_with_its_spec_and_no_other(patched, dataset, tmp_path):
-    def train(spec, **settings):
+def test_the_trainer_saves_resumes_and_evaluates_with_its_spec_and_no_other(
+    patched: Path, dataset: str, tmp_path: Path
+) -> None:
+    def train(spec: str, **settings: Any) -> str:
         script = (patched / "dinov2/train/train.py", "--config-file", CONFIG, "--output-dir", tmp_path)
         options = (f"train.dataset_path={dataset}", f"student.attn_plugins={spec}")
         return trainers.on_cpu(None, *script, *options, path=patched, **settings)

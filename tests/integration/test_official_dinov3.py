@@ -1,5 +1,8 @@
 """Official DINOv3, unedited, by the launcher, on the CPU, FSDP2 over gloo."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 from helpers import official_trainers as trainers
 
@@ -11,18 +14,20 @@ CONFIG = trainers.HERE.parents[1] / "integration/dinov3/check.yaml"
 
 
 @pytest.fixture(scope="module")
-def upstream():
+def upstream() -> Path:
     return trainers.checkout("dinov3")
 
 
-def train(upstream, dataset, out, spec, *options, **settings):
+def train(upstream: Path, dataset: str, out: Path, spec: str, *options: str, **settings: Any) -> tuple[list[str], str]:
     script = (upstream / "dinov3/train/train.py", "--config-file", CONFIG, "--output-dir", out)
     output = trainers.on_cpu(spec, *script, f"train.dataset_path={dataset}", *options, path=upstream, **settings)
     return trainers.numbers(output, "total_loss"), output
 
 
 @pytest.mark.timeout(900)
-def test_two_processes_train_with_entmax15_and_the_teacher_says_so(upstream, dataset, tmp_path):
+def test_two_processes_train_with_entmax15_and_the_teacher_says_so(
+    upstream: Path, dataset: str, tmp_path: Path
+) -> None:
     losses, output = train(upstream, dataset, tmp_path, "entmax15", processes=2)
     assert losses
     assert "nan" not in "".join(losses)
@@ -36,7 +41,7 @@ def test_two_processes_train_with_entmax15_and_the_teacher_says_so(upstream, dat
 
 
 @pytest.mark.timeout(900)
-def test_what_plugins_learn_is_initialised_with_the_network(upstream, dataset, tmp_path):
+def test_what_plugins_learn_is_initialised_with_the_network(upstream: Path, dataset: str, tmp_path: Path) -> None:
     losses, _ = train(upstream, dataset, tmp_path, "entmax_alpha")
     assert losses
     assert "nan" not in "".join(losses)

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ TRAINER = {
 }
 
 
-def stand_in(folder, name, body):
+def stand_in(folder: Path, name: str, body: str) -> None:
     """A program of that name."""
     folder.mkdir(exist_ok=True)
     program = folder / name
@@ -38,12 +39,12 @@ def stand_in(folder, name, body):
 
 
 @pytest.fixture
-def start(tmp_path):
+def start(tmp_path: Path) -> Callable[..., str]:
     """Run a folder's script with stand-ins that print what they were asked to run."""
     for name in ("torchrun", "sbatch", "attn-plugins"):
         stand_in(tmp_path / "bin", name, f'#!/bin/sh\necho {name} "$@"\n')
 
-    def run(folder, *arguments, cwd=None, **environment):
+    def run(folder: str, *arguments: str, cwd: Path | None = None, **environment: str) -> str:
         done = subprocess.run(
             ["bash", str(FOLDER / folder / "train.sh"), *arguments],
             cwd=cwd,
@@ -62,11 +63,11 @@ def start(tmp_path):
     return run
 
 
-EXPERIMENTS = {"adapt", "demo"}
-"""Folders of this project's own measurements and weights, which no trainer is started from."""
+EXPERIMENTS = {"adapt", "demo", "loops", "slurm"}
+"""Folders of this project's own measurements and weights, whole loops and SLURM arrays: no `train.sh` starts them."""
 
 
-def test_every_trainer_has_a_folder_with_a_readme_of_one_screen_and_a_script():
+def test_every_trainer_has_a_folder_with_a_readme_of_one_screen_and_a_script() -> None:
     folders = {path.name for path in FOLDER.iterdir() if path.is_dir()}
     assert folders == {*SETTINGS, *EXPERIMENTS}
     for folder in folders:
@@ -76,7 +77,7 @@ def test_every_trainer_has_a_folder_with_a_readme_of_one_screen_and_a_script():
 
 
 @pytest.mark.parametrize("folder", SETTINGS)
-def test_one_machine_several_machines_and_slurm(start, folder):
+def test_one_machine_several_machines_and_slurm(start: Callable[..., str], folder: str) -> None:
     local = start(folder, "entmax15", "--extra", NODES="1", GPUS="4")
     assert "torchrun --standalone --nproc_per_node 4" in local
     nodes = start(folder, "entmax15", "--extra", RUN="nodes", NODES="3", GPUS="4", HEAD="first")
@@ -93,7 +94,7 @@ def test_one_machine_several_machines_and_slurm(start, folder):
 
 
 @pytest.mark.parametrize("method", ["softmax", "registers:num=4", "specialization", "entmax15"])
-def test_dino_trains_table_1_with_a_total_batch_of_1024(start, method):
+def test_dino_trains_table_1_with_a_total_batch_of_1024(start: Callable[..., str], method: str) -> None:
     command = start("dino", method, NODES="2", GPUS="8")
     for expected in ("--arch vit_small", "--patch_size 16", "--epochs 200", f"--attn_plugins {method}"):
         assert expected in command
@@ -102,13 +103,13 @@ def test_dino_trains_table_1_with_a_total_batch_of_1024(start, method):
 
 
 @pytest.mark.parametrize("folder", SETTINGS)
-def test_the_cpu_check_goes_through_the_launcher_once(start, folder):
+def test_the_cpu_check_goes_through_the_launcher_once(start: Callable[..., str], folder: str) -> None:
     command = start(folder, "entmax15", DEVICE="cpu", NODES="1", GPUS="1")
     assert command.count("-m attn_plugins.launch --device cpu") == 1
 
 
 @pytest.mark.parametrize("folder", SETTINGS)
-def test_what_is_missing_is_named(start, folder):
+def test_what_is_missing_is_named(start: Callable[..., str], folder: str) -> None:
     assert "entmax15" in start(folder)
     for variable in SETTINGS[folder]:
         assert variable in start(folder, "entmax15", **{variable: ""})
@@ -116,7 +117,9 @@ def test_what_is_missing_is_named(start, folder):
 
 @pytest.mark.parametrize("folder", SETTINGS)
 @pytest.mark.parametrize("how", ["local", "slurm"])
-def test_relative_paths_are_of_the_folder_it_is_called_in(start, folder, how, tmp_path):
+def test_relative_paths_are_of_the_folder_it_is_called_in(
+    start: Callable[..., str], folder: str, how: str, tmp_path: Path
+) -> None:
     relative = {name: f"my {name.lower()}" for name in SETTINGS[folder] if name != "DATASET"}
     if folder in ("dinov2", "dinov3"):
         relative["CONFIG"] = "own.yaml"
@@ -131,7 +134,7 @@ PROBE = f"#!{sys.executable}\nimport json, os, sys\n"
 
 
 @pytest.fixture
-def slurm(start, tmp_path):
+def slurm(start: Callable[..., str], tmp_path: Path) -> Callable[..., tuple[list[str], list[str]]]:
     """Run a folder's script with a stand-in for SLURM, then the job that it submits, in the shell named.
 
     Returns sbatch's arguments, and those of the job's `srun`.
@@ -141,7 +144,7 @@ def slurm(start, tmp_path):
     stand_in(tmp_path / "bin", "scontrol", '#!/bin/sh\necho "$@" >> "$LOG"; echo first; echo second\n')
     files = {name: str(tmp_path / name.lower()) for name in ("JOB", "STEP", "LOG")}
 
-    def run(folder, *arguments, shell="dash", **environment):
+    def run(folder: str, *arguments: str, shell: str = "dash", **environment: str) -> tuple[list[str], list[str]]:
         problems = start(folder, *arguments, RUN="slurm", **files, **environment)
         assert problems == "" or problems.startswith("attn-plugins apply"), problems
         job = json.loads(Path(files["JOB"]).read_text())
@@ -157,7 +160,9 @@ def slurm(start, tmp_path):
 
 @pytest.mark.parametrize("shell", ["dash", "bash"])
 @pytest.mark.parametrize("folder", SETTINGS)
-def test_words_of_any_kind_reach_a_slurm_job(slurm, folder, shell, tmp_path):
+def test_words_of_any_kind_reach_a_slurm_job(
+    slurm: Callable[..., tuple[list[str], list[str]]], folder: str, shell: str, tmp_path: Path
+) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"needs {shell}")
     out = str(tmp_path / "été out")
@@ -168,7 +173,7 @@ def test_words_of_any_kind_reach_a_slurm_job(slurm, folder, shell, tmp_path):
 
 
 @pytest.mark.parametrize("folder", SETTINGS)
-def test_a_slurm_job_is_queued_again(slurm, folder):
+def test_a_slurm_job_is_queued_again(slurm: Callable[..., tuple[list[str], list[str]]], folder: str) -> None:
     job, _ = slurm(folder, "entmax15", REQUEUE="300", SBATCH_ARGS="--partition=gpu --comment='two words'")
     assert "--requeue" in job and job[job.index("--signal") + 1] == "B:USR1@300"
     assert job[job.index("--open-mode") + 1] == "append"
@@ -177,7 +182,9 @@ def test_a_slurm_job_is_queued_again(slurm, folder):
     assert "| resume |" in readme and "--requeue" in readme and "signal" in readme
 
 
-def test_the_signal_before_the_time_limit_queues_the_job_again(slurm, tmp_path):
+def test_the_signal_before_the_time_limit_queues_the_job_again(
+    slurm: Callable[..., tuple[list[str], list[str]]], tmp_path: Path
+) -> None:
     slurm("dino", "entmax15")
     stand_in(tmp_path / "bin", "srun", '#!/bin/sh\necho $$ > "$STEP"; exec sleep 30\n')
     env = {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
@@ -192,14 +199,16 @@ def test_the_signal_before_the_time_limit_queues_the_job_again(slurm, tmp_path):
     assert (tmp_path / "log").read_text().splitlines()[-1] == "requeue 7"
 
 
-def test_the_jobs_status_is_the_trainers(slurm, tmp_path):
+def test_the_jobs_status_is_the_trainers(slurm: Callable[..., tuple[list[str], list[str]]], tmp_path: Path) -> None:
     slurm("dino", "entmax15")
     stand_in(tmp_path / "bin", "srun", "#!/bin/sh\nexit 3\n")
     env = {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}", "LOG": str(tmp_path / "log")}
     assert subprocess.run(["sh", str(tmp_path / "script")], env=env, check=False).returncode == 3
 
 
-def test_timm_resumes_from_its_last_checkpoint_if_there_is_one(start, slurm, tmp_path):
+def test_timm_resumes_from_its_last_checkpoint_if_there_is_one(
+    start: Callable[..., str], slurm: Callable[..., tuple[list[str], list[str]]], tmp_path: Path
+) -> None:
     last = tmp_path / "out" / "run" / "last.pth.tar"
     assert "--resume" not in slurm("timm", "entmax15")[1]
     assert "--resume" not in slurm("timm", "entmax15", "--extra")[1]
@@ -214,5 +223,5 @@ def test_timm_resumes_from_its_last_checkpoint_if_there_is_one(start, slurm, tmp
     assert "--resume" not in start("timm", "entmax15", EXPERIMENT="other")
 
 
-def test_lightly_train_goes_on_where_it_was(slurm):
+def test_lightly_train_goes_on_where_it_was(slurm: Callable[..., tuple[list[str], list[str]]]) -> None:
     assert "resume_interrupted=true" in slurm("lightly_train", "entmax15")[1]

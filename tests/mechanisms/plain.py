@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,7 +26,7 @@ class Plain:
         self.registers = self.p.get("attn_plugins_registers.register_tokens.bias")
         self.prefix = 1 + (0 if self.registers is None else self.registers.shape[1])
 
-    def kinds(self, name: str, x: Tensor, function) -> Tensor:
+    def kinds(self, name: str, x: Tensor, function: Callable[[Tensor, str], Tensor]) -> Tensor:
         """Apply ``function(tokens, name of the parameters)`` to [CLS] with registers and to patches, one by one."""
         out = []
         for index in range(x.shape[1]):

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import timm
@@ -12,32 +14,32 @@ import attn_plugins
 from .tiny_vits import images, trained
 
 OWN = "attn_plugins_specialization"
-SIZES = {"img_size": 64, "embed_dim": 48, "num_heads": 3, "depth": 3, "num_classes": 0}
+SIZES: dict[str, Any] = {"img_size": 64, "embed_dim": 48, "num_heads": 3, "depth": 3, "num_classes": 0}
 
 
-def dinov3():
+def dinov3() -> Any:
     return timm.create_model("vit_small_patch16_dinov3", **SIZES)
 
 
-def eva02():
+def eva02() -> Any:
     return timm.create_model(
         "eva02_tiny_patch14_224", **SIZES | {"img_size": 56, "init_values": 1.0, "qkv_fused": False}
     )
 
 
-def attention_only():
+def attention_only() -> Any:
     return timm.create_model("vit_small_patch16_dinov3", **SIZES, attn_only_layer_scale=True)
 
 
 BUILDS = [dinov3, eva02, attention_only]
 
 
-def side(build):
+def side(build: Callable[[], Any]) -> int:
     return 56 if build is eva02 else 64
 
 
 @pytest.mark.parametrize("build", BUILDS)
-def test_identity_at_start_and_undone_bit_for_bit(build):
+def test_identity_at_start_and_undone_bit_for_bit(build: Callable[[], Any]) -> None:
     # In double precision, since without a final norm these outputs are around 20.
     model = attn_plugins.patch(trained(build()).double(), "softmax")
     x, names = images(size=side(build)).double(), list(model.state_dict())
@@ -55,7 +57,7 @@ def test_identity_at_start_and_undone_bit_for_bit(build):
 
 
 @pytest.mark.parametrize("build", BUILDS)
-def test_each_kind_of_token_has_its_own_scale(build):
+def test_each_kind_of_token_has_its_own_scale(build: Callable[[], Any]) -> None:
     model = trained(attn_plugins.patch(build(), "specialization"), seed=4)
     block, prefix = model.blocks[-1], model.num_prefix_tokens
     x, seen = torch.randn(2, prefix + 16, 48), {}
@@ -72,7 +74,7 @@ def test_each_kind_of_token_has_its_own_scale(build):
 
 
 @pytest.mark.parametrize("build", BUILDS)
-def test_gradients_reach_both_and_none_decays(build):
+def test_gradients_reach_both_and_none_decays(build: Callable[[], Any]) -> None:
     model = attn_plugins.patch(trained(build()), "entmax15+specialization")
     model.forward_features(images(size=side(build))).square().sum().backward()
     scales = {name: p for name, p in model.named_parameters() if "gamma_" in name}
@@ -82,7 +84,7 @@ def test_gradients_reach_both_and_none_decays(build):
 
 
 @pytest.mark.parametrize("build", BUILDS)
-def test_copies_pickles_and_state_dicts_carry_the_scales(build):
+def test_copies_pickles_and_state_dicts_carry_the_scales(build: Callable[[], Any]) -> None:
     model, x = trained(attn_plugins.patch(build(), "specialization"), seed=5), images(size=side(build))
     fresh = attn_plugins.patch(build(), "specialization").eval()
     fresh.load_state_dict(model.state_dict())
@@ -96,7 +98,7 @@ def test_copies_pickles_and_state_dicts_carry_the_scales(build):
         assert torch.equal(torch.func.functional_call(model, given, x), fresh(x))
 
 
-def test_timm_starts_both_scales_anew():
+def test_timm_starts_both_scales_anew() -> None:
     model = trained(attn_plugins.patch(dinov3(), "specialization"))
     model.init_weights()
     for block in model.blocks:
@@ -104,7 +106,7 @@ def test_timm_starts_both_scales_anew():
             assert (scale == block.init_values).all()
 
 
-def test_plain_tensors_in_place_of_the_parameters():
+def test_plain_tensors_in_place_of_the_parameters() -> None:
     """What FSDP and the replicas of ``nn.DataParallel`` do."""
     model = trained(attn_plugins.patch(dinov3(), "specialization"))
     x, block = images(size=64), model.blocks[1]
@@ -118,7 +120,8 @@ def test_plain_tensors_in_place_of_the_parameters():
     assert torch.equal(model(x), before) and block.gamma_1 is parameter
 
 
-def test_it_compiles_without_a_graph_break():
+def test_it_compiles_without_a_graph_break() -> None:
     model = trained(attn_plugins.patch(dinov3(), "specialization"))
     x = images(size=64)
-    torch.testing.assert_close(torch.compile(model, backend="aot_eager", fullgraph=True)(x), model(x))
+    compiled: Any = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), model(x))

@@ -2,10 +2,12 @@
 
 import copy
 import pickle
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import attn_plugins
 
@@ -15,13 +17,13 @@ from .tiny_vits import images, timm, trained
 class Listed(nn.ModuleList):
     """An MLP as some forks write it."""
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         for module in self:
             x = module(x)
         return x
 
 
-def with_bare_parts(container):
+def with_bare_parts(container: Callable[[list[nn.Module]], nn.Module]) -> Any:
     model = timm()
     for block in model.blocks:
         block.mlp = container([block.mlp.fc1, block.mlp.act, block.mlp.fc2])
@@ -31,12 +33,12 @@ def with_bare_parts(container):
 
 
 @pytest.fixture(params=[lambda parts: nn.Sequential(*parts), Listed], ids=["Sequential", "ModuleList"])
-def model(request):
+def model(request: pytest.FixtureRequest) -> Any:
     return with_bare_parts(request.param)
 
 
 @pytest.mark.parametrize("spec", ["softmax+cb_s", "softmax+gated", "entmax_alpha+cb_s+registers:num=2"])
-def test_what_is_added_is_no_part_of_the_chain(model, spec):
+def test_what_is_added_is_no_part_of_the_chain(model: Any, spec: str) -> None:
     whole, x, names = timm(), images(), {"mlp.0": "mlp.fc1", "mlp.2": "mlp.fc2", "proj.0": "proj", "norm2.0": "norm2"}
     state = model.state_dict()
     for bare, name in names.items():
@@ -53,7 +55,8 @@ def test_what_is_added_is_no_part_of_the_chain(model, spec):
     assert len(model.blocks[0].mlp) == 3 and model.blocks[0].mlp[-1] is list(model.blocks[0].mlp)[2]
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         torch.testing.assert_close(copied(x), expected)
-    torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(x), expected)
+    compiled: Any = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), expected)
     attn_plugins.unpatch(model)
     attn_plugins.unpatch(whole)
     torch.testing.assert_close(model(x), whole(x))

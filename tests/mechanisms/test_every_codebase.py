@@ -3,6 +3,8 @@
 import copy
 import itertools
 import pickle
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import timm
@@ -13,7 +15,7 @@ import attn_plugins
 
 from . import tiny_vits
 from .plain import Plain
-from .tiny_vits import FAMILIES, images, trained
+from .tiny_vits import FAMILIES, Family, images, trained
 
 KEEPS_OUTPUT = ["specialization", "cb_s", "gated", "specialization+cb_s+gated"]
 CHANGES_OUTPUT = ["registers:num=2", "context_broadcasting", "last_vit:k=3"]
@@ -21,18 +23,18 @@ EVERYTHING = "entmax15+" + "+".join(["specialization", "cb_s", "gated", *CHANGES
 
 
 @pytest.fixture(params=FAMILIES)
-def family(request):
+def family(request: pytest.FixtureRequest) -> Family:
     return FAMILIES[request.param]
 
 
 @pytest.fixture
-def model(family):
+def model(family: Family) -> Any:
     # Softmax by attn_plugins, since official DINOv2 may find an xformers that has no CPU kernel.
     return attn_plugins.patch(trained(family.build()), "softmax")
 
 
 @pytest.mark.parametrize("spec", KEEPS_OUTPUT)
-def test_what_starts_as_identity_leaves_a_trained_model_as_it_was(family, model, spec):
+def test_what_starts_as_identity_leaves_a_trained_model_as_it_was(family: Family, model: Any, spec: str) -> None:
     with torch.no_grad():
         cls, patches = family.read(model, images())
         attn_plugins.patch(model, spec)
@@ -41,7 +43,7 @@ def test_what_starts_as_identity_leaves_a_trained_model_as_it_was(family, model,
 
 
 @pytest.mark.parametrize("spec", [*CHANGES_OUTPUT, "entmax15+specialization", EVERYTHING])
-def test_the_others_change_it_and_all_can_be_undone(family, model, spec):
+def test_the_others_change_it_and_all_can_be_undone(family: Family, model: Any, spec: str) -> None:
     with torch.no_grad():
         before, names = family.read(model, images()), list(model.state_dict())
         attn_plugins.patch(model, spec)
@@ -59,7 +61,7 @@ def test_the_others_change_it_and_all_can_be_undone(family, model, spec):
     assert not [cls for module in model.modules() for cls in type(module).__mro__ if "_attn_plugins_base" in vars(cls)]
 
 
-def test_copies_pickles_and_state_dicts_carry_everything(family, model):
+def test_copies_pickles_and_state_dicts_carry_everything(family: Family, model: Any) -> None:
     attn_plugins.patch(model, EVERYTHING)
     trained(model, seed=5)
     with torch.no_grad():
@@ -76,7 +78,7 @@ def test_copies_pickles_and_state_dicts_carry_everything(family, model):
 @pytest.mark.parametrize(
     "spec", ["specialization", "cb_s", "gated", "registers:num=2", "entmax15+specialization+registers"]
 )
-def test_gradients_reach_every_new_parameter(family, model, spec):
+def test_gradients_reach_every_new_parameter(family: Family, model: Any, spec: str) -> None:
     names = set(dict(model.named_parameters()))
     attn_plugins.patch(model, spec)
     cls, patches = family.read(model, images(4))
@@ -102,7 +104,7 @@ def test_gradients_reach_every_new_parameter(family, model, spec):
         "registers:num=3+specialization+cb_s+gated+context_broadcasting",
     ],
 )
-def test_equality_with_a_plain_reimplementation(name, spec):
+def test_equality_with_a_plain_reimplementation(name: str, spec: str) -> None:
     model = trained(attn_plugins.patch(FAMILIES[name].build(), spec), seed=2).double()
     x = images().double()
     cls, patches = FAMILIES[name].read(model, x)
@@ -111,11 +113,11 @@ def test_equality_with_a_plain_reimplementation(name, spec):
     torch.testing.assert_close(torch.cat([cls[:, None], patches], 1), plain, atol=1e-10, rtol=0)
 
 
-def eva(**options):
+def eva(**options: Any) -> Any:
     return timm.create_model("eva02_tiny_patch14_224", img_size=56, embed_dim=48, num_heads=3, depth=2, **options)
 
 
-def post_norm():
+def post_norm() -> Any:
     return tiny_vits.timm(block_fn=ResPostBlock)
 
 
@@ -134,7 +136,9 @@ def post_norm():
         (lambda: tiny_vits.transformers("Beit"), "cb_s", "model type 'beit', only deit"),
     ],
 )
-def test_what_a_mechanism_cannot_change_is_refused_before_anything_changes(build, spec, says):
+def test_what_a_mechanism_cannot_change_is_refused_before_anything_changes(
+    build: Callable[..., Any], spec: str, says: str
+) -> None:
     model = build()
     names, classes = list(model.state_dict()), [type(module) for module in model.modules()]
     with pytest.raises(attn_plugins.UnsupportedModelError, match=says):
@@ -147,7 +151,7 @@ def test_what_a_mechanism_cannot_change_is_refused_before_anything_changes(build
     "build",
     [lambda: eva(qkv_fused=False), lambda: tiny_vits.transformers("DeiT"), lambda: tiny_vits.transformers("ViTMSN")],
 )
-def test_identity_on_further_vits(build):
+def test_identity_on_further_vits(build: Callable[..., Any]) -> None:
     model = attn_plugins.patch(trained(build()).double(), "softmax")
     x = images(size=56 if hasattr(model, "rope") else 32).double()
     read = model.forward_features if hasattr(model, "forward_features") else lambda x: model(x).last_hidden_state
@@ -157,7 +161,7 @@ def test_identity_on_further_vits(build):
         torch.testing.assert_close(read(x), before, atol=1e-10, rtol=0)
 
 
-def test_a_model_that_is_no_vit_is_refused_before_anything_changes():
+def test_a_model_that_is_no_vit_is_refused_before_anything_changes() -> None:
     layer = torch.nn.TransformerEncoderLayer(32, 2, batch_first=True)
     names = list(layer.state_dict())
     with pytest.raises(attn_plugins.UnsupportedModelError, match="has no ViT that token mechanisms know"):

@@ -4,6 +4,9 @@ import copy
 import importlib
 import os
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,19 +20,19 @@ from .tiny_vits import FAMILIES, dinov1, dinov2, dinov3, images, lightly_dinov3,
 SPEC = "specialization+cb_s+gated+registers:num=2"
 
 
-def new_parameters(build):
+def new_parameters(build: Callable[[], Any]) -> tuple[Any, dict[str, nn.Parameter]]:
     model = build()
     names = set(dict(model.named_parameters()))
     attn_plugins.patch(model, SPEC)
     return model, {name: p for name, p in model.named_parameters() if name not in names}
 
 
-def decayed(name):
+def decayed(name: str) -> bool:
     """Only matrices: the copies of q, k, v and the gate's weight."""
     return name.endswith(("qkv.attn_plugins_specialization.weight", "attn_plugins_gated.weight"))
 
 
-def test_dinov1_decays_the_new_matrices_alone():
+def test_dinov1_decays_the_new_matrices_alone() -> None:
     model, new = new_parameters(dinov1)
     path = os.environ["DINO_ROOT"]
     if path not in sys.path:
@@ -41,7 +44,7 @@ def test_dinov1_decays_the_new_matrices_alone():
 
 
 @pytest.mark.parametrize("chunks", [0, 3])
-def test_dinov2_decays_the_new_matrices_alone_and_each_by_its_layer(chunks):
+def test_dinov2_decays_the_new_matrices_alone_and_each_by_its_layer(chunks: int) -> None:
     model, new = new_parameters(lambda: dinov2(block_chunks=chunks))
     # Under a key, as the trainer holds it; DINOv2 asks the backbone itself for its groups.
     groups = importlib.import_module("dinov2.utils.param_groups").get_params_groups_with_decay(model, 0.5)
@@ -50,12 +53,12 @@ def test_dinov2_decays_the_new_matrices_alone_and_each_by_its_layer(chunks):
     for name, group in found.items():
         assert group["wd_multiplier"] == (1.0 if decayed(name) else 0.0), name
         block = name.split(".")[2 if chunks else 1] if name.startswith("blocks.") else None
-        layer = {"norm": 4, "attn_plugins_registers": 0}.get(name.split(".")[0]) if block is None else int(block) + 1
+        layer = {"norm": 4, "attn_plugins_registers": 0}[name.split(".")[0]] if block is None else int(block) + 1
         assert group["lr_multiplier"] == pytest.approx(0.5 ** (4 - layer)), name
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_teacher_follows_by_state_dict_and_by_zip(name):
+def test_the_teacher_follows_by_state_dict_and_by_zip(name: str) -> None:
     student = trained(attn_plugins.patch(FAMILIES[name].build(), SPEC), seed=1)
     teacher = trained(attn_plugins.patch(FAMILIES[name].build(), SPEC), seed=2)
     teacher.load_state_dict(student.state_dict())
@@ -71,14 +74,14 @@ def test_the_teacher_follows_by_state_dict_and_by_zip(name):
 
 
 @pytest.fixture
-def one_process(tmp_path):
+def one_process(tmp_path: Path) -> Iterator[None]:
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_it_trains_under_fsdp_as_without(version, one_process):
+def test_it_trains_under_fsdp_as_without(version: int, one_process: None) -> None:
     plain = trained(attn_plugins.patch(dinov2(), f"entmax15+{SPEC}"))
     sharded = copy.deepcopy(plain)
     if version == 2:
@@ -110,7 +113,9 @@ def test_it_trains_under_fsdp_as_without(version, one_process):
 
 
 @pytest.mark.parametrize("build", [dinov3, lightly_dinov3])
-def test_dinov3_starts_the_new_parameters_when_it_starts_its_own(build, monkeypatch):
+def test_dinov3_starts_the_new_parameters_when_it_starts_its_own(
+    build: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = attn_plugins.patch(build(), SPEC)
     for parameter in model.parameters():
         parameter.data.fill_(torch.nan)
@@ -124,7 +129,7 @@ def test_dinov3_starts_the_new_parameters_when_it_starts_its_own(build, monkeypa
     assert all((new[f"blocks.{i}.attn.proj.attn_plugins_gated.weight"] == 0).all() for i in range(3))
 
 
-def test_a_checkpoint_loads_into_its_own_kind_of_model_and_no_other(tmp_path):
+def test_a_checkpoint_loads_into_its_own_kind_of_model_and_no_other(tmp_path: Path) -> None:
     model = trained(attn_plugins.patch(dinov1(), f"entmax15+{SPEC}"))
     torch.save(model.state_dict(), tmp_path / "checkpoint.pth")
     twin = attn_plugins.patch(dinov1(), f"entmax15+{SPEC}").eval()
@@ -134,7 +139,7 @@ def test_a_checkpoint_loads_into_its_own_kind_of_model_and_no_other(tmp_path):
         load_backbone(attn_plugins.patch(dinov1(), "entmax15"), tmp_path / "checkpoint.pth")
 
 
-def test_activation_checkpointing_gives_the_same_gradients():
+def test_activation_checkpointing_gives_the_same_gradients() -> None:
     model = trained(attn_plugins.patch(dinov1(), SPEC))
     gradients = []
     for wrap in (False, True):
@@ -147,7 +152,7 @@ def test_activation_checkpointing_gives_the_same_gradients():
     torch.testing.assert_close(gradients[1], gradients[0])
 
 
-def test_wrapped_models_take_no_new_parameters(one_process):
+def test_wrapped_models_take_no_new_parameters(one_process: None) -> None:
     model = nn.parallel.DistributedDataParallel(dinov1())
     with pytest.raises(ValueError, match="patch first, then wrap"):
         attn_plugins.patch(model, "registers")

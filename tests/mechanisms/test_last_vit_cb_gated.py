@@ -4,9 +4,12 @@ import ast
 import math
 import os
 import subprocess
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import attn_plugins
 from attn_plugins.checkpoints import CheckpointError, build, save
@@ -26,7 +29,7 @@ from attn_plugins.record import RECORD, encode
 from .tiny_vits import FAMILIES, WIDTH, dinov3, images, timm, trained
 
 
-def dft(channels):
+def dft(channels: int) -> Tensor:
     """The matrix of the discrete Fourier transform."""
     index = torch.arange(channels, dtype=torch.float64)
     return torch.exp(-2j * math.pi * index[:, None] * index / channels)
@@ -34,7 +37,7 @@ def dft(channels):
 
 @pytest.mark.parametrize("channels", [16, 17])
 @pytest.mark.parametrize("sigma", [None, 1.3])
-def test_the_low_pass_filter_is_a_gaussian_over_frequencies(channels, sigma):
+def test_the_low_pass_filter_is_a_gaussian_over_frequencies(channels: int, sigma: float | None) -> None:
     x = torch.randn(3, channels, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     frequency = torch.arange(channels)
     frequency = torch.minimum(frequency, channels - frequency).double()
@@ -46,7 +49,7 @@ def test_the_low_pass_filter_is_a_gaussian_over_frequencies(channels, sigma):
 
 
 @pytest.mark.parametrize("k", [1, 3])
-def test_stable_features_follow_equation_5_channel_by_channel(k):
+def test_stable_features_follow_equation_5_channel_by_channel(k: int) -> None:
     x = torch.randn(2, 9, 12, generator=torch.Generator().manual_seed(1))
     smooth, eps = low_pass(x), 1e-6
     expected = torch.empty(2, 12)
@@ -61,7 +64,7 @@ def test_stable_features_follow_equation_5_channel_by_channel(k):
     torch.testing.assert_close(stable_features(x, k), expected)
 
 
-def filtered(x):
+def filtered(x: Tensor) -> Tensor:
     """The authors' low-pass filter, by the matrix of the Fourier transform and a kernel centred as theirs."""
     channels = x.shape[-1]
     matrix = dft(channels)
@@ -72,7 +75,7 @@ def filtered(x):
 
 
 @pytest.mark.parametrize("channels", [16, 17])
-def test_the_codes_of_2025_and_2026(channels):
+def test_the_codes_of_2025_and_2026(channels: int) -> None:
     x = torch.randn(2, 9, channels, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     smooth = filtered(x)
     torch.testing.assert_close(smoothed_features(x).double(), smooth.mean(1), atol=1e-6, rtol=0)
@@ -88,7 +91,7 @@ AUTHORS = os.environ.get("LAST_VIT_ROOT")
 
 @pytest.mark.skipif(AUTHORS is None, reason="LAST_VIT_ROOT names no clone of ChengShiest/LAST-ViT")
 @pytest.mark.parametrize("commit", ["434f6ce", "8c126e0"])
-def test_each_variant_is_the_code_of_its_commit(commit):
+def test_each_variant_is_the_code_of_its_commit(commit: str) -> None:
     """Its class `dense_vit`, of torchvision's ViT-B/16, run beside the same model patched."""
     models = pytest.importorskip("torchvision.models.vision_transformer")
     show = ["git", "-C", str(AUTHORS), "show", f"{commit}:cls_pretrain/conf.py"]
@@ -112,7 +115,7 @@ def test_each_variant_is_the_code_of_its_commit(commit):
     assert all((other - expected).abs().max() > 0.1 for other in others)
 
 
-def written_before(file, written):
+def written_before(file: Path, written: str) -> dict[str, Tensor]:
     """Give a file the spec that releases wrote before there were variants, wherever it says its spec."""
     content = torch.load(file, weights_only=True)
     (key,) = [key for key, value in content.items() if isinstance(value, dict) and any("blocks." in k for k in value)]
@@ -123,9 +126,16 @@ def written_before(file, written):
     return state
 
 
-def test_bare_names_mean_what_they_meant_in_files_and_the_current_code_in_new_patches(tmp_path):
-    options = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 3, "init_values": 1.0}
-    make = {"arch": "timm/vit_tiny_patch16_224", "arch_options": options}
+def test_bare_names_mean_what_they_meant_in_files_and_the_current_code_in_new_patches(tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "img_size": 32,
+        "patch_size": 8,
+        "embed_dim": 48,
+        "depth": 1,
+        "num_heads": 3,
+        "init_values": 1.0,
+    }
+    make: dict[str, Any] = {"arch": "timm/vit_tiny_patch16_224", "arch_options": options}
     model = attn_plugins.patch(timm(depth=1), "last_vit:k=2")
     assert spec_of(model) == "last_vit:k=2,variant=8c126e0"
     for meant, written in (("paper", "last_vit:k=2"), ("434f6ce", "last_vit:published=true")):
@@ -146,7 +156,7 @@ def test_bare_names_mean_what_they_meant_in_files_and_the_current_code_in_new_pa
             model.load_state_dict(state)
 
 
-def test_names_that_contradict_each_other():
+def test_names_that_contradict_each_other() -> None:
     assert LastViT(published=True).variant == "434f6ce" and LastViT().variant == "paper" and LastViT().options["k"] == 7
     for spec, says in (
         ("last_vit:published=true,variant=paper", "variant=434f6ce, not paper"),
@@ -158,7 +168,7 @@ def test_names_that_contradict_each_other():
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_it_replaces_cls_and_nothing_else(name):
+def test_it_replaces_cls_and_nothing_else(name: str) -> None:
     family = FAMILIES[name]
     model = attn_plugins.patch(trained(family.build()), "softmax")
     with torch.no_grad():
@@ -173,13 +183,13 @@ def test_it_replaces_cls_and_nothing_else(name):
         torch.testing.assert_close(family.read(model, images())[0], smoothed_features(patches))
 
 
-def test_it_reads_patches_and_not_registers():
+def test_it_reads_patches_and_not_registers() -> None:
     model = trained(attn_plugins.patch(timm(), "registers:num=2+last_vit:k=4"))
     tokens = model.forward_features(images())
     torch.testing.assert_close(tokens[:, 0], selected_features(tokens[:, 3:], 4))
 
 
-def test_more_patches_than_there_are_and_half_precision():
+def test_more_patches_than_there_are_and_half_precision() -> None:
     x = torch.randn(1, 3, 8)
     torch.testing.assert_close(stable_features(x, 7), x.mean(1))
     model = trained(attn_plugins.patch(timm(), "last_vit")).bfloat16()
@@ -187,17 +197,17 @@ def test_more_patches_than_there_are_and_half_precision():
 
 
 @pytest.mark.parametrize("spec", ["last_vit:k=0", "last_vit:k=1.5", "last_vit:sigma=-1", "last_vit:sigma=wide"])
-def test_last_vit_refuses_what_has_no_meaning(spec):
+def test_last_vit_refuses_what_has_no_meaning(spec: str) -> None:
     with pytest.raises(ValueError, match="k is at least 1 and sigma above 0"):
         attn_plugins.patch(timm(), spec)
 
 
-def test_last_vit_refuses_models_that_norm_cls_apart():
+def test_last_vit_refuses_models_that_norm_cls_apart() -> None:
     with pytest.raises(attn_plugins.UnsupportedModelError, match="untie_cls_and_patch_norms=False"):
         attn_plugins.patch(dinov3(untie_cls_and_patch_norms=True), "last_vit")
 
 
-def test_context_broadcasting_fixed_points():
+def test_context_broadcasting_fixed_points() -> None:
     x = torch.randn(2, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     constant = x[:, :1].expand(-1, 5, -1)
     torch.testing.assert_close(broadcast_context(constant), constant)
@@ -209,7 +219,7 @@ def test_context_broadcasting_fixed_points():
     torch.testing.assert_close(doubled, 2 * constant)
 
 
-def test_each_mlp_gives_each_image_its_own_mean():
+def test_each_mlp_gives_each_image_its_own_mean() -> None:
     model = trained(attn_plugins.patch(timm(), "context_broadcasting"))
     seen = []
     model.blocks[0].mlp.fc2.register_forward_hook(lambda module, args, out: seen.append(out))
@@ -218,7 +228,7 @@ def test_each_mlp_gives_each_image_its_own_mean():
     torch.testing.assert_close(seen[1], (seen[0] + seen[0].mean(1, keepdim=True)) / 2)
 
 
-def test_the_gate_opens_and_closes():
+def test_the_gate_opens_and_closes() -> None:
     model = trained(attn_plugins.patch(timm(), "gated"))
     gates = [block.attn.proj.attn_plugins_gated for block in model.blocks]
     seen = []
@@ -233,16 +243,17 @@ def test_the_gate_opens_and_closes():
 
 
 @pytest.mark.parametrize("spec", ["entmax15+gated+specialization", "entmax15+registers+cb_s+last_vit"])
-def test_compiled_whole(spec):
+def test_compiled_whole(spec: str) -> None:
     model = trained(attn_plugins.patch(timm(depth=2), spec))
     with torch.no_grad():
         expected = model(images())
         torch._dynamo.reset()
-        found = torch.compile(model, fullgraph=True, backend="aot_eager")(images())
+        compiled: Any = torch.compile(model, fullgraph=True, backend="aot_eager")
+        found = compiled(images())
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_copy_made_after_a_forward_holds_nothing_of_it():
+def test_a_copy_made_after_a_forward_holds_nothing_of_it() -> None:
     import copy
 
     model = attn_plugins.patch(timm(), "gated").train()

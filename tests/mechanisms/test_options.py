@@ -1,16 +1,19 @@
 """Options of mechanisms and of entmax_alpha: what the papers and codebases do, against their formulas."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from scipy import stats
+from torch import Tensor
 
 import attn_plugins
 
 from .tiny_vits import HEADS, WIDTH, images, timm, trained
 
 
-def outputs_of_projection(model):
+def outputs_of_projection(model: Any) -> list[tuple[Tensor, Tensor]]:
     """What enters each projection's linear map, and the block's normed input."""
     seen = []
     for block in model.blocks:
@@ -21,7 +24,7 @@ def outputs_of_projection(model):
 
 
 @pytest.mark.parametrize("spec", ["gated:paper=true", "gated:headwise=true", "gated:headwise=true,paper=true"])
-def test_gates_are_what_they_say(spec):
+def test_gates_are_what_they_say(spec: str) -> None:
     model = attn_plugins.patch(timm(), spec).eval()
     gate = model.blocks[0].attn.proj.attn_plugins_gated
     paper, rows = "paper" in spec, HEADS if "headwise" in spec else WIDTH
@@ -36,14 +39,14 @@ def test_gates_are_what_they_say(spec):
     torch.testing.assert_close(out, F.linear(entered * values, projection.weight, projection.bias))
 
 
-def test_the_papers_gate_starts_near_a_half_and_ours_at_one():
+def test_the_papers_gate_starts_near_a_half_and_ours_at_one() -> None:
     for spec, expected in (("gated:paper=true", 0.5), ("gated", 1.0), ("gated:headwise=true", 1.0)):
         model = attn_plugins.patch(timm(), spec).eval()
         gates = model.blocks[0].attn.proj.attn_plugins_gated(torch.randn(50, WIDTH))
         assert gates.shape == (50, WIDTH) and float(gates.mean()) == pytest.approx(expected, abs=0.02)
 
 
-def test_gates_a_head_need_heads():
+def test_gates_a_head_need_heads() -> None:
     model = timm()
     for block in model.blocks:
         block.attn.num_heads = 7
@@ -51,7 +54,7 @@ def test_gates_a_head_need_heads():
         attn_plugins.patch(model, "gated:headwise=true")
 
 
-def test_registers_start_and_decay_as_asked():
+def test_registers_start_and_decay_as_asked() -> None:
     torch.manual_seed(0)
     for spec, std, name in (
         ("registers:num=64", 1e-6, "bias"),
@@ -66,7 +69,7 @@ def test_registers_start_and_decay_as_asked():
         attn_plugins.patch(timm(), "registers:std=0")
 
 
-def test_alphas_are_drawn_as_the_authors_draw_them():
+def test_alphas_are_drawn_as_the_authors_draw_them() -> None:
     torch.manual_seed(0)
     layers = [attn_plugins.functional.EntmaxAlpha(64, drawn=True) for _ in range(8)]
     logits = torch.cat([layer.logit.detach() for layer in layers])

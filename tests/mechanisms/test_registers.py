@@ -1,7 +1,11 @@
 """Registers against the codebases' own, and every place that counts tokens."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
+from torch import nn
 
 import attn_plugins
 
@@ -20,17 +24,17 @@ from .tiny_vits import (
 )
 
 
-def eva(**options):
+def eva(**options: Any) -> Any:
     from timm.models.eva import Eva
 
     return Eva(16, 8, num_classes=0, embed_dim=WIDTH, depth=1, num_heads=3, use_rot_pos_emb=True, **options)
 
 
-def registers_of(model):
+def registers_of(model: nn.Module) -> nn.Parameter:
     return dict(model.named_parameters())["attn_plugins_registers.register_tokens.bias"]
 
 
-def native_pair(build, option, parameter):
+def native_pair(build: Callable[..., Any], option: str, parameter: str) -> tuple[Any, Any]:
     """A model with registers of its own, and the patched model without, holding the same weights."""
     native = trained(build(**{option: 4}))
     plain = build()
@@ -43,7 +47,7 @@ def native_pair(build, option, parameter):
 
 
 @pytest.mark.parametrize("family", ["dinov2", "dinov3", "lightly-dinov2", "lightly-dinov3"])
-def test_dinov2_and_dinov3_compute_what_they_do_with_registers_of_their_own(family):
+def test_dinov2_and_dinov3_compute_what_they_do_with_registers_of_their_own(family: str) -> None:
     option, parameter = (
         ("num_register_tokens", "register_tokens") if "v2" in family else ("n_storage_tokens", "storage_tokens")
     )
@@ -62,7 +66,7 @@ def test_dinov2_and_dinov3_compute_what_they_do_with_registers_of_their_own(fami
 
 
 @pytest.mark.parametrize("options", [{}, {"dynamic_img_size": True}, {"global_pool": "avg"}])
-def test_timm_computes_what_its_own_reg4_model_does(options):
+def test_timm_computes_what_its_own_reg4_model_does(options: dict[str, Any]) -> None:
     native, ours = native_pair(lambda **o: timm(no_embed_class=True, **options, **o), "reg_tokens", "reg_token")
     x = images(size=48) if "dynamic_img_size" in options else images()
     assert ours.num_prefix_tokens == native.num_prefix_tokens == 5
@@ -76,7 +80,7 @@ def test_timm_computes_what_its_own_reg4_model_does(options):
         torch.testing.assert_close(found, expected)
 
 
-def test_timm_gives_registers_the_learning_rate_and_no_weight_decay_as_its_own():
+def test_timm_gives_registers_the_learning_rate_and_no_weight_decay_as_its_own() -> None:
     from timm.optim import param_groups_layer_decay
 
     native, ours = native_pair(lambda **o: timm(no_embed_class=True, **o), "reg_tokens", "reg_token")
@@ -91,7 +95,7 @@ def test_timm_gives_registers_the_learning_rate_and_no_weight_decay_as_its_own()
     assert added["weight_decay"] == own["weight_decay"] == 0
 
 
-def test_timm_with_a_position_for_cls_resamples_positions_as_without_registers():
+def test_timm_with_a_position_for_cls_resamples_positions_as_without_registers() -> None:
     model = trained(timm(dynamic_img_size=True))
     attn_plugins.patch(model, "registers:num=3")
     seen = []
@@ -106,7 +110,7 @@ def test_timm_with_a_position_for_cls_resamples_positions_as_without_registers()
     assert model.pos_embed.shape[1] == 65 and model(images(size=64)).shape == (2, WIDTH)
 
 
-def test_transformers_dinov2_computes_what_its_model_with_registers_does():
+def test_transformers_dinov2_computes_what_its_model_with_registers_does() -> None:
     native = trained(transformers("Dinov2WithRegisters", num_register_tokens=4))
     ours = hf_dinov2()
     state = native.state_dict()
@@ -126,7 +130,7 @@ def test_transformers_dinov2_computes_what_its_model_with_registers_does():
     torch.testing.assert_close(as_tuple[0], found.last_hidden_state)
 
 
-def test_transformers_attention_maps_leave_registers_out():
+def test_transformers_attention_maps_leave_registers_out() -> None:
     model = trained(hf_dinov3())
     model.config._attn_implementation = "eager"
     attn_plugins.patch(model, "entmax15+registers:num=2")
@@ -135,7 +139,7 @@ def test_transformers_attention_maps_leave_registers_out():
     assert (out.attentions[0].sum(-1) <= 1 + 1e-5).all()
 
 
-def test_dinov1_outputs_have_no_registers_at_any_size():
+def test_dinov1_outputs_have_no_registers_at_any_size() -> None:
     model = trained(dinov1())
     attn_plugins.patch(model, "registers:num=3")
     for size in (32, 48):
@@ -161,7 +165,9 @@ def test_dinov1_outputs_have_no_registers_at_any_size():
         (lambda: transformers("DINOv3ViT", num_register_tokens=1), "config.num_register_tokens=4"),
     ],
 )
-def test_models_with_registers_of_their_own_are_refused_and_told_the_native_option(build, says):
+def test_models_with_registers_of_their_own_are_refused_and_told_the_native_option(
+    build: Callable[..., Any], says: str
+) -> None:
     model = build()
     names, classes = list(model.state_dict()), [type(module) for module in model.modules()]
     with pytest.raises(attn_plugins.UnsupportedModelError, match=says):
@@ -171,12 +177,12 @@ def test_models_with_registers_of_their_own_are_refused_and_told_the_native_opti
 
 
 @pytest.mark.parametrize("num", ["0", "-1", "2.5", "many"])
-def test_numbers_that_count_no_tokens_are_refused(num):
+def test_numbers_that_count_no_tokens_are_refused(num: str) -> None:
     with pytest.raises(ValueError, match="registers: num="):
         attn_plugins.patch(timm(), f"registers:num={num}")
 
 
-def test_patching_again_keeps_what_was_learned_and_another_number_starts_anew():
+def test_patching_again_keeps_what_was_learned_and_another_number_starts_anew() -> None:
     model = trained(attn_plugins.patch(timm(), "registers:num=4+cb_s"))
     learned = registers_of(model)
     before = model(images())

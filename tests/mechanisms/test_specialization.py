@@ -1,9 +1,12 @@
 """Specialization: its parameters, its FLOPs, and the packed batches that DINOv2 and DINOv3 train on."""
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import attn_plugins
@@ -11,13 +14,13 @@ import attn_plugins
 from .tiny_vits import FAMILIES, dinov1, dinov2, dinov3, images, timm, trained
 
 
-def count(model):
+def count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("size", [(384, 12, 6), (768, 12, 12), (1024, 24, 16)], ids=["S", "B", "L"])
 @pytest.mark.parametrize("build", [timm, dinov2], ids=["timm", "dinov2"])
-def test_it_adds_eight_percent_to_vit_s_b_and_l(build, size):
+def test_it_adds_eight_percent_to_vit_s_b_and_l(build: Callable[..., Any], size: tuple[int, int, int]) -> None:
     width, depth, heads = size
     with torch.device("meta"):
         model = build(embed_dim=width, depth=depth, num_heads=heads, patch_size=16)
@@ -26,7 +29,7 @@ def test_it_adds_eight_percent_to_vit_s_b_and_l(build, size):
     assert 7.5 <= 100 * (count(model) / before - 1) <= 8.5
 
 
-def test_parameters_of_the_others():
+def test_parameters_of_the_others() -> None:
     width, depth = 48, 3
     expected = {"registers:num=5": 5 * width, "context_broadcasting": 0, "cb_s": depth * width, "last_vit": 0}
     expected["gated"] = depth * width * (width + 1)
@@ -36,7 +39,7 @@ def test_parameters_of_the_others():
         assert count(attn_plugins.patch(model, spec)) - before == number, spec
 
 
-def test_the_flops_are_those_of_the_plain_model():
+def test_the_flops_are_those_of_the_plain_model() -> None:
     model = trained(dinov1())
     totals = []
     for spec in ("softmax", "specialization"):
@@ -47,14 +50,14 @@ def test_the_flops_are_those_of_the_plain_model():
     assert totals[0] == totals[1]
 
 
-def test_which_parts_are_specialized():
+def test_which_parts_are_specialized() -> None:
     model = attn_plugins.patch(dinov2(depth=6), "specialization")
     own = {name.split(".attn_plugins_specialization")[0] for name in model.state_dict() if "specialization" in name}
     everywhere = {f"blocks.{i}.{part}" for i in range(6) for part in ("norm1", "norm2", "ls1", "ls2")}
     assert own == everywhere | {"norm", "blocks.0.attn.qkv", "blocks.1.attn.qkv"}
 
 
-def test_models_that_norm_cls_apart_already():
+def test_models_that_norm_cls_apart_already() -> None:
     model = trained(dinov3(untie_cls_and_patch_norms=True))
     attn_plugins.patch(model, "softmax")
     before = model(images())
@@ -65,7 +68,7 @@ def test_models_that_norm_cls_apart_already():
         attn_plugins.patch(dinov3(untie_global_and_local_cls_norm=True), "specialization")
 
 
-def test_registers_of_the_models_own_go_with_cls():
+def test_registers_of_the_models_own_go_with_cls() -> None:
     model = trained(attn_plugins.patch(dinov2(num_register_tokens=2), "specialization"))
     own = model.norm.attn_plugins_specialization
     own.weight.data.zero_()
@@ -81,7 +84,9 @@ SPECS = ["specialization", "cb_s", "context_broadcasting", "gated", "registers:n
 @pytest.mark.parametrize("family", ["dinov2", "dinov3", "lightly-dinov2", "lightly-dinov3"])
 @pytest.mark.parametrize("spec", [*SPECS, "entmax15+" + "+".join(SPECS)])
 @pytest.mark.parametrize("counts", [(2, 3), (1, 1)])
-def test_packed_batches_of_crops_give_what_each_crop_gives_alone(family, spec, counts, with_fmha):
+def test_packed_batches_of_crops_give_what_each_crop_gives_alone(
+    family: str, spec: str, counts: tuple[int, int], with_fmha: None
+) -> None:
     model = trained(attn_plugins.patch(FAMILIES[family].build(), spec), seed=4)
     crops = [images(counts[0], 32), images(counts[1], 16)]
     packed = model.forward_features(crops, [None, None])
@@ -92,7 +97,7 @@ def test_packed_batches_of_crops_give_what_each_crop_gives_alone(family, spec, c
 
 
 @pytest.mark.parametrize("family", ["dinov2", "dinov3", "lightly-dinov2", "lightly-dinov3"])
-def test_packed_batches_under_stochastic_depth(family, with_fmha):
+def test_packed_batches_under_stochastic_depth(family: str, with_fmha: None) -> None:
     """In training only a part of each batch goes through a branch; every image there is treated as it is alone."""
     torch.manual_seed(0)
     model = FAMILIES[family].build(drop_path_rate=0.5, **({"drop_path_uniform": True} if "v2" in family else {}))

@@ -1,4 +1,7 @@
-"""Tiny ViTs of every codebase, with weights as if trained, and their outputs: patch tokens and [CLS]."""
+"""Tiny ViTs of every codebase, with weights as if trained, and their outputs: patch tokens and [CLS].
+
+What builds one is typed as Any: what a ViT calls its parts is up to its codebase, whose classes say no types.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -16,12 +19,14 @@ from torch import Tensor, nn
 
 SIZE, PATCH, WIDTH, DEPTH, HEADS = 32, 8, 48, 3, 3
 
+M = TypeVar("M", bound=nn.Module)
+
 
 @dataclass(frozen=True)
 class Family:
     """How one codebase builds a tiny ViT, and how its [CLS] ``[B, C]`` and patches ``[B, N, C]`` are read."""
 
-    build: Callable[..., nn.Module]
+    build: Callable[..., Any]
     read: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -32,61 +37,62 @@ def _official(root: str, module: str) -> Any:
     if path not in sys.path:
         sys.path.insert(0, path)
     found = importlib.import_module(module)
-    place = Path(found.__file__).resolve()
+    place = Path(str(found.__file__)).resolve()
     assert place.is_relative_to(Path(path).resolve()), f"{module} was imported from {place} before, not from {path}"
     return found
 
 
-def dinov1(**options: Any) -> nn.Module:
+def dinov1(**options: Any) -> Any:
     module = _official("DINO_ROOT", "vision_transformer")
     sizes = {"img_size": [SIZE], "patch_size": PATCH, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS}
     return module.VisionTransformer(**sizes | {"qkv_bias": True} | options)
 
 
-def _dinov2(module: Any, blocks: Any, attention: Any, options: dict[str, Any]) -> nn.Module:
-    def block(*args: Any, **kwargs: Any) -> nn.Module:
+def _dinov2(module: Any, blocks: Any, attention: Any, options: dict[str, Any]) -> Any:
+    def block(*args: Any, **kwargs: Any) -> Any:
         return blocks.NestedTensorBlock(*args, attn_class=attention.MemEffAttention, **kwargs)
 
     sizes = {"img_size": SIZE, "patch_size": PATCH, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS}
     return module.DinoVisionTransformer(**sizes | {"init_values": 1.0, "block_chunks": 0, "block_fn": block} | options)
 
 
-def dinov2(**options: Any) -> nn.Module:
+def dinov2(**options: Any) -> Any:
     names = ("models.vision_transformer", "layers.block", "layers.attention")
-    return _dinov2(*(_official("DINOV2_ROOT", f"dinov2.{name}") for name in names), options)
+    module, blocks, attention = (_official("DINOV2_ROOT", f"dinov2.{name}") for name in names)
+    return _dinov2(module, blocks, attention, options)
 
 
-def lightly_dinov2(**options: Any) -> nn.Module:
+def lightly_dinov2(**options: Any) -> Any:
     names = ("models.vision_transformer", "layers.block", "layers.attention")
-    return _dinov2(
-        *(importlib.import_module(f"lightly_train._models.dinov2_vit.dinov2_vit_src.{name}") for name in names), options
-    )
+    source = "lightly_train._models.dinov2_vit.dinov2_vit_src"
+    module, blocks, attention = (importlib.import_module(f"{source}.{name}") for name in names)
+    return _dinov2(module, blocks, attention, options)
 
 
-def _dinov3(module: Any, options: dict[str, Any]) -> nn.Module:
+def _dinov3(module: Any, options: dict[str, Any]) -> Any:
     sizes = {"img_size": SIZE, "patch_size": PATCH, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS}
     model = module.DinoVisionTransformer(**sizes | {"layerscale_init": 1.0, "pos_embed_rope_dtype": "fp32"} | options)
     model.init_weights()
     return model
 
 
-def dinov3(**options: Any) -> nn.Module:
+def dinov3(**options: Any) -> Any:
     return _dinov3(_official("DINOV3_ROOT", "dinov3.models.vision_transformer"), options)
 
 
-def lightly_dinov3(**options: Any) -> nn.Module:
+def lightly_dinov3(**options: Any) -> Any:
     name = "lightly_train._models.dinov3.dinov3_src.models.vision_transformer"
     return _dinov3(importlib.import_module(name), options)
 
 
-def timm(**options: Any) -> nn.Module:
+def timm(**options: Any) -> Any:
     from timm.models.vision_transformer import VisionTransformer
 
     sizes = {"img_size": SIZE, "patch_size": PATCH, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS}
     return VisionTransformer(**sizes | {"init_values": 1.0, "num_classes": 0} | options)
 
 
-def transformers(name: str, **options: Any) -> nn.Module:
+def transformers(name: str, **options: Any) -> Any:
     import transformers
 
     config = getattr(transformers, f"{name}Config")(
@@ -101,15 +107,15 @@ def transformers(name: str, **options: Any) -> nn.Module:
     return getattr(transformers, f"{name}Model")(config)
 
 
-def hf_vit(**options: Any) -> nn.Module:
+def hf_vit(**options: Any) -> Any:
     return transformers("ViT", **options)
 
 
-def hf_dinov2(**options: Any) -> nn.Module:
+def hf_dinov2(**options: Any) -> Any:
     return transformers("Dinov2", **options)
 
 
-def hf_dinov3(**options: Any) -> nn.Module:
+def hf_dinov3(**options: Any) -> Any:
     return transformers("DINOv3ViT", **{"num_register_tokens": 0} | options)
 
 
@@ -155,7 +161,7 @@ FAMILIES = {
 }
 
 
-def trained(model: nn.Module, seed: int = 0) -> nn.Module:
+def trained(model: M, seed: int = 0) -> M:
     """The model with every parameter drawn anew: nothing is zero, one or uniform as at initialisation."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -68,13 +69,13 @@ def mask_of(masking: str, queries: int, keys: int, seed: int) -> Tensor | None:
     return torch.randn(2, 1, queries, keys, generator=random) if masking == "float" else None
 
 
-def results(x: list[Tensor], alpha: float, backend: str, **masks: object) -> list[Tensor]:
+def results(x: list[Tensor], alpha: float, backend: str, **masks: Any) -> list[Tensor]:
     """Output and the gradients of query, key, value and alpha."""
     module = EntmaxAlpha(2, init=alpha) if 1.05 < alpha < 2 else None
     normalizer = module or f"entmax:alpha={alpha}"
     if module is not None:
         module = module.to(x[0].dtype)
-    out = attention(*x, normalizer=normalizer, backend=backend, **masks)
+    out = attention(x[0], x[1], x[2], normalizer=normalizer, backend=backend, **masks)
     weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape).cos()
     wrt = [*x, *(module.parameters() if module else ())]
     return [out, *torch.autograd.grad((out * weight).sum(), wrt)]
@@ -84,9 +85,11 @@ def results(x: list[Tensor], alpha: float, backend: str, **masks: object) -> lis
 class TestEveryInstructionSet:
     @settings(max_examples=120)
     @given(**CASE)
-    def test_equals_float64(self, queries, keys, dims, scale, alpha, masking, seed):
+    def test_equals_float64(
+        self, queries: int, keys: int, dims: tuple[int, int], scale: float, alpha: float, masking: str, seed: int
+    ) -> None:
         x = inputs(queries, keys, dims, scale, seed)
-        masks = {"is_causal": masking == "causal", "attn_mask": mask_of(masking, queries, keys, seed)}
+        masks: dict[str, Any] = {"is_causal": masking == "causal", "attn_mask": mask_of(masking, queries, keys, seed)}
         found = results(x, alpha, "cpu", **masks)
         if masks["attn_mask"] is not None and masks["attn_mask"].dtype != torch.bool:
             masks["attn_mask"] = masks["attn_mask"].double()
@@ -108,9 +111,18 @@ class TestEveryInstructionSet:
 
 @settings(max_examples=150)
 @given(**CASE)
-def test_the_choice_does_not_show(dense, queries, keys, dims, scale, alpha, masking, seed):
+def test_the_choice_does_not_show(
+    dense: ctypes.CDLL,
+    queries: int,
+    keys: int,
+    dims: tuple[int, int],
+    scale: float,
+    alpha: float,
+    masking: str,
+    seed: int,
+) -> None:
     x = inputs(queries, keys, dims, scale, seed)
-    masks = {"is_causal": masking == "causal", "attn_mask": mask_of(masking, queries, keys, seed)}
+    masks: dict[str, Any] = {"is_causal": masking == "causal", "attn_mask": mask_of(masking, queries, keys, seed)}
     found = results(x, alpha, "cpu", **masks)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernel, "_library", lambda: dense)
@@ -127,7 +139,7 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("which", range(3))
-def test_what_is_not_finite_reaches_the_same_places(dense, bad, which):
+def test_what_is_not_finite_reaches_the_same_places(dense: ctypes.CDLL, bad: float, which: int) -> None:
     x = inputs(20, 200, (64, 64), 3.0, 0)
     x[which].data[0, 1, 3, 5] = bad
     found = results(x, 1.5, "cpu")

@@ -27,7 +27,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         out = F.scaled_dot_product_attention(q, 3 * k, v, dropout_p=self.dropout if self.training else 0.0)
-        return self.proj(out.transpose(1, 2).flatten(2))
+        result: Tensor = self.proj(out.transpose(1, 2).flatten(2))
+        return result
 
 
 class Block(nn.Module):
@@ -37,7 +38,8 @@ class Block(nn.Module):
         self.attn = Attention(dropout=dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.attn(self.norm(x))
+        out: Tensor = x + self.attn(self.norm(x))
+        return out
 
 
 class TinyViT(nn.Module):
@@ -53,7 +55,8 @@ class TinyViT(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
             x = block(x)
-        return self.norm(x)
+        out: Tensor = self.norm(x)
+        return out
 
 
 def images(count: int = 3) -> Tensor:

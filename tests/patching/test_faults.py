@@ -30,7 +30,8 @@ class Fault(BaseException):
 def vit() -> nn.Module:
     torch.manual_seed(0)
     options = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 0}
-    return timm.create_model("vit_tiny_patch16_224", **options).eval()
+    out: nn.Module = timm.create_model("vit_tiny_patch16_224", **options).eval()
+    return out
 
 
 def lines_of(run: Callable[[], Any], fail_at: int | None = None) -> int:

@@ -47,7 +47,8 @@ def pictures() -> Tensor:
 def sharded(model: Any, **options: Any) -> nn.Module:
     for block in model.blocks:
         fully_shard(block, **options)
-    return fully_shard(model, **options)
+    out: nn.Module = fully_shard(model, **options)
+    return out
 
 
 def mixed(model: Any) -> nn.Module:
@@ -99,7 +100,8 @@ def heads(spec: str) -> Tensor:
             attention.qkv.bias.copy_(attention.qkv.bias[order])
         attention.num_heads //= WORLD
         parallelize_module(attention, mesh, {"qkv": ColwiseParallel(), "proj": RowwiseParallel()})
-    return model(images()).detach()
+    out: Tensor = model(images()).detach()
+    return out
 
 
 def refusal(run: Callable[[], object]) -> str:
@@ -130,7 +132,8 @@ def worker(rank: int, folder: str) -> None:
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("two")
     mp.spawn(worker, (str(folder),), nprocs=WORLD)
-    return torch.load(folder / "told.pt", weights_only=True)
+    out: dict[str, Any] = torch.load(folder / "told.pt", weights_only=True)
+    return out
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +150,7 @@ def test_a_step_of_two_processes_is_that_of_one(name: str, told: dict[str, Any],
         # bf16 keeps eight bits; a gradient that is lost, or not averaged, is off by half or all of it.
         allowed = 0.1 * expected.abs().max().item() + 1e-4 if "bf16" in name else 1e-5
         torch.testing.assert_close(
-            told[name][key], expected, atol=allowed, rtol=1e-3, msg=lambda m, key=key: f"{key}: {m}"
+            told[name][key], expected, atol=allowed, rtol=1e-3, msg=partial("{}: {}".format, key)
         )
 
 

@@ -58,7 +58,7 @@ def test_unpatch_leaves_no_trace() -> None:
 def test_patching_twice_changes_nothing() -> None:
     model = attn_plugins.patch(TinyViT(), "entmax_alpha")
     with torch.no_grad():
-        model.blocks[2].attn.attn_plugins_normalizer.logit.add_(0.7)
+        model.get_parameter("blocks.2.attn.attn_plugins_normalizer.logit").add_(0.7)
     before = snapshot(model)
     attn_plugins.patch(model, "entmax_alpha")
     assert snapshot(model) == before
@@ -114,8 +114,9 @@ def test_a_shared_module_is_one_layer() -> None:
 
 def test_hooks_go_on() -> None:
     model, x, seen = TinyViT(), images(), []
-    model.blocks[0].attn.register_forward_pre_hook(lambda module, args: (2 * args[0],))
-    model.blocks[0].attn.register_forward_hook(lambda module, args, output: seen.append(output))
+    attention = model.get_submodule("blocks.0.attn")
+    attention.register_forward_pre_hook(lambda module, args: (2 * args[0],))
+    attention.register_forward_hook(lambda module, args, output: seen.append(output))
     with normalized_by(entmax.entmax15):
         expected = model(x)
     attn_plugins.patch(model, "entmax15")
@@ -126,17 +127,17 @@ def test_hooks_go_on() -> None:
 def test_a_forward_that_hides_the_class_is_refused() -> None:
     """accelerate's hooks put a ``forward`` on the module, and the patched class's would never run."""
     model = TinyViT()
-    attention = model.blocks[2].attn
+    attention, first = model.get_submodule("blocks.2.attn"), model.get_submodule("blocks.0.attn")
     attention.forward = attention.forward
     before = [type(module) for module in model.modules()]
     with pytest.raises(attn_plugins.UnsupportedModelError, match=r"blocks\.2\.attn has a forward of its own"):
         attn_plugins.patch(model, "entmax15")
     assert [type(module) for module in model.modules()] == before
     assert attn_plugins.patch(model, "entmax15", layers=[0, 1, 3]) is model
-    model.blocks[0].attn.forward = model.blocks[0].attn.forward
+    first.forward = first.forward
     with pytest.raises(attn_plugins.UnsupportedModelError, match=r"blocks\.0\.attn has a forward of its own"):
         attn_plugins.unpatch(model)
-    del model.blocks[0].attn.forward
+    del first.forward
     attn_plugins.unpatch(model)
     assert [type(module) for module in model.modules()] == before
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import attn_plugins
+from attn_plugins.checkpoints import recorded_spec, save
+from attn_plugins.patching import spec_of
 from attn_plugins.record import RECORD, decode, encode, records_in
 
 from .models import TinyViT, images
@@ -90,7 +93,7 @@ def test_an_empty_buffer_is_written_anew() -> None:
     attn_plugins.patch(model, "entmax15").to_empty(device="cpu")
     for module in model.modules():
         if RECORD in module._buffers:
-            module._buffers[RECORD].zero_()
+            module.get_buffer(RECORD).zero_()
     assert {record["spec"] for record in records_in(model.state_dict()).values()} == {"entmax15"}
 
 
@@ -100,7 +103,7 @@ def test_a_patch_that_was_lost_is_not_told_as_one() -> None:
 
     model = attn_plugins.patch(TinyViT(), "entmax15")
     model.blocks[1].attn.__class__ = Merged
-    state = model.state_dict()
+    state: Any = model.state_dict()
     assert records_in(state)["blocks.1.attn"] == {"spec": "entmax15", "lost": True}
     assert state._metadata[""]["attn_plugins"]["lost"] == ["blocks.1.attn"]
     with pytest.raises(ValueError, match=r"patch lost in blocks\.1\.attn"):
@@ -154,8 +157,9 @@ def test_init_weights_after_to_empty_starts_learnable_alphas() -> None:
         for parameter in model.parameters():
             parameter.fill_(torch.nan)
     model.init_weights()
-    for block in model.blocks:
-        torch.testing.assert_close(block.attn.attn_plugins_normalizer.alpha, torch.full((4,), 1.25))
+    for site in attn_plugins.patching.find_attention(model):
+        normalizer: Any = site.module.attn_plugins_normalizer
+        torch.testing.assert_close(normalizer.alpha, torch.full((4,), 1.25))
     attn_plugins.unpatch(model)
     assert "init_weights" not in vars(model) and type(model) is Starting
 
@@ -170,3 +174,16 @@ def test_nothing_stays_behind_of_what_trainers_do() -> None:
     assert not model._load_state_dict_pre_hooks and not model._state_dict_hooks
     assert not any(name.startswith("attn_plugins") for module in model.modules() for name in vars(module))
     assert type(model) is type(bare)
+
+
+def test_a_part_of_what_was_patched_tells_its_spec_too(tmp_path: Path) -> None:
+    whole = nn.ModuleDict({"net": TinyViT()})
+    attn_plugins.patch(whole, "entmax15")
+    assert spec_of(whole["net"]) == "entmax15"
+    assert recorded_spec(save(tmp_path / "part.pth", whole["net"]))[0] == "entmax15"
+    attn_plugins.patch(whole, "sparsemax@0+entmax15@1")
+    assert spec_of(whole["net"]) == spec_of(whole)
+    attn_plugins.patch(whole, "sparsemax")
+    attn_plugins.patch(whole, "entmax15", layers=[0])
+    with pytest.raises(ValueError, match="patched one by one, with entmax15, sparsemax"):
+        spec_of(whole["net"])

@@ -16,7 +16,14 @@ from attn_plugins.patching import find_attention
 from attn_plugins.patching.scales import Scales, fingerprint
 
 FACTORS = ((0.2, 0.4, 0.6), (0.3, 0.5, 1.7))
-OPTIONS = {"depth": 2, "img_size": 32, "patch_size": 16, "embed_dim": 24, "num_heads": 3, "num_classes": 0}
+OPTIONS: dict[str, Any] = {
+    "depth": 2,
+    "img_size": 32,
+    "patch_size": 16,
+    "embed_dim": 24,
+    "num_heads": 3,
+    "num_classes": 0,
+}
 
 
 def vit(seed: int = 0) -> nn.Module:
@@ -67,7 +74,7 @@ def test_some_layers_get_their_own(how: dict[str, Any], file: Path) -> None:
 
 
 def test_another_backbone_is_refused_unless_it_is_asked_for(file: Path) -> None:
-    model = vit(seed=1)
+    model: Any = vit(seed=1)
     for block in model.blocks:
         block.attn.qkv.weight.data.mul_(1.02)
     with pytest.raises(ValueError, match=r"fitted on another backbone: .* Calibrate this one"):
@@ -89,9 +96,10 @@ def test_a_backbone_is_known_after_rounding_and_through_another_codebase(file: P
     )
     other = transformers.ViTModel(config).eval()
     theirs = [site.module for site in find_attention(other)]
-    for attention, block in zip(theirs, vit().blocks, strict=True):
+    ours = [site.module for site in find_attention(vit())]
+    for attention, own in zip(theirs, ours, strict=True):
         for part in ("weight", "bias"):
-            values = getattr(block.attn.qkv, part).chunk(3)
+            values = own.get_parameter(f"qkv.{part}").chunk(3)
             for name, value in zip(("q", "k", "v"), values, strict=True):
                 found = [m for n, m in attention.named_modules() if n.startswith(name) and isinstance(m, nn.Linear)]
                 getattr(found[0], part).data.copy_(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import entmax
 import pytest
@@ -41,13 +42,14 @@ def test_gradients_and_dropout(spec: str, normalizer: Callable[..., Tensor], dro
 
 def test_alpha_learns_in_train_mode_and_rests_in_eval_mode() -> None:
     model, x = attn_plugins.patch(TinyViT(), "entmax_alpha").train(), images()
-    normalizer = model.blocks[0].attn.attn_plugins_normalizer
+    normalizer = model.get_submodule("blocks.0.attn.attn_plugins_normalizer")
+    logit = normalizer.get_parameter("logit")
     assert normalizer.training
     model(x).square().mean().backward()
-    assert normalizer.logit.grad is not None and normalizer.logit.grad.abs().min() > 0
-    assert not model.eval().blocks[0].attn.attn_plugins_normalizer.training
+    assert logit.grad is not None and logit.grad.abs().min() > 0
+    assert not model.eval().get_submodule("blocks.0.attn.attn_plugins_normalizer").training
     attn_plugins.patch(model, "entmax_alpha:learnable=false")
-    assert not model.blocks[0].attn.attn_plugins_normalizer.logit.requires_grad
+    assert not model.get_parameter("blocks.0.attn.attn_plugins_normalizer.logit").requires_grad
 
 
 @pytest.mark.parametrize("spec", ["softmax", "entmax15", "entmax_alpha"])
@@ -70,7 +72,8 @@ def test_gradient_checkpointing(spec: str, reentrant: bool) -> None:
         y = x
         for block in model.blocks:
             y = checkpoint(block, y, use_reentrant=reentrant)
-        return model.norm(y)
+        out: Tensor = model.norm(y)
+        return out
 
     assert_all_close(gradients(model, recomputed), gradients(model, lambda: model(x)))
 
@@ -95,7 +98,8 @@ def test_torch_compile_with_checkpointing() -> None:
     model, x = attn_plugins.patch(TinyViT(depth=1), "entmax15").train(), images().requires_grad_()
 
     def recomputed(x: Tensor) -> Tensor:
-        return model.norm(checkpoint(model.blocks[0], x, use_reentrant=False))
+        out: Tensor = model.norm(checkpoint(model.blocks[0], x, use_reentrant=False))
+        return out
 
     compiled = torch.compile(recomputed, fullgraph=True, backend="aot_eager")
     assert_all_close(gradients(model, lambda: compiled(x)), gradients(model, lambda: model(x)))
@@ -107,7 +111,7 @@ def test_patching_after_compiling_is_seen() -> None:
     with normalized_by(entmax.entmax15):
         sparse = model(x)
     dense = model(x)
-    compiled = torch.compile(model, backend="aot_eager")
+    compiled: Any = torch.compile(model, backend="aot_eager")
     assert_same_outputs(compiled, dense, lambda m: m(x))
     attn_plugins.patch(compiled, "entmax15")
     assert_same_outputs(compiled, sparse, lambda m: m(x))

@@ -36,6 +36,7 @@ def test_the_model_and_the_world_stay_as_they_were() -> None:
 
         def __init__(self) -> None:
             super().__init__(dropout=0.3)
+            self.count: Tensor
             self.register_buffer("count", torch.zeros(1))
 
         def forward(self, x: Tensor) -> Tensor:
@@ -52,7 +53,7 @@ def test_the_model_and_the_world_stay_as_they_were() -> None:
 
 def test_a_layer_without_attention_raises_and_leaves_the_model_as_it_was() -> None:
     model = attn_plugins.patch(TinyViT(), "entmax15")
-    model.blocks[2].attn.forward = lambda x: x
+    model.get_submodule("blocks.2.attn").forward = lambda x: x
     before = [(type(module), module.training) for module in model.modules()]
     with pytest.raises(attn_plugins.UnsupportedModelError, match="computed no attention"):
         attn_plugins.verify(model, images())
@@ -90,7 +91,7 @@ def test_layers_that_were_left_out_are_no_problem() -> None:
 def test_what_cannot_be_verified_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="TinyViT is not patched"):
         attn_plugins.verify(TinyViT(), images())
-    compiled = torch.compile(attn_plugins.patch(TinyViT(), "entmax15"), backend="eager")
+    compiled: Any = torch.compile(attn_plugins.patch(TinyViT(), "entmax15"), backend="eager")
     with pytest.raises(attn_plugins.UnsupportedModelError, match="is OptimizedModule"):
         attn_plugins.verify(compiled, images())
     model = attn_plugins.patch(TinyViT(), "entmax15")

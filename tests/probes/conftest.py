@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ import attn_plugins.probes
 from attn_plugins.checkpoints import save
 from attn_plugins.data.layouts import LAYOUTS
 
-ARCH, OPTIONS = "timm/vit_tiny_patch16_224", {"img_size": 64, "depth": 4}
+ARCH = "timm/vit_tiny_patch16_224"
+OPTIONS: dict[str, Any] = {"img_size": 64, "depth": 4}
 
 
 def checkout(variable: str) -> Path:
@@ -28,9 +30,9 @@ def checkout(variable: str) -> Path:
     return Path(root)
 
 
-def tiny_vit(spec: str = "softmax", seed: int = 0) -> torch.nn.Module:
+def tiny_vit(spec: str = "softmax", seed: int = 0) -> Any:
     torch.manual_seed(seed)
-    model = timm.create_model(ARCH.removeprefix("timm/"), num_classes=0, dynamic_img_size=True, **OPTIONS)
+    model: Any = timm.create_model(ARCH.removeprefix("timm/"), num_classes=0, dynamic_img_size=True, **OPTIONS)
     torch.nn.init.normal_(model.pos_embed, std=0.5)
     return attn_plugins.patch(model, spec).eval()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,7 +65,7 @@ def test_dinov2_small(registers: int, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_dinov3_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = checkout("DINOV3_ROOT")
     monkeypatch.delenv("DINOV3_ROOT")
-    official = construct("dinov3/vit_small", None, root, {})[0]
+    official: Any = construct("dinov3/vit_small", None, root, {})[0]
     official.init_weights()
     torch.save(randomised(official).state_dict(), tmp_path / "c.pth")
     ours, identity = load_backbone(checkpoint=tmp_path / "c.pth", plugins="entmax15")
@@ -125,5 +126,5 @@ def test_unnamed_shapes_have_to_be_named(tmp_path: Path) -> None:
     save(tmp_path / "c.pth", tiny_vit())
     with pytest.raises(ValueError, match="has no common name"):
         load_backbone(checkpoint=tmp_path / "c.pth")
-    model, _ = load_backbone(ARCH, tmp_path / "c.pth", **{k: v for k, v in OPTIONS.items() if k == "depth"})
+    model: Any = load_backbone(ARCH, tmp_path / "c.pth", depth=OPTIONS["depth"])[0]
     assert model.pos_embed.shape[1] == 17

@@ -51,15 +51,16 @@ def test_any_size_is_padded(backbone_file: Path) -> None:
 
 
 def test_nothing_of_it_trains_or_is_saved(backbone_file: Path) -> None:
-    probe = nn.Sequential(frozen(backbone_file), nn.Conv2d(192, 2, 1))
+    backbone = frozen(backbone_file)
+    probe = nn.Sequential(backbone, nn.Conv2d(192, 2, 1))
     probe.train()
     assert {name.split(".")[0] for name in probe.state_dict()} == {"1"} == {n[0] for n, _ in probe.named_parameters()}
-    assert not probe[0].model.training
-    before = copy.deepcopy(probe[0].model.state_dict())
+    assert not backbone.model.training
+    before = copy.deepcopy(backbone.model.state_dict())
     output = probe[1](probe[0](images(64, 64).requires_grad_())[0])
     output.sum().backward()
     torch.optim.SGD(probe.parameters(), lr=1.0).step()
-    torch.testing.assert_close(probe[0].model.state_dict(), before, rtol=0, atol=0)
+    torch.testing.assert_close(backbone.model.state_dict(), before, rtol=0, atol=0)
 
 
 def test_it_moves_with_the_probe_and_its_copy_is_another(backbone_file: Path) -> None:
@@ -85,7 +86,13 @@ def test_identity_says_what_it_was(backbone_file: Path) -> None:
     identity = frozen(backbone_file, out_indices=[1], norm=False).identity
     assert identity["sha256"] == hashlib.sha256(backbone_file.read_bytes()).hexdigest()
     assert (identity["plugins"], identity["layers"], identity["norm"]) == ("entmax15", [1], False)
-    choices = [{}, {"out_indices": [1]}, {"norm": False}, {"cls_token": "concat"}, {"autocast": "bf16"}]
+    choices: list[dict[str, Any]] = [
+        {},
+        {"out_indices": [1]},
+        {"norm": False},
+        {"cls_token": "concat"},
+        {"autocast": "bf16"},
+    ]
     digests = [frozen(backbone_file, **choice).identity["features_digest"] for choice in choices]
     assert len(set(digests)) == len(digests), "every choice of features has its own"
 

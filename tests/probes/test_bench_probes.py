@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,8 +20,8 @@ def test_both_steps_compute_the_same_loss_and_train_what_they_say(probe: str, mo
     made: list[torch.optim.AdamW] = []
 
     class Recorded(torch.optim.AdamW):
-        def __init__(self, *args: object, **options: object) -> None:
-            super().__init__(*args, **options)  # type: ignore[arg-type]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
             made.append(self)
 
     monkeypatch.setattr(torch.optim, "AdamW", Recorded)
@@ -35,7 +36,7 @@ def test_both_steps_compute_the_same_loss_and_train_what_they_say(probe: str, mo
         assert changed >= len(now) - 2, name
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "probes", "--quick", "--arch", ARCH, "--json", str(tmp_path / "b.json")]) == 0
     printed = capsys.readouterr().out

@@ -53,7 +53,8 @@ def test_the_grid_is_dinov2s(backbone_file: Path, monkeypatch: pytest.MonkeyPatc
 
     labels = [0, 1, 2, 3, 6]
     their_optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=0)
-    sum(torch.nn.functional.cross_entropy(v, torch.tensor(labels)) for v in theirs(tokens).values()).backward()
+    losses = [torch.nn.functional.cross_entropy(v, torch.tensor(labels)) for v in theirs(tokens).values()]
+    torch.stack(losses).sum().backward()
     their_optimizer.step()
     # lr: rate · total batch / 256, the total batch being 128 on each of 8 processes.
     rates = {name: float(name.split("lr_")[1]) * 1024 / 256 for name in model.classifiers}

@@ -76,7 +76,8 @@ def inference_inputs(model: Any, path: str) -> torch.Tensor:
     from mmseg.apis.utils import _preprare_data
 
     data, _ = _preprare_data(path, model)
-    return model.data_preprocessor(data, False)["inputs"]
+    out: torch.Tensor = model.data_preprocessor(data, False)["inputs"]
+    return out
 
 
 def test_the_validation_is_what_the_head_predicts_from_images(trained: Runner) -> None:
@@ -138,9 +139,10 @@ def test_views_are_mirrored_and_scaled(
         assert torch.equal(own, expected[0].long())
 
 
-def test_what_is_no_segmentation_is_refused() -> None:
+def test_what_is_no_probe_is_refused() -> None:
     config = Config.fromfile(config_file("nyuv2"))
+    config.model.type = "EncoderDecoder"
     before = config.pretty_text
-    with pytest.raises(ValueError, match="trains linear segmentation heads, and this is a DepthProbe"):
+    with pytest.raises(ValueError, match="LinearProbe, DepthProbe, ClassifierGrid, and this is a EncoderDecoder"):
         make_fast(config)
     assert config.pretty_text == before

@@ -18,7 +18,7 @@ from .conftest import checkout, tiny_vit
 SPECS = ("softmax", "entmax15")
 
 
-def randomised(model: nn.Module) -> nn.Module:
+def randomised(model: Any) -> Any:
     """No parameter left at a constant that would hide a mistake."""
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
@@ -164,7 +164,7 @@ def test_a_model_without_blocks_is_refused() -> None:
         ViTFeatures(nn.Linear(2, 2))
 
 
-def dinov1(root: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> nn.Module:
+def dinov1(root: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Any:
     """DINOv1's scripts have common names, so they are forgotten again."""
     monkeypatch.syspath_prepend(str(root))
     for name in ("vision_transformer", "utils"):

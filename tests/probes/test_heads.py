@@ -62,30 +62,36 @@ def test_segmentation_head_is_batch_norm_and_one_linear_map() -> None:
 
 def _half_a_batch(rank: int, folder: str, x: Tensor) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    norm = GlobalBatchNorm(x.shape[1])
-    output = norm(x[rank::2])
-    (output.square() * torch.arange(x.shape[1])[:, None, None]).mean().backward()
-    if rank == 0:
-        with pytest.raises(ValueError, match="has to be frozen"):
-            norm(x.clone().requires_grad_())
-    gradients = [norm.weight.grad, norm.bias.grad]
-    for gradient in gradients:
-        dist.all_reduce(gradient)
-    torch.save([output.detach(), dict(norm.state_dict()), [g / 2 for g in gradients]], f"{folder}/{rank}.pt")
+    saved = []
+    for tuned in (False, True):
+        norm, own = GlobalBatchNorm(x.shape[1]), x[rank::2].clone().requires_grad_(tuned)
+        output = norm(own)
+        (output.square() * torch.arange(x.shape[1])[:, None, None]).mean().backward()
+        gradients = [p.grad for p in (norm.weight, norm.bias) if p.grad is not None]
+        for gradient in gradients:
+            dist.all_reduce(gradient)
+        saved.append([output.detach(), dict(norm.state_dict()), [g / 2 for g in gradients], own.grad])
+    torch.save(saved, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 def test_batch_norm_over_two_processes_is_that_of_one(tmp_path: Path) -> None:
+    """Of frozen features, and of those of a backbone that is trained."""
     x = torch.randn(4, 3, 5, 6) * 3 + 100
     mp.spawn(_half_a_batch, args=(str(tmp_path), x), nprocs=2)
     norm = nn.BatchNorm2d(3)
-    expected = norm(x)
+    expected = norm(x.requires_grad_())
     (expected.square() * torch.arange(3)[:, None, None]).mean().backward()
+    wanted = [p.grad for p in (norm.weight, norm.bias) if p.grad is not None]
+    assert len(wanted) == 2 and x.grad is not None
     for rank in range(2):
-        output, state, gradients = torch.load(tmp_path / f"{rank}.pt")
-        torch.testing.assert_close(output, expected[rank::2], atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(state, dict(norm.state_dict()), atol=1e-4, rtol=1e-5)
-        torch.testing.assert_close(gradients, [norm.weight.grad, norm.bias.grad], atol=1e-4, rtol=1e-4)
+        frozen, tuned = torch.load(tmp_path / f"{rank}.pt")
+        for output, state, gradients, _ in (frozen, tuned):
+            torch.testing.assert_close(output, expected[rank::2], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(state, dict(norm.state_dict()), atol=1e-4, rtol=1e-5)
+            torch.testing.assert_close(gradients, wanted, atol=1e-4, rtol=1e-4)
+        # Processes' gradients of the backbone are averaged, as those of their own losses.
+        torch.testing.assert_close(tuned[3] / 2, x.grad[rank::2], atol=1e-5, rtol=1e-4)
 
 
 def test_flips_are_averaged(backbone_file: Path) -> None:

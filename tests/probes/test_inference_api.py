@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from mmengine.config import Config
 from mmseg.apis import MMSegInferencer, inference_model, init_model
 from PIL import Image
 
+from attn_plugins.checkpoints import save
 from attn_plugins.probes.run.paths import config_file
 from attn_plugins.probes.run.runner import build_runner as here
 
-from .conftest import ARCH, OPTIONS, save, tiny_vit
+from .conftest import ARCH, OPTIONS, tiny_vit
 from .running import mim, options
 
 KEY = {
@@ -35,7 +37,12 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=KEY)
-def trained(request, backbone_file, roots, tmp_path_factory) -> tuple[str, Config, str]:  # type: ignore[no-untyped-def]
+def trained(
+    request: pytest.FixtureRequest,
+    backbone_file: Path,
+    roots: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[str, Config, str]:
     """(probe, its config with the backbone filled in, a head)."""
     probe = request.param
     runner = here(probe, options(probe, backbone_file, roots, 1, 2), tmp_path_factory.mktemp("head"))
@@ -55,15 +62,16 @@ def test_a_picture_is_predicted_by_every_door(trained: tuple[str, Config, str], 
     np.testing.assert_allclose(predicted["predictions"], from_file[0].numpy(), rtol=1e-5, atol=1e-5)
 
 
-def test_a_head_of_another_backbone_is_refused_by_every_door(trained, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_head_of_another_backbone_is_refused_by_every_door(trained: tuple[str, Config, str], tmp_path: Path) -> None:
     _, config, head = trained
     other = save(tmp_path / "o.pth", tiny_vit("entmax15", seed=1), arch=ARCH, arch_options=OPTIONS)
     config = copy.deepcopy(config)
     config.model.backbone.checkpoint = str(other)
-    for door in (
+    doors: list[Callable[[], Any]] = [
         lambda: init_model(copy.deepcopy(config), head, device="cpu"),
         lambda: MMSegInferencer(copy.deepcopy(config), weights=head, device="cpu", show_progress=False),
-    ):
+    ]
+    for door in doors:
         with pytest.raises(ValueError, match=r"this head belongs to another backbone\. (digest|sha256)"):
             door()
 
@@ -108,8 +116,8 @@ def test_segmentation_configs_have_test_time_augmentation(probe: str) -> None:
     assert [flip.prob for flip in flips] == [0.0, 1.0] and config.tta_model.type == "SegTTAModel"
 
 
-@pytest.mark.slow
-def test_time_augmentation_runs_through_mim(backbone_file, roots, tmp_path) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.nightly
+def test_time_augmentation_runs_through_mim(backbone_file: Path, roots: dict[str, Path], tmp_path: Path) -> None:
     settings = options("voc2012_linear", backbone_file, roots, 1, 2)
     here("voc2012", settings, tmp_path / "train").train()
     few = {f"tta_pipeline.1.transforms.0.{i}.scale": (96, 48) for i in range(6)}

@@ -30,7 +30,13 @@ class PixelsAndPosition(BaseModule):
     def __init__(self, **ignored: Any) -> None:
         super().__init__()
         self.channels = [11]
-        self.identity = {"sha256": None, "plugins": "none", "layers": [], "checkpoint": None, "arch": "pixels"}
+        self.identity: dict[str, Any] = {
+            "sha256": None,
+            "plugins": "none",
+            "layers": [],
+            "checkpoint": None,
+            "arch": "pixels",
+        }
         self.identity |= {"norm": True, "cls_token": False}
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
@@ -70,7 +76,8 @@ def metrics(ade20k: Path, work_dir: Path, shuffled: bool) -> dict[str, float]:
     }
     runner = here("ade20k", settings | more, work_dir, change=_shuffle if shuffled else None)
     runner.train()
-    return json.loads((work_dir / "probe.json").read_text())["evaluations"][-1]["metrics"]
+    out: dict[str, float] = json.loads((work_dir / "probe.json").read_text())["evaluations"][-1]["metrics"]
+    return out
 
 
 def _shuffle(config: Any) -> None:
@@ -82,7 +89,8 @@ def chance(ade20k: Path) -> float:
     """Accuracy of the most frequent class, in percent."""
     masks = [np.asarray(Image.open(path)) for path in (ade20k / "annotations/validation").glob("*.png")]
     counts = np.bincount(np.concatenate([mask[mask > 0] for mask in masks]))
-    return 100 * counts.max() / counts.sum()
+    out: float = 100 * counts.max() / counts.sum()
+    return out
 
 
 def test_true_labels_are_learned_and_shuffled_ones_are_not(ade20k: Path, tmp_path: Path) -> None:

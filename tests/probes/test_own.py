@@ -72,6 +72,8 @@ MASKS = ("--void", "none", "--size", "48", "--iterations", "2")
     [
         pytest.param("masks", MASKS, "mIoU", marks=pytest.mark.slow),
         ("colours", (*MASKS, "--fast"), "mIoU"),
+        ("depth", ("--depth-scale", "1000", "--iterations", "2", "--fast"), "rmse"),
+        ("masks", (*MASKS, "--finetune", "--layer-decay", "0.8"), "mIoU"),
         pytest.param("depth", ("--depth-scale", "1000", "--iterations", "2"), "rmse", marks=pytest.mark.slow),
         ("classes", ("--iterations", "2", "--cfg-options", "train_cfg.total_batch_size=4"), "top1"),
     ],
@@ -90,7 +92,8 @@ def test_the_config_alone_trains_and_leaves_a_row(
     assert iteration == 2 and len(images) == 2
     (row,) = collect([tmp_path / "run"])
     (column,) = row.best
-    assert column == f"own:{name} {metric}" + (" [fast]" if "--fast" in more else "")
+    kind = " [fast]" if "--fast" in more else " [fine-tuned]" if "--finetune" in more else ""
+    assert column == f"own:{name} {metric}{kind}"
 
 
 def test_masks_of_values_and_of_colours_are_the_same_data(pictures: Path, backbone_file: Path, tmp_path: Path) -> None:
@@ -130,7 +133,7 @@ def test_two_specs_stand_beside_each_other_with_their_difference(
     assert json.loads(render_table(list(rows.values()), "json"))["rows"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_runs_with_other_settings_are_not_compared(pictures: Path, tmp_path: Path, backbone_file: Path) -> None:
     softmax = save(tmp_path / "softmax.pth", tiny_vit("softmax"), arch=ARCH, arch_options=OPTIONS)
     for spec, file, seed in (("softmax", softmax, "0"), ("entmax15", backbone_file, "1")):

@@ -76,6 +76,7 @@ def test_depth_is_that_of_mmseg(deep: Any, photo: Path) -> None:
     expected = inference_model(model, str(photo)).pred_depth_map.data[0].numpy()
     probe = load(work_dir, device="cpu")
     found = probe.predict(photo)
+    assert found.depth is not None
     np.testing.assert_allclose(found.depth, expected, rtol=1e-5, atol=1e-5)
     saved = np.asarray(stored(found, probe.record))
     assert saved.dtype == np.uint16
@@ -97,7 +98,8 @@ def test_images_of_any_size(segmenter: Any, size: tuple[int, int]) -> None:
 
 def test_what_is_no_image_is_refused(segmenter: Any) -> None:
     probe = load(segmenter.work_dir, device="cpu")
-    for wrong in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)):
+    wrongs: list[Any] = [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)]
+    for wrong in wrongs:
         with pytest.raises(ValueError, match=r"an image is \[H, W, 3\], RGB, uint8; this is"):
             probe.predict(wrong)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -217,7 +218,7 @@ def test_imagenet() -> None:
     assert learning_rates(config, [0, 6_250, 12_499], 1.0) == pytest.approx([1, 0.5, 0], abs=1e-6)
 
 
-def test_each_classifier_gets_its_own_learning_rate(backbone_file) -> None:  # type: ignore[no-untyped-def]
+def test_each_classifier_gets_its_own_learning_rate(backbone_file: Path) -> None:
     from mmengine.optim import build_optim_wrapper
 
     init_default_scope("mmseg")
@@ -234,7 +235,7 @@ def test_each_classifier_gets_its_own_learning_rate(backbone_file) -> None:  # t
 
 
 @pytest.mark.parametrize("path", sorted(configs_dir().glob("*.py")), ids=lambda path: path.stem)
-def test_images_are_normalised_as_imagenet_and_the_seed_is_fixed(path) -> None:  # type: ignore[no-untyped-def]
+def test_images_are_normalised_as_imagenet_and_the_seed_is_fixed(path: Path) -> None:
     config = Config.fromfile(path)
     processor = config.model.data_preprocessor
     assert [m / 255 for m in processor.mean] == pytest.approx([0.485, 0.456, 0.406])

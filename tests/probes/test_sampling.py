@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,9 @@ def draws(
 
 @pytest.mark.parametrize("group", [1, 2])
 @pytest.mark.parametrize("world", [1, 2, 4])
-def test_every_total_batch_is_the_same_on_any_number_of_processes(world, group, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_every_total_batch_is_the_same_on_any_number_of_processes(
+    world: int, group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = draws(monkeypatch, 0, 1, 48)
     for batch in range(6):
         expected = sorted((int(d), d.seed) for d in whole[8 * batch : 8 * batch + 8])
@@ -68,7 +71,7 @@ class _Noise(BaseDataset):
         return [{"number": i} for i in range(7)]
 
 
-def _noise(results: dict) -> tuple[int, float, float]:  # type: ignore[type-arg]
+def _noise(results: dict[str, int]) -> tuple[int, float, float]:
     return results["number"], float(np.random.rand()), float(torch.rand(()))
 
 
@@ -79,7 +82,9 @@ def test_augmentation_follows_the_draw_not_the_worker(workers: int) -> None:
     def first(count: int, skip: int = 0) -> list[tuple[int, float, float]]:
         sampler = ProbeSampler(dataset, seed=3)
         sampler.skip(skip)
-        loader = DataLoader(dataset, batch_size=2, sampler=sampler, num_workers=workers, collate_fn=list)
+        loader: DataLoader[Any] = DataLoader(
+            dataset, batch_size=2, sampler=sampler, num_workers=workers, collate_fn=list
+        )
         return [sample for batch in itertools.islice(loader, count // 2) for sample in batch]
 
     whole = first(20)
@@ -100,7 +105,7 @@ def test_augmentation_follows_the_draw_not_the_worker(workers: int) -> None:
         (1024, 1, 128, (1024, 8)),
     ],
 )
-def test_the_total_batch_is_dealt_out(total, processes, most, expected) -> None:  # type: ignore[no-untyped-def]
+def test_the_total_batch_is_dealt_out(total: int, processes: int, most: int, expected: tuple[int, int] | None) -> None:
     if expected is None:
         with pytest.raises(ValueError, match="to one of 1, 2, 4, 8"):
             split_batch(total, processes, most)

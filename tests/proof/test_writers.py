@@ -123,7 +123,7 @@ every_writer = pytest.mark.parametrize("writer", WRITERS.values(), ids=WRITERS)
 
 
 def test_two_hundred_faults(tmp_path: Path, say: Say) -> None:
-    counts = {}
+    counts: dict[str, int] = {}
     for name in ("text", "checkpoint", "probe.json", "figure"):
         writer, folder = WRITERS[name], tmp_path / name
         folder.mkdir()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from attn_plugins.results import difference, read_images, write_images
+from attn_plugins.results import difference, mcnemar, read_images, write_images
 
 
 def contributions(seed: int, shift: float = 0.0) -> dict[str, tuple[list[float], list[float]]]:
@@ -59,6 +59,27 @@ def test_a_class_that_no_image_shows_is_no_class() -> None:
     without = {name: ([*i, 0.0], [*u, 0.0]) for name, (i, u) in contributions(0).items()}
     expected = difference(contributions(0, 0.1), contributions(0))
     assert difference(with_empty, without) == expected
+
+
+@pytest.mark.parametrize("counts", [(0, 0), (3, 9), (20, 4), (7, 7), (0, 12), (400, 300), (6000, 5500)])
+def test_mcnemar_is_the_binomial_test_of_the_discordant(counts: tuple[int, int]) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    expected = stats.binomtest(counts[0], sum(counts)).pvalue if sum(counts) else 1.0
+    assert mcnemar(*counts) == pytest.approx(expected, rel=1e-9)
+
+
+def test_accuracies_are_compared_by_mcnemars_test_too() -> None:
+    ours = {str(i): 100.0 * (i < 70) for i in range(100)}
+    theirs = {str(i): 100.0 * (5 <= i < 55) for i in range(100)}
+    found = difference(ours, theirs)
+    assert (found.value, found.gained, found.lost) == (20.0, 20, 0) and found.p == 2 * 0.5**20
+    same = difference(ours, ours)
+    assert (same.value, same.gained, same.lost, same.p) == (0.0, 0, 0, 1.0)
+
+
+def test_no_test_of_right_and_wrong_where_images_are_neither() -> None:
+    assert difference({"a": 100.0, "b": 40.0}, {"a": 0.0, "b": 100.0}).p is None
+    assert difference(contributions(0, 0.1), contributions(0)).p is None
 
 
 def test_other_images_are_refused() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from attn_plugins.cli import main
-from attn_plugins.results import COLUMNS, PAPER, collect, render
+from attn_plugins.results import COLUMNS, PAPER, collect, render, write_images
 
 
 def write(
@@ -145,3 +145,16 @@ def test_the_table_needs_no_mmengine(runs: Path) -> None:
     code = f"{blocked}; from attn_plugins.cli import main; raise SystemExit(main(['table', {str(runs)!r}]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, render(collect([runs]))), done.stderr
+
+
+def test_accuracies_stand_beside_each_other_with_mcnemars_test(tmp_path: Path) -> None:
+    """Predictions right or wrong image by image, as an ImageNet probe keeps them."""
+    for spec, right in (("softmax", range(5, 50)), ("entmax15", range(80))):
+        folder = write(tmp_path / spec, "imagenet", spec, [(40, float(len(right)))])
+        write_images(folder, 40, {f"/val/{i}.JPEG": 100.0 * (i in right) for i in range(100)})
+    text = render(collect([tmp_path]))
+    assert "Δ ImageNet top-1: entmax15 - softmax = +35.00 [" in text
+    assert "over 100 images; 35 images right here alone, 0 there alone, McNemar p < 0.001, last evaluation." in text
+    found = json.loads(render(collect([tmp_path]), "json"))["rows"]
+    (told,) = [row["differences"]["imagenet"] for row in found if row["differences"]]
+    assert (told["gained"], told["lost"], told["p"]) == (35, 0, 2 * 0.5**35)

@@ -29,7 +29,8 @@ def new_names() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def vit() -> nn.Module:
     options = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 5}
-    return timm.create_model("vit_tiny_patch16_224", **options)
+    out: nn.Module = timm.create_model("vit_tiny_patch16_224", **options)
+    return out
 
 
 def images() -> Tensor:
@@ -57,7 +58,8 @@ class Shift(Owned):
 
 def shifting(base: Any) -> dict[str, Any]:
     def forward(self: Any, x: Tensor) -> Tensor:
-        return base.forward(self, x) + self.attn_plugins_shifted.bias
+        out: Tensor = base.forward(self, x) + self.attn_plugins_shifted.bias
+        return out
 
     return {"forward": forward}
 
@@ -109,7 +111,8 @@ class Unused(Mechanism):
 
 def by_number(base: Any) -> dict[str, Any]:
     def forward(self: Any, x: Tensor) -> Tensor:
-        return base.forward(self, x) + self.attn_plugins_shifted
+        out: Tensor = base.forward(self, x) + self.attn_plugins_shifted
+        return out
 
     return {"forward": forward}
 
@@ -176,7 +179,8 @@ class Strange(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.heads(x)
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        out: Tensor = self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return out
 
 
 def tokens() -> Tensor:
@@ -187,7 +191,8 @@ def _overrides(attend: Any) -> Any:
     def overrides(base: Any) -> dict[str, Any]:
         def forward(self: Any, x: Tensor) -> Tensor:
             out = attend(self, *self.heads(x))
-            return self.out(out.transpose(1, 2).flatten(2))
+            result: Tensor = self.out(out.transpose(1, 2).flatten(2))
+            return result
 
         return {"forward": forward}
 
@@ -195,7 +200,8 @@ def _overrides(attend: Any) -> Any:
 
 
 def attend(self: Any, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
-    return attn_plugins.attention(q, k, v, **{"normalizer": self.attn_plugins_normalizer} | options)
+    out: Tensor = attn_plugins.attention(q, k, v, **{"normalizer": self.attn_plugins_normalizer} | options)
+    return out
 
 
 def both(self: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

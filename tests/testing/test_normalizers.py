@@ -97,7 +97,8 @@ class _Forgetful(torch.autograd.Function):
 
 
 def wrong_gradient(z: Tensor, dim: int = -1) -> Tensor:
-    return _Forgetful.apply(z, dim)
+    out: Tensor = _Forgetful.apply(z, dim)
+    return out
 
 
 def squared(z: Tensor, dim: int = -1) -> Tensor:
@@ -123,7 +124,8 @@ class _NoVmap(torch.autograd.Function):
 
 
 def without_vmap(z: Tensor, dim: int = -1) -> Tensor:
-    return _NoVmap.apply(z, dim)
+    out: Tensor = _NoVmap.apply(z, dim)
+    return out
 
 
 def looks_at_values(z: Tensor, dim: int = -1) -> Tensor:

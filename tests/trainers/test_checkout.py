@@ -3,6 +3,8 @@
 import hashlib
 import os
 import subprocess
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,17 +16,18 @@ UPSTREAM = {"train.py": b"".join(b"line %d\n" % n for n in range(20)), "lib/eval
 INSERTIONS = {"train.py": [(2, [b"ours a\n"]), (9, [b"ours b\n", b"ours c\n"])], "lib/eval.py": [(0, [b"ours d\n"])]}
 
 
-def git(root, *arguments, **kwargs):
+def git(root: Path, *arguments: str, **kwargs: Any) -> str:
     command = ["git", "-c", "user.name=t", "-c", "user.email=t@t", *arguments]
-    return subprocess.run(command, cwd=root, check=True, capture_output=True, text=True, **kwargs).stdout.strip()
+    out: str = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True, **kwargs).stdout.strip()
+    return out
 
 
-def blob(content):
+def blob(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 @pytest.fixture
-def patch():
+def patch() -> Patch:
     before = {file: blob(content) for file, content in UPSTREAM.items()}
     made = Patch("made-up", "https://example.org/repo", ("0" * 40,), before, {}, INSERTIONS)
     after = {file: blob(made.insert(file, content)) for file, content in UPSTREAM.items()}
@@ -32,7 +35,7 @@ def patch():
 
 
 @pytest.fixture
-def checkout(tmp_path):
+def checkout(tmp_path: Path) -> Path:
     for file, content in UPSTREAM.items():
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_bytes(content)
@@ -42,16 +45,16 @@ def checkout(tmp_path):
     return tmp_path
 
 
-def contents(root):
+def contents(root: Path) -> dict[str, bytes]:
     return {file: (root / file).read_bytes() for file in UPSTREAM}
 
 
-def test_our_blob_ids_are_gits(checkout, patch):
+def test_our_blob_ids_are_gits(checkout: Path, patch: Patch) -> None:
     for file, expected in patch.before.items():
         assert git(checkout, "hash-object", file) == expected
 
 
-def test_apply_then_revert_gives_back_every_byte_and_mode(checkout, patch):
+def test_apply_then_revert_gives_back_every_byte_and_mode(checkout: Path, patch: Patch) -> None:
     (checkout / "train.py").chmod(0o755)
     assert status(patch, checkout) == "clean"
     assert sorted(apply(patch, checkout)) == sorted(UPSTREAM)
@@ -66,7 +69,7 @@ def test_apply_then_revert_gives_back_every_byte_and_mode(checkout, patch):
     assert [path.name for path in checkout.rglob("*.partial")] == []
 
 
-def test_a_dirty_file_is_refused_and_nothing_changes(checkout, patch):
+def test_a_dirty_file_is_refused_and_nothing_changes(checkout: Path, patch: Patch) -> None:
     (checkout / "lib/eval.py").write_bytes(b"mine\n")
     before = contents(checkout)
     with pytest.raises(ApplyError, match=r"lib/eval.py: has uncommitted changes[^$]*--3way"):
@@ -74,7 +77,7 @@ def test_a_dirty_file_is_refused_and_nothing_changes(checkout, patch):
     assert contents(checkout) == before
 
 
-def test_another_version_and_a_missing_file_are_refused(checkout, patch):
+def test_another_version_and_a_missing_file_are_refused(checkout: Path, patch: Patch) -> None:
     (checkout / "lib/eval.py").write_bytes(b"newer\n")
     git(checkout, "commit", "-qam", "newer")
     (checkout / "train.py").unlink()
@@ -85,7 +88,7 @@ def test_another_version_and_a_missing_file_are_refused(checkout, patch):
 
 
 @pytest.mark.parametrize("done", sorted(UPSTREAM))
-def test_half_a_patch_is_completed_or_reverted(checkout, patch, done):
+def test_half_a_patch_is_completed_or_reverted(checkout: Path, patch: Patch, done: str) -> None:
     (checkout / done).write_bytes(patch.insert(done, UPSTREAM[done]))
     assert status(patch, checkout) == "half applied"
     assert apply(patch, checkout) == [file for file in UPSTREAM if file != done]
@@ -95,7 +98,7 @@ def test_half_a_patch_is_completed_or_reverted(checkout, patch, done):
     assert contents(checkout) == UPSTREAM
 
 
-def test_what_the_user_changed_since_does_not_keep_it_from_being_reverted(checkout, patch):
+def test_what_the_user_changed_since_does_not_keep_it_from_being_reverted(checkout: Path, patch: Patch) -> None:
     apply(patch, checkout)
     file = checkout / "train.py"
     file.write_bytes(b"first\r\n" + file.read_bytes().replace(b"\n", b"\r\n").replace(b"line 5", b"mine"))
@@ -105,7 +108,7 @@ def test_what_the_user_changed_since_does_not_keep_it_from_being_reverted(checko
     assert (checkout / "lib/eval.py").read_bytes() == UPSTREAM["lib/eval.py"]
 
 
-def test_lines_of_the_patch_that_were_changed_are_not_guessed_at(checkout, patch):
+def test_lines_of_the_patch_that_were_changed_are_not_guessed_at(checkout: Path, patch: Patch) -> None:
     apply(patch, checkout)
     file = checkout / "train.py"
     file.write_bytes(file.read_bytes().replace(b"ours b\n", b""))
@@ -116,13 +119,15 @@ def test_lines_of_the_patch_that_were_changed_are_not_guessed_at(checkout, patch
     assert contents(checkout) == before
 
 
-def test_a_file_without_our_lines_is_nothing_to_revert(checkout, patch):
+def test_a_file_without_our_lines_is_nothing_to_revert(checkout: Path, patch: Patch) -> None:
     (checkout / "train.py").write_bytes(b"another\n")
     assert revert(patch, checkout) == []
     assert (checkout / "train.py").read_bytes() == b"another\n"
 
 
-def test_nothing_is_written_through_links(checkout, patch, tmp_path_factory):
+def test_nothing_is_written_through_links(
+    checkout: Path, patch: Patch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (elsewhere / "eval.py").write_bytes(UPSTREAM["lib/eval.py"])
     (checkout / "lib/eval.py").unlink()
@@ -139,13 +144,17 @@ def test_nothing_is_written_through_links(checkout, patch, tmp_path_factory):
     assert (checkout / "train.py").read_bytes() == UPSTREAM["train.py"]
 
 
-def test_a_checkout_may_itself_be_reached_through_a_link(checkout, patch, tmp_path_factory):
+def test_a_checkout_may_itself_be_reached_through_a_link(
+    checkout: Path, patch: Patch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     link = tmp_path_factory.mktemp("links") / "checkout"
     link.symlink_to(checkout)
     assert apply(patch, link) and status(patch, checkout) == "applied"
 
 
-def test_links_with_the_names_of_temporary_files_are_not_followed(checkout, patch, tmp_path_factory):
+def test_links_with_the_names_of_temporary_files_are_not_followed(
+    checkout: Path, patch: Patch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     outside = tmp_path_factory.mktemp("outside") / "theirs"
     outside.write_bytes(b"theirs")
     for name in ("train.py.attn_plugins", ".train.py.partial", f".train.py.{os.getpid()}.partial"):
@@ -154,7 +163,7 @@ def test_links_with_the_names_of_temporary_files_are_not_followed(checkout, patc
     assert outside.read_bytes() == b"theirs" and status(patch, checkout) == "applied"
 
 
-def test_it_works_without_git_history(tmp_path, patch):
+def test_it_works_without_git_history(tmp_path: Path, patch: Patch) -> None:
     for file, content in UPSTREAM.items():
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_bytes(content)
@@ -162,7 +171,7 @@ def test_it_works_without_git_history(tmp_path, patch):
     assert status(patch, tmp_path) == "applied"
 
 
-def test_three_way_keeps_the_users_own_change(checkout, patch):
+def test_three_way_keeps_the_users_own_change(checkout: Path, patch: Patch) -> None:
     mine = UPSTREAM["train.py"].replace(b"line 19\n", b"line 19, mine\n")
     (checkout / "train.py").write_bytes(mine)
     apply(patch, checkout, three_way=True)
@@ -171,7 +180,7 @@ def test_three_way_keeps_the_users_own_change(checkout, patch):
     assert (checkout / "train.py").read_bytes() == mine
 
 
-def test_three_way_with_a_conflict_changes_nothing(checkout, patch):
+def test_three_way_with_a_conflict_changes_nothing(checkout: Path, patch: Patch) -> None:
     (checkout / "train.py").write_bytes(UPSTREAM["train.py"].replace(b"line 1\nline 2\n", b"x\ny\n"))
     before = contents(checkout)
     with pytest.raises(ApplyError, match=r"cannot merge train\.py"):
@@ -179,12 +188,14 @@ def test_three_way_with_a_conflict_changes_nothing(checkout, patch):
     assert contents(checkout) == before
 
 
-def test_an_unknown_trainer_lists_those_there_are():
+def test_an_unknown_trainer_lists_those_there_are() -> None:
     with pytest.raises(ApplyError, match=r"no patch for 'moco'.*dino, dinov2"):
         load("moco")
 
 
-def test_the_command_says_in_which_state_a_checkout_is(checkout, patch, capsys, monkeypatch):
+def test_the_command_says_in_which_state_a_checkout_is(
+    checkout: Path, patch: Patch, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("attn_plugins.cli.apply.load", lambda name: patch)
     for change, says, code in (
         (lambda: None, "the patch fits", 0),
@@ -196,7 +207,7 @@ def test_the_command_says_in_which_state_a_checkout_is(checkout, patch, capsys, 
         assert says in capsys.readouterr().out
 
 
-def test_the_command_refuses_a_folder_that_is_no_checkout(tmp_path, capsys):
+def test_the_command_refuses_a_folder_that_is_no_checkout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["apply", "dino", str(tmp_path)]) == 2
     message = capsys.readouterr().err
     assert "main_dino.py: missing" in message

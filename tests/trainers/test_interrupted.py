@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from helpers.faults import every_fault
@@ -17,24 +18,24 @@ PATCH = made_up(4)
 
 
 @pytest.fixture
-def root(tmp_path):
+def root(tmp_path: Path) -> Path:
     for file in UPSTREAM:
         (tmp_path / file).parent.mkdir()
     clean(tmp_path)
     return tmp_path
 
 
-def clean(root):
+def clean(root: Path) -> None:
     for left in root.rglob(".*"):
         left.unlink()
     for file, content in UPSTREAM.items():
         (root / file).write_bytes(content)
 
 
-def test_a_fault_at_any_call_or_line_leaves_all_or_nothing(root):
+def test_a_fault_at_any_call_or_line_leaves_all_or_nothing(root: Path) -> None:
     patch = made_up(2)
 
-    def patched():
+    def patched() -> None:
         clean(root)
         apply(patch, root)
 
@@ -52,12 +53,12 @@ def test_a_fault_at_any_call_or_line_leaves_all_or_nothing(root):
 
 
 @pytest.mark.parametrize("failing", range(4))
-def test_a_full_disk_changes_nothing(root, monkeypatch, failing):
+def test_a_full_disk_changes_nothing(root: Path, monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
     from pathlib import Path
 
     write, count = Path.write_bytes, iter(range(100))
 
-    def full(path, content):
+    def full(path: Path, content: bytes) -> int:
         if next(count) == failing:
             write(path, content[:100])
             raise OSError(28, "No space left on device")
@@ -71,7 +72,7 @@ def test_a_full_disk_changes_nothing(root, monkeypatch, failing):
 
 
 @pytest.mark.parametrize("kills", [40, pytest.param(400, marks=pytest.mark.nightly)])
-def test_after_kill_minus_9_it_can_be_completed_and_reverted(root, kills):
+def test_after_kill_minus_9_it_can_be_completed_and_reverted(root: Path, kills: int) -> None:
     half = 0
     for number in range(kills):
         ready, go = os.pipe()

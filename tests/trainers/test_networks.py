@@ -2,6 +2,8 @@
 
 import argparse
 import copy
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,15 +17,16 @@ from attn_plugins.trainers import before_load, patch_networks, spec_from
 from attn_plugins.trainers.compat import keep_old_fsdp_names, read_own_checkpoints
 
 
-def test_softmax_changes_no_module_and_is_told_all_the_same():
+def test_softmax_changes_no_module_and_is_told_all_the_same() -> None:
     student, plain = tiny_vit.TinyViT(), tiny_vit.TinyViT()
     patch_networks("softmax", student)
     assert [type(module) for module in student.modules()] == [type(module) for module in plain.modules()]
     assert all(set(vars(block)) == set(vars(plain.blocks[0])) for block in student.blocks)
-    assert student.state_dict()._metadata[""]["attn_plugins"] == {"spec": "softmax"}
+    state: Any = student.state_dict()
+    assert state._metadata[""]["attn_plugins"] == {"spec": "softmax"}
 
 
-def test_softmax_is_not_resumed_as_anything_else():
+def test_softmax_is_not_resumed_as_anything_else() -> None:
     trained, other = tiny_vit.TinyViT(), tiny_vit.TinyViT()
     patch_networks("softmax", trained)
     patch_networks("entmax15", other)
@@ -32,13 +35,13 @@ def test_softmax_is_not_resumed_as_anything_else():
     trained.load_state_dict(trained.state_dict())
 
 
-def test_student_and_teacher_are_patched_alike():
+def test_student_and_teacher_are_patched_alike() -> None:
     networks = tiny_vit.TinyViT(), tiny_vit.Deeper()
     patch_networks("entmax15", *networks)
     assert [spec_of(network) for network in networks] == ["entmax15", "entmax15"]
 
 
-def test_a_network_that_has_another_spec_already_is_an_error():
+def test_a_network_that_has_another_spec_already_is_an_error() -> None:
     network = patch(tiny_vit.TinyViT(), "entmax15")
     with pytest.raises(ValueError, match="give the spec in one place"):
         patch_networks("sparsemax", network)
@@ -47,7 +50,7 @@ def test_a_network_that_has_another_spec_already_is_an_error():
     patch_networks("entmax15", network)
 
 
-def test_a_typo_is_told_before_anything_is_patched():
+def test_a_typo_is_told_before_anything_is_patched() -> None:
     network = tiny_vit.TinyViT()
     with pytest.raises(UnknownPluginError, match="entmax15"):
         patch_networks("entmaks15", network)
@@ -55,14 +58,14 @@ def test_a_typo_is_told_before_anything_is_patched():
 
 
 @pytest.mark.parametrize(("config", "spec"), [({}, "softmax"), ({"attn_plugins": "entmax15"}, "entmax15")])
-def test_the_spec_is_read_from_namespaces_and_omegaconf(config, spec):
+def test_the_spec_is_read_from_namespaces_and_omegaconf(config: Any, spec: str | None) -> None:
     from omegaconf import OmegaConf
 
     assert spec_from(argparse.Namespace(**config)) == spec
     assert spec_from(OmegaConf.create(config)) == spec
 
 
-def test_before_load_lets_a_matching_file_and_no_file_pass(tmp_path):
+def test_before_load_lets_a_matching_file_and_no_file_pass(tmp_path: Path) -> None:
     model = patch(tiny_vit.TinyViT(), "entmax15")
     torch.save({"teacher": model.state_dict()}, tmp_path / "entmax15.pth")
     torch.save({"teacher": tiny_vit.TinyViT().state_dict()}, tmp_path / "silent.pth")
@@ -74,20 +77,20 @@ def test_before_load_lets_a_matching_file_and_no_file_pass(tmp_path):
         before_load(tiny_vit.TinyViT(), tmp_path / "entmax15.pth")
 
 
-def test_before_load_misses_what_plugins_should_have_learned(tmp_path):
+def test_before_load_misses_what_plugins_should_have_learned(tmp_path: Path) -> None:
     torch.save(tiny_vit.TinyViT().state_dict(), tmp_path / "silent.pth")
     with pytest.raises(CheckpointError, match=r"lacks what 'entmax_alpha' learns: \['blocks\.0\.attn_plugins"):
         before_load(patch(tiny_vit.TinyViT(), "entmax_alpha"), tmp_path / "silent.pth")
 
 
-def test_a_network_that_is_no_vit_passes(tmp_path):
+def test_a_network_that_is_no_vit_passes(tmp_path: Path) -> None:
     network = torch.nn.Linear(2, 2)
     patch_networks("softmax", network)
     torch.save({"state_dict": network.state_dict()}, tmp_path / "resnet.pth")
     before_load(network, tmp_path / "resnet.pth")
 
 
-def test_a_checkpoint_with_a_namespace_and_numpy_numbers_is_read_again(tmp_path):
+def test_a_checkpoint_with_a_namespace_and_numpy_numbers_is_read_again(tmp_path: Path) -> None:
     contents = {"args": argparse.Namespace(arch="vit_small"), "optimizer": {"lr": np.float64(0.1)}}
     torch.save(contents, tmp_path / "old.pth")
     read_own_checkpoints()
@@ -95,9 +98,9 @@ def test_a_checkpoint_with_a_namespace_and_numpy_numbers_is_read_again(tmp_path)
     assert torch.load(tmp_path / "old.pth") == contents
 
 
-def test_networks_on_the_meta_device_are_initialised_with_their_plugins():
+def test_networks_on_the_meta_device_are_initialised_with_their_plugins() -> None:
     class LateViT(tiny_vit.TinyViT):
-        def init_weights(self):
+        def init_weights(self) -> None:
             torch.nn.init.ones_(self.cls_token)
 
     with torch.device("meta"):
@@ -109,23 +112,24 @@ def test_networks_on_the_meta_device_are_initialised_with_their_plugins():
     network.init_weights()
     assert network.cls_token.eq(1).all()
     for block in network.blocks:
-        torch.testing.assert_close(block.attn_plugins_normalizer.alpha, torch.full((2,), 1.25))
+        normalizer: Any = block.attn_plugins_normalizer
+        torch.testing.assert_close(normalizer.alpha, torch.full((2,), 1.25))
 
 
-def test_fsdp_answers_to_its_old_names():
+def test_fsdp_answers_to_its_old_names() -> None:
     keep_old_fsdp_names()
     keep_old_fsdp_names()
     import torch.distributed.fsdp._runtime_utils as runtime
     from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
     class Handle:
-        def __init__(self):
-            self.freed = []
+        def __init__(self) -> None:
+            self.freed: list[bool] = []
 
-        def reshard(self, free):
+        def reshard(self, free: bool) -> None:
             self.freed.append(free)
 
-        def post_reshard(self):
+        def post_reshard(self) -> None:
             pass
 
     class State:

@@ -2,23 +2,25 @@
 
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.tiny_vit import TinyViT
+from torch import Tensor, nn
 
 from attn_plugins.trainers import patch_networks, proof
 
 
 @pytest.fixture
-def log(capsys):
+def log(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], list[str]]]:
     proof._waiting.clear()
     yield lambda: capsys.readouterr().err.splitlines()
     proof._waiting.clear()
 
 
-def step(*networks, calls=1):
+def step(*networks: nn.Module, calls: int = 1) -> None:
     parameters = [parameter for network in networks for parameter in network.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=0.1)
     for _ in range(calls):
@@ -27,7 +29,7 @@ def step(*networks, calls=1):
     optimizer.step()
 
 
-def test_once_after_the_first_step(log):
+def test_once_after_the_first_step(log: Callable[[], list[str]]) -> None:
     student, teacher = TinyViT(), TinyViT()
     patch_networks("entmax15", student, teacher)
     assert log() == []
@@ -41,11 +43,16 @@ def test_once_after_the_first_step(log):
     assert log() == []
 
 
-def test_layers_that_answer_nothing_are_named_and_the_rest_counted(log):
+def test_layers_that_answer_nothing_are_named_and_the_rest_counted(log: Callable[[], list[str]]) -> None:
     network = TinyViT(depth=3)
     patch_networks("entmax15", network)
     network.blocks[0](torch.randn(1, 5, 16))
-    network.forward = lambda images: network.blocks[1](network.blocks[0](torch.randn(1, 5, 16)))
+
+    def forward(x: Tensor) -> Tensor:
+        tokens: Tensor = network.blocks[1](network.blocks[0](torch.randn(1, 5, 16)))
+        return tokens
+
+    network.forward = forward  # type: ignore[method-assign]
     step(network)
     (line,) = log()
     assert line.endswith(
@@ -53,14 +60,14 @@ def test_layers_that_answer_nothing_are_named_and_the_rest_counted(log):
     )
 
 
-def test_softmax_is_not_told(log):
+def test_softmax_is_not_told(log: Callable[[], list[str]]) -> None:
     network = TinyViT()
     patch_networks("softmax", network)
     step(network)
     assert log() == []
 
 
-def test_an_evaluation_is_told_at_the_end(tmp_path):
+def test_an_evaluation_is_told_at_the_end(tmp_path: Path) -> None:
     code = (
         "import torch\n"
         "from helpers.tiny_vit import TinyViT\n"

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from attn_plugins.trainers.checkout import apply, revert, status
-from attn_plugins.trainers.insertions import PATCHES, available, load
+from attn_plugins.trainers.insertions import PATCHES, Patch, available, load
 
 
 @pytest.fixture(params=available())
-def checkout(request, tmp_path):
+def checkout(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Patch, Path, Path]:
     variable = f"{request.param.upper()}_ROOT"
     root = os.environ.get(variable)
     if not root:
@@ -23,7 +23,7 @@ def checkout(request, tmp_path):
     return load(request.param), Path(root), copy
 
 
-def test_it_is_recognised_patched_as_git_would_and_reverted(checkout):
+def test_it_is_recognised_patched_as_git_would_and_reverted(checkout: tuple[Patch, Path, Path]) -> None:
     patch, root, copy = checkout
     assert status(patch, copy) == "clean"
     assert sorted(apply(patch, copy)) == sorted(patch.before)
@@ -40,7 +40,7 @@ def test_it_is_recognised_patched_as_git_would_and_reverted(checkout):
         assert (copy / file).read_bytes() == (root / file).read_bytes()
 
 
-def test_without_attn_plugins_it_names_the_remedy(checkout):
+def test_without_attn_plugins_it_names_the_remedy(checkout: tuple[Patch, Path, Path]) -> None:
     patch, _, copy = checkout
     apply(patch, copy)
     module = {"dino": "utils", "dinov2": "dinov2.utils.utils"}[patch.name]

@@ -6,6 +6,7 @@ import copy
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -74,11 +75,15 @@ def test_a_run_that_goes_on_counts_from_its_optimizer(run_file: Path) -> None:
     assert [one.step for one in read_run(run_file)] == [8, 10]
 
 
+def _counted(counts: list[bool], held: bool, optimizer: torch.optim.Optimizer) -> None:
+    counts.append(held)
+
+
 def test_each_network_goes_by_its_own_optimizer_and_others_by_the_first() -> None:
     one, other, teacher = TinyViT(), TinyViT(), TinyViT()
     counts: dict[str, list[bool]] = {"one": [], "other": [], "teacher": []}
     for name, network in (("one", one), ("other", other), ("teacher", teacher)):
-        follow(network, lambda held, optimizer, name=name: counts[name].append(held))
+        follow(network, partial(_counted, counts[name]))
     first, second = (torch.optim.SGD(network.parameters(), lr=0.1) for network in (one, other))
     unrelated = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
     step(first, one)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 import attn_plugins
 from attn_plugins import Anneal
 from attn_plugins.checkpoints import save
-from attn_plugins.patching import spec_of
+from attn_plugins.patching import find_attention, spec_of
 from attn_plugins.spec import parse
 
 IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -133,8 +134,8 @@ def test_what_was_learned_in_front_of_it_stays_when_it_is_finished(scale: str) -
     anneal = Anneal(model, f"entmax15:scale={scale}", steps=1)
     anneal.step()
     with torch.no_grad():
-        for block in model.blocks:
-            for tensor in block.attn_plugins_normalizer.state_dict().values():
+        for site in find_attention(model):
+            for tensor in site.module.get_submodule("attn_plugins_normalizer").state_dict().values():
                 if tensor.is_floating_point():
                     tensor.add_(0.5)
     before = model(IMAGES)
@@ -163,7 +164,7 @@ def test_a_copy_goes_its_own_way() -> None:
     ],
 )
 def test_bad_arguments_are_refused_and_change_nothing(
-    arguments: tuple[str, ...], options: dict[str, object], message: str
+    arguments: tuple[str, ...], options: dict[str, Any], message: str
 ) -> None:
     model = network()
     with pytest.raises(ValueError, match=message):

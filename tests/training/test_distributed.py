@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +35,8 @@ def fsdp(module: nn.Module) -> nn.Module:
 
 
 def sharded(module: nn.Module) -> nn.Module:
-    return fully_shard(module)
+    fully_shard(module)
+    return module
 
 
 WRAPS = (ddp, fsdp, sharded)
@@ -42,7 +45,7 @@ WRAPS = (ddp, fsdp, sharded)
 def losses(wrap: Callable[[nn.Module], nn.Module], images: torch.Tensor, file: Path | None = None) -> list[float]:
     """Of a run that is annealed; half way its state is loaded into new objects."""
     found: list[float] = []
-    state: dict[str, object] = {}
+    state: dict[str, Any] = {}
     for half in range(2):
         torch.manual_seed(1)
         model = TinyViT()
@@ -85,5 +88,5 @@ def test_two_processes_anneal_as_one_and_go_on(tmp_path: Path) -> None:
     mp.spawn(worker, (str(tmp_path),), nprocs=WORLD)
     expected = torch.tensor(losses(lambda module: module, IMAGES))
     for name, found in torch.load(tmp_path / "losses.pt").items():
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4, msg=partial("{}: {}".format, name))
     assert {path.name for path in tmp_path.glob("*.jsonl")} == {f"{wrap.__name__}.0.jsonl" for wrap in WRAPS}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from helpers.tiny_vit import TinyViT
-from torch import nn
+from torch import Tensor, nn
 
 import attn_plugins
 from attn_plugins import Monitor
@@ -123,7 +125,7 @@ def test_layers_that_recompute_are_told_once() -> None:
     network, seen = model(), list[Observation]()
     monitor = Monitor(network, seen.append)
     tokens = torch.randn(2, 5, 16, requires_grad=True)
-    checkpoint(network.blocks[0], tokens, use_reentrant=False).sum().backward()
+    checkpoint(network.get_submodule("blocks.0"), tokens, use_reentrant=False).sum().backward()
     monitor.step()
     assert [layer.layer for layer in seen[0].layers] == ["blocks.0"]
 
@@ -151,14 +153,20 @@ def test_what_is_compiled_is_seen_in_the_steps_that_are_looked_at(what: str) -> 
         return graph.forward
 
     network = model()
+    run: Callable[[Tensor], Tensor]
     if what == "method":
         network.compile(backend=backend, fullgraph=True)
         run, monitor = network, Monitor(network, every=2)
     elif what == "model":
-        run = torch.compile(network, backend=backend, fullgraph=True)
-        monitor = Monitor(run, every=2)
+        compiled: Any = torch.compile(network, backend=backend, fullgraph=True)
+        run, monitor = compiled, Monitor(compiled, every=2)
     else:
-        run = torch.compile(lambda images: network(images), backend=backend, fullgraph=True)
+
+        def forward(images: Tensor) -> Tensor:
+            out: Tensor = network(images)
+            return out
+
+        run = torch.compile(forward, backend=backend, fullgraph=True)
         monitor = Monitor(network, every=2, compiled=True)
     for step in range(4):
         run(IMAGES).sum().backward()
@@ -236,9 +244,9 @@ def test_a_run_of_wandb_logs_without_touching_its_counter() -> None:
         ({"sinks": "missing/folder/run.jsonl"}, "is no folder"),
     ],
 )
-def test_bad_arguments_are_refused(arguments: dict[str, object], message: str) -> None:
+def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Monitor(model(), **arguments)  # type: ignore[arg-type]
+        Monitor(model(), **arguments)
 
 
 def test_a_model_that_is_not_patched_is_refused_with_the_remedy() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -17,21 +19,21 @@ def tensors(*shape: int) -> list[Tensor]:
     return [torch.randn(*shape) for _ in range(3)]
 
 
-def call(q: Tensor, k: Tensor, v: Tensor, normalizer: object = "entmax15", **options: object) -> AttentionCall:
+def call(q: Tensor, k: Tensor, v: Tensor, normalizer: Any = "entmax15", **options: Any) -> AttentionCall:
     function = bind(normalizer) if isinstance(normalizer, str) else normalizer
-    return AttentionCall(q, k, v, function, getattr(function, "alpha", None), scale=q.shape[-1] ** -0.5, **options)  # type: ignore[arg-type]
+    return AttentionCall(q, k, v, function, getattr(function, "alpha", None), scale=q.shape[-1] ** -0.5, **options)
 
 
 @pytest.mark.parametrize("normalizer", ["softmax", "entmax15", "sparsemax", "entmax:alpha=1.3"])
 @pytest.mark.parametrize("mask", ["none", "bool", "float", "causal"])
 def test_rows_are_those_of_the_whole_maps(normalizer: str, mask: str) -> None:
     q, k, v = tensors(3, 2, 9, 8)
-    options: dict[str, object] = {"is_causal": True} if mask == "causal" else {}
+    options: dict[str, Any] = {"is_causal": True} if mask == "causal" else {}
     if mask == "bool":
         options["attn_mask"] = torch.rand(3, 1, 9, 9) > 0.3
     elif mask == "float":
         options["attn_mask"] = torch.randn(9, 9)
-    _, whole = attention(q, k, v, normalizer=normalizer, return_weights=True, **options)  # type: ignore[arg-type]
+    _, whole = attention(q, k, v, normalizer=normalizer, return_weights=True, **options)
     rows = rows_of_call(call(q, k, v, normalizer, **options), images=2, rows=4)
     torch.testing.assert_close(rows, whole[:2, :, [0, 2, 5, 8]])
 
@@ -47,8 +49,8 @@ def test_of_a_packed_batch_the_first_sequences_of_equal_length_are_taken() -> No
     q, k, v = tensors(1, 2, 3 * 5 + 2 * 3, 8)
     rows = rows_of_call(call(q, k, v, lengths=(5, 5, 5, 3, 3)), images=2, rows=5)
     for image in range(2):
-        part = (t[:, :, 5 * image : 5 * image + 5] for t in (q, k, v))
-        _, whole = attention(*part, normalizer="entmax15", return_weights=True)
+        a, b, c = (t[:, :, 5 * image : 5 * image + 5] for t in (q, k, v))
+        _, whole = attention(a, b, c, normalizer="entmax15", return_weights=True)
         torch.testing.assert_close(rows[image], whole[0])
 
 

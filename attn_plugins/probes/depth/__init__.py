@@ -4,6 +4,7 @@ from .data import BorderCrop, ColorAugment, DepthSplit, KBCrop, LoadDepth, Rando
 from .losses import LogGradientLoss, SigLoss
 from .metric import DepthErrors
 from .model import DepthBinsHead, DepthProbe
+from .views import StoredDepth
 
 __all__ = [
     "BorderCrop",
@@ -17,4 +18,5 @@ __all__ = [
     "LogGradientLoss",
     "RandomDepthRotate",
     "SigLoss",
+    "StoredDepth",
 ]

@@ -31,8 +31,8 @@ class DepthProbe(OwnedHead, SizedHead, DepthEstimator):
             depth: Tensor = self.encode_decode(inputs, batch_img_metas)
             return depth
         both: Tensor = self.encode_decode(torch.cat([inputs, inputs.flip(3)]), [*batch_img_metas, *batch_img_metas])
-        depth, mirrored = both.chunk(2)
-        return (depth + mirrored.flip(3)) / 2
+        count = inputs.shape[0]  # slices, since an export would fix the batch for chunk
+        return (both[:count] + both[count:].flip(3)) / 2
 
 
 @MODELS.register_module()

@@ -133,6 +133,7 @@ def classes_config(data: FolderData, names: Sequence[str]) -> Config:
         )
         dataset = data.dataset("OwnClasses", part, pipeline, metainfo={"classes": list(names)})
         config.merge_from_dict({f"{loader}_dataloader": {"dataset": dataset}})
+    config.test_pipeline = _exchanged(config.test_pipeline, "LoadProbeImage", {"type": "LoadProbeImage"})
     config.merge_from_dict({"model": {"num_classes": len(names)}})
     return _named(config, data)
 

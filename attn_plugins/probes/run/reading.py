@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,13 +34,18 @@ def install_safe_loading() -> None:
     CheckpointLoader.register_scheme(others, load_from_elsewhere, force=True)
 
 
+def run_state_is_read() -> AbstractContextManager[None]:
+    """Context in which `attn_plugins.checkpoints` reads what mmengine saves of a run, too."""
+    return safe_globals(_run_state())
+
+
 def load_from_local(filename: str, map_location: Any = None) -> Any:
     """The contents of a local checkpoint, on the CPU; `map_location` is accepted for mmengine's sake.
 
     Raises:
         CheckpointError: no such file, damaged, or it asks for something outside the allow-list, which is named.
     """
-    with safe_globals(_run_state()):
+    with run_state_is_read():
         return read(Path(filename).expanduser())
 
 

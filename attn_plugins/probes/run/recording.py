@@ -20,6 +20,7 @@ from ...results import FILE_NAME, DataSplit, Evaluation, ProbeResult, read_resul
 from ..fast import make_fast
 from ..ownership import probe_model
 from ..told import META_KEY, record_of_run
+from ..tuning import make_finetune
 from .folder import OWN
 from .paths import configs_dir
 
@@ -34,6 +35,7 @@ _NOT_COMPARED = (
     "default_hooks.checkpoint.interval", "default_hooks.checkpoint.max_keep_ckpts", "filename", "model_wrapper_cfg",
     "model.backbone.checkpoint", "model.backbone.arch", "model.backbone.plugins", "model.backbone.repo",
     "model.backbone.random_init", "test_pipeline", "train_pipeline", "tta_pipeline", "fast",
+    "finetune",
     *(
         f"{loader}_dataloader.{option}" for loader in ("train", "val", "test")
         for option in (
@@ -150,6 +152,9 @@ def overrides(config: Config) -> dict[str, Any]:
         told["fast"] = f"{config.fast.views} fixed view(s), features computed once: not the published protocol"
         if "fast" not in base:
             make_fast(base, **config.fast)
+    if "finetune" in config:
+        told["finetune"] = f"the backbone is trained too, {dict(config.finetune)}: not the published protocol"
+        make_finetune(base, **config.finetune)
     ours, theirs = dict(_flat(config._cfg_dict.to_dict())), dict(_flat(base._cfg_dict.to_dict()))
     if str(config.get("probe")).startswith(OWN):
         return told | _own_settings(ours)

@@ -11,7 +11,7 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.overrides import TorchFunctionMode
@@ -67,6 +67,7 @@ def _to_cpu(device: Any) -> Any:
 
 def _replacements() -> list[tuple[Any, str, Any]]:
     init_process_group, new_group, all_gather = dist.init_process_group, dist.new_group, dist.all_gather_into_tensor
+    all_reduce, reduce_scatter = dist.all_reduce, dist.reduce_scatter_tensor
     mesh, ddp, fsdp = DeviceMesh.__init__, nn.parallel.DistributedDataParallel.__init__, FSDP.__init__
 
     def gloo(*args: Any, **kwargs: Any) -> Any:
@@ -78,9 +79,23 @@ def _replacements() -> list[tuple[Any, str, Any]]:
         return new_group(*args, **{**kwargs, "backend": "gloo"})
 
     # Before torch 2.8, FSDP2 gives these two by torch's names.
-    def gloo_gather(output_tensor: torch.Tensor, input_tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def gloo_gather(output_tensor: Tensor, input_tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
         # gloo has none of a tensor without dims
         return all_gather(output_tensor, torch.atleast_1d(input_tensor), *args, **kwargs)
+
+    # These two by torch's names as well.
+    def gloo_reduce(tensor: Tensor, op: Any = dist.ReduceOp.SUM, group: Any = None, async_op: bool = False) -> Any:
+        if op == dist.ReduceOp.AVG:
+            tensor.detach().copy_(_share(tensor, group))
+            op = dist.ReduceOp.SUM
+        return all_reduce(tensor, op=op, group=group, async_op=async_op)
+
+    def gloo_reduce_scatter(
+        output: Tensor, input: Tensor, op: Any = dist.ReduceOp.SUM, group: Any = None, async_op: bool = False
+    ) -> Any:
+        if op == dist.ReduceOp.AVG:
+            input, op = _share(input, group), dist.ReduceOp.SUM
+        return reduce_scatter(output, input, op=op, group=group, async_op=async_op)
 
     def cpu_mesh(self: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
         mesh(self, "cpu", *args, **kwargs)
@@ -98,6 +113,8 @@ def _replacements() -> list[tuple[Any, str, Any]]:
         (dist, "init_process_group", gloo),
         (dist, "new_group", gloo_group),
         (dist, "all_gather_into_tensor", gloo_gather),
+        (dist, "all_reduce", gloo_reduce),
+        (dist, "reduce_scatter_tensor", gloo_reduce_scatter),
         (DeviceMesh, "__init__", cpu_mesh),
         (nn.parallel.DistributedDataParallel, "__init__", cpu_ddp),
         (FSDP, "__init__", cpu_fsdp),
@@ -107,6 +124,14 @@ def _replacements() -> list[tuple[Any, str, Any]]:
         (torch.hub, "load", _offline("torch.hub.load")),
         (torch.hub, "load_state_dict_from_url", _offline("torch.hub.load_state_dict_from_url")),
     ]
+
+
+def _share(tensor: Tensor, group: Any) -> Tensor:
+    """What each process adds to a sum that is the mean: gloo refuses `ReduceOp.AVG` in older releases of torch.
+
+    Divided before, as NCCL does, so that the result needs no more work when a call returns before it is there.
+    """
+    return tensor.detach() / max(dist.get_world_size(group), 1)  # -1 outside of the group, which is left alone
 
 
 def _do_nothing() -> Callable[..., None]:

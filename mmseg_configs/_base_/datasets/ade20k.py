@@ -64,5 +64,5 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
+val_evaluator = dict(type="ImageIoU", iou_metrics=["mIoU"])  # IoUMetric, which also keeps what each image contributes
 test_evaluator = val_evaluator

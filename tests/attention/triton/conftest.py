@@ -16,7 +16,7 @@ if not torch.cuda.is_available():
 
 
 @pytest.fixture(autouse=True)
-def interpreter(monkeypatch):
+def interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     """CPU tensors may go to the kernels, in this folder only."""
     if not torch.cuda.is_available():
         monkeypatch.setenv("TRITON_INTERPRET", "1")

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -34,15 +35,16 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def compiled():
+def compiled() -> list[list[Any]]:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, "-c", CODE, json.dumps(CASES)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+    out: list[list[Any]] = json.loads(done.stdout)
+    return out
 
 
-def test_first_choices_fit(compiled):
+def test_first_choices_fit(compiled: list[list[Any]]) -> None:
     limits = {86: 99 * 1024, 90: 227 * 1024}
     assert len(compiled) >= 2 * len(CASES)
     for kernel, capability, _, keys, registers, spilled, shared, _ in compiled:
@@ -51,6 +53,6 @@ def test_first_choices_fit(compiled):
         assert spilled <= 256, (kernel, capability, keys, spilled)
 
 
-def test_hopper_gets_its_own_matrix_instructions(compiled):
+def test_hopper_gets_its_own_matrix_instructions(compiled: list[list[Any]]) -> None:
     counts = [instructions for _, capability, *_, instructions in compiled if capability == 90]
     assert counts and all(c["HGMMA"] > 0 and c["HMMA"] == 0 for c in counts)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers.triton_cases import DEVICE, weights
+from torch import Tensor
 
 from attn_plugins import attention
 from attn_plugins.attention.triton import naive
@@ -10,7 +11,7 @@ from attn_plugins.attention.triton import naive
 N = 197
 
 
-def rows(kind, n=N):
+def rows(kind: str, n: int = N) -> Tensor:
     """Scores ``[8, n]`` float32."""
     noise = torch.randn(8, n)
     first, rest = torch.zeros(8, 1), (8, n - 1)
@@ -51,7 +52,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_weights_of_hard_rows(kind):
+def test_weights_of_hard_rows(kind: str) -> None:
     """Queries are the scores and keys the unit vectors, so the output is the weights themselves."""
     n = 128  # float32 keeps 32 keys on chip and streams the other 96
     x = rows(kind, n).to(DEVICE)
@@ -68,7 +69,7 @@ def test_weights_of_hard_rows(kind):
 
 @pytest.mark.parametrize("alpha", [1.05, 1.25, 1.5, 2.0])
 @pytest.mark.parametrize("n", [37, 197, 1370, 8192])
-def test_evaluations_are_few(n, alpha):
+def test_evaluations_are_few(n: int, alpha: float) -> None:
     """With the kernels' algorithm in plain torch, where the evaluations can be counted."""
     for kind in KINDS:
         x = rows(kind, n) * (alpha - 1)
@@ -82,7 +83,7 @@ def test_evaluations_are_few(n, alpha):
 
 
 @pytest.mark.parametrize("alpha", [1.25, 1.5, 2.0])
-def test_the_first_pass_never_passes_the_threshold(alpha):
+def test_the_first_pass_never_passes_the_threshold(alpha: float) -> None:
     for kind in KINDS:
         x = (rows(kind, 1370) * (alpha - 1)).double()
         tau = naive.first_pass(x, alpha, 64)

@@ -3,10 +3,12 @@
 import subprocess
 import sys
 import warnings
+from typing import Any
 
 import pytest
 import torch
 from helpers.triton_cases import DEVICE, qkv
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from attn_plugins import attention
@@ -15,9 +17,9 @@ from attn_plugins.attention.call import AttentionCall, resolve_normalizer
 from attn_plugins.attention.triton import unsupported
 
 
-def call(*tensors, normalizer="entmax15", **kwargs):
+def call(q: Tensor, k: Tensor, v: Tensor, normalizer: str = "entmax15", **kwargs: Any) -> AttentionCall:
     function = resolve_normalizer(normalizer)
-    return AttentionCall(*tensors, function, getattr(function, "alpha", None), **kwargs)
+    return AttentionCall(q, k, v, function, getattr(function, "alpha", None), **kwargs)
 
 
 @pytest.mark.parametrize(
@@ -30,14 +32,13 @@ def call(*tensors, normalizer="entmax15", **kwargs):
         ({"attn_mask": torch.ones(20, 20, dtype=torch.bool)}, "masks"),
     ],
 )
-def test_what_is_not_taken_is_named(change, said):
+def test_what_is_not_taken_is_named(change: dict[str, Any], said: str) -> None:
     tensors = qkv(1, 2, 20, 16)
     change = {key: value.to(DEVICE) if isinstance(value, torch.Tensor) else value for key, value in change.items()}
     reason = unsupported(call(*tensors, **change))
     assert reason is not None and said in reason
-    name = change.pop("normalizer", "entmax15")
     with pytest.raises(ValueError, match=said):
-        attention(*tensors, normalizer=name, backend="triton", **change)
+        attention(*tensors, **{"normalizer": "entmax15", "backend": "triton"} | change)
 
 
 @pytest.mark.parametrize(
@@ -50,25 +51,26 @@ def test_what_is_not_taken_is_named(change, said):
         ([torch.randn(1, 2, 0, 16)] * 3, "nothing"),
     ],
 )
-def test_shapes_and_dtypes_that_are_not_taken(tensors, said):
-    reason = unsupported(call(*(t.to(DEVICE) for t in tensors)))
+def test_shapes_and_dtypes_that_are_not_taken(tensors: list[Tensor], said: str) -> None:
+    q, k, v = (t.to(DEVICE) for t in tensors)
+    reason = unsupported(call(q, k, v))
     assert reason is not None and said in reason
 
 
-def test_falling_to_the_reference_on_an_accelerator_is_said_once():
+def test_falling_to_the_reference_on_an_accelerator_is_said_once() -> None:
     with FakeTensorMode():  # tensors that say they are on a GPU, where there need be none
-        tensors = [torch.empty(1, 2, 7, 16, device="cuda") for _ in range(3)]
+        q, k, v = (torch.empty(1, 2, 7, 16, device="cuda") for _ in range(3))
     dispatch._announce.cache_clear()
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        names = {dispatch.choose_backend(call(*tensors, normalizer="entmax:alpha=3.0")).name for _ in range(2)}
+        names = {dispatch.choose_backend(call(q, k, v, normalizer="entmax:alpha=3.0")).name for _ in range(2)}
     assert names == {"reference"}
     reason = "it computes entmax with 1.05 <= alpha <= 2.0 only"
     assert [str(w.message) for w in seen] == [f"attention runs without a fused kernel: triton cannot, {reason}"]
 
 
 @pytest.mark.parametrize("dims", [3, 5])
-def test_other_numbers_of_leading_dimensions(dims):
+def test_other_numbers_of_leading_dimensions(dims: int) -> None:
     lead = {3: (), 5: (2, 3)}[dims]
     q, k, v = (torch.randn(*lead, 2, 9, 16, device=DEVICE) for _ in range(3))
     actual = attention(q, k, v, normalizer="entmax15", backend="triton")
@@ -76,6 +78,6 @@ def test_other_numbers_of_leading_dimensions(dims):
     torch.testing.assert_close(actual, reference, atol=1e-5, rtol=1e-5)
 
 
-def test_importing_the_package_does_not_import_triton():
+def test_importing_the_package_does_not_import_triton() -> None:
     code = "import sys, attn_plugins; sys.exit('triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -28,41 +28,41 @@ def either(name: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
 
 @either("SDPA by getattr")
 class FusedGetattr(Spelled):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         sdpa = getattr(F, "scaled_dot_product" + "_attention")
         return self.join(sdpa(*self.qkv(x), scale=1.0))
 
 
 @either("aten's softmax")
 class Aten(Spelled):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         return self.join(torch.ops.aten.softmax.int(q @ k.mT, -1) @ v)
 
 
 @either("torch._softmax")
 class Private(Spelled):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         return self.join(torch._softmax(q @ k.mT, -1, False) @ v)
 
 
 @either("aten's attention")
 class AtenAttention(Spelled):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.join(torch.ops.aten._scaled_dot_product_attention_math(*self.qkv(x), scale=1.0)[0])
 
 
 @either("softmin of minus the scores")
 class Softmin(Spelled):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         return self.join(F.softmin(-(q @ k.mT), dim=-1) @ v)
 
 
 @either("softmax module made in forward")
 class MadeInForward(Spelled):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         return self.join(nn.Softmax(dim=-1)(q @ k.mT) @ v)
 
@@ -77,7 +77,7 @@ class Scripted(Spelled):
         super().__init__()
         self.weights = torch.jit.script(_scripted)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         return self.join(self.weights(q @ k.mT) @ v)
 
@@ -101,7 +101,7 @@ class ByHand(torch.autograd.Function):
 
 @either("autograd.Function with a backward of its own")
 class HandWritten(Spelled):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.join(ByHand.apply(*self.qkv(x)))
 
 
@@ -112,7 +112,7 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @either("a helper that bears SDPA's name")
 class Namesake(Spelled):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.join(scaled_dot_product_attention(*self.qkv(x)))
 
 
@@ -120,7 +120,7 @@ class Namesake(Spelled):
 class KeysFirst(Spelled):
     """Scores stay [keys, queries]: dimension -2 is the one of keys, and v is on the left."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         weights = torch.matmul(k, q.transpose(-1, -2)).softmax(dim=-2)
         return self.join((v.transpose(-1, -2) @ weights).transpose(-1, -2))
@@ -128,7 +128,7 @@ class KeysFirst(Spelled):
 
 @either("products written as sums")
 class Elementwise(Spelled):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         weights = (q[:, :, :, None] * k[:, :, None]).sum(-1).softmax(-1)
         return self.join((weights[..., None] * v[:, :, None]).sum(-2))
@@ -136,7 +136,7 @@ class Elementwise(Spelled):
 
 @either("torch.func.vmap over heads")
 class Vmapped(Spelled):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         def head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return torch.softmax(q @ k.mT, dim=-1) @ v
 
@@ -146,13 +146,13 @@ class Vmapped(Spelled):
 class Distance(Spelled):
     """Scores are distances and no products."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         return self.join(torch.softmax(-torch.cdist(q, k), dim=-1) @ v)
 
 
 @ZOO.add("negative distances", Distance, one)
-def distance(m: Any, normalize: Normalize, x: Tensor) -> Tensor:
+def distance(m: Any, normalize: Normalize, x: Tensor) -> Any:
     q, k, v = qkv_of(m.in_proj(x))
     scores = -(q[:, :, :, None] / math.sqrt(DIM // HEADS) - k[:, :, None]).pow(2).sum(-1).sqrt()
     return m.out(merge(normalize(scores) @ v))
@@ -184,7 +184,7 @@ class Local(nn.Module):
         self.heads = HEADS
         self.q, self.k, self.v = (nn.Conv2d(DIM, DIM, 1) for _ in range(3))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         B, C, H, W = x.shape
         q = self.q(x).view(B, self.heads, -1, 1, H * W)
         k, v = (F.unfold(f(x), 3, padding=1).view(B, self.heads, -1, 9, H * W) for f in (self.k, self.v))

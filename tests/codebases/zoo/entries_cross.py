@@ -29,7 +29,7 @@ class CrocoCross(nn.Module):
         self.projq, self.projk, self.projv, self.proj = (nn.Linear(DIM, DIM) for _ in range(4))
         self.attn_drop, self.proj_drop = nn.Dropout(0.0), nn.Dropout(0.0)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Any:
         B, Nq, C = query.shape
         Nk, Nv = key.shape[1], value.shape[1]
         q = self.projq(query).reshape(B, Nq, self.num_heads, C // self.num_heads).permute(0, 2, 1, 3)
@@ -43,7 +43,7 @@ class CrocoCross(nn.Module):
         return self.proj_drop(self.proj((attn @ v).transpose(1, 2).reshape(B, Nq, C)))
 
 
-def croco_reference(m: Any, normalize: Normalize, x: Tensor, y: Tensor) -> Tensor:
+def croco_reference(m: Any, normalize: Normalize, x: Tensor, y: Tensor) -> Any:
     q, k, v = rope(split(m.projq(x))), rope(split(m.projk(y))), split(m.projv(y))
     return m.proj(merge(attend(normalize, q, k, v)))
 
@@ -77,7 +77,7 @@ class LightGlueSelf(nn.Module):
         self.Wqkv, self.out_proj = nn.Linear(DIM, 3 * DIM), nn.Linear(DIM, DIM)
         self.ffn = nn.Sequential(nn.Linear(2 * DIM, DIM), nn.GELU())
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         qkv = self.Wqkv(x).unflatten(-1, (self.num_heads, -1, 3)).transpose(1, 2)
         q, k, v = qkv[..., 0], qkv[..., 1], qkv[..., 2]
         context = F.scaled_dot_product_attention(rope(q), rope(k), v)
@@ -113,13 +113,13 @@ class LightGlue(nn.Module):
         super().__init__()
         self.self_attn, self.cross_attn = LightGlueSelf(), LightGlueCross()
 
-    def forward(self, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x0: Tensor, x1: Tensor) -> Any:
         return self.cross_attn(self.self_attn(x0), self.self_attn(x1))
 
 
 @ZOO.add("lightglue", LightGlue, two, sites=("self_attn", "cross_attn"))
 def lightglue(m: Any, normalize: Normalize, x0: Tensor, x1: Tensor) -> Any:
-    def self_attention(x: Tensor) -> Tensor:
+    def self_attention(x: Tensor) -> Any:
         q, k, v = m.self_attn.Wqkv(x).unflatten(-1, (-1, 3)).unbind(-1)
         message = m.self_attn.out_proj(merge(attend(normalize, rope(split(q)), rope(split(k)), split(v))))
         return x + m.self_attn.ffn(torch.cat([x, message], -1))
@@ -185,7 +185,7 @@ class PerceiverAttention(nn.Module):
         self.latents = nn.Parameter(3 * torch.randn(4, DIM))
         self.to_q, self.to_kv, self.to_out = nn.Linear(DIM, DIM), nn.Linear(DIM, 2 * DIM), nn.Linear(DIM, DIM)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         latents = self.latents.expand(x.shape[0], -1, -1)
         q = self.to_q(latents)
         k, v = self.to_kv(torch.cat((x, latents), dim=-2)).chunk(2, dim=-1)
@@ -212,7 +212,7 @@ class NonLocal(nn.Module):
         self.theta, self.phi, self.g = (nn.Conv2d(DIM, 8, 1) for _ in range(3))
         self.W = nn.Conv2d(8, DIM, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         b = x.size(0)
         g_x = self.g(x).view(b, 8, -1).permute(0, 2, 1)
         theta_x = self.theta(x).view(b, 8, -1).permute(0, 2, 1)
@@ -229,7 +229,7 @@ class Disentangled(NonLocal):
         super().__init__()
         self.mask = nn.Conv2d(DIM, 1, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         pairs = super().forward(x)
         g_x = self.g(x).flatten(2).permute(0, 2, 1)
         unary = self.mask(x).flatten(2).softmax(dim=-1)

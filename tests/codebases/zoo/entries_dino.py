@@ -118,7 +118,7 @@ def tinymim_map(m: Any, normalize: Normalize, x: Tensor, flag: bool) -> Any:
 class Grid(Qkv):
     """VOLO's second stage: tokens come as [B, H, W, C]."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         B, H, W, C = x.shape
         qkv = self.qkv(x).reshape(B, H * W, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4)
         q, k, v = qkv[0], qkv[1], qkv[2]
@@ -137,7 +137,7 @@ def volo(m: Any, normalize: Normalize, x: Tensor) -> Any:
 class HeadsFirst(Qkv):
     """Each head has its own q, k, v side by side, as in Megatron's layout."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         B, N, C = x.shape
         q, k, v = self.qkv(x).reshape(B, N, self.num_heads, 3, C // self.num_heads).permute(3, 0, 2, 1, 4)
         attn = self.attn_drop(((q @ k.transpose(-2, -1)) * self.scale).softmax(dim=-1))
@@ -153,7 +153,7 @@ def heads_first(m: Any, normalize: Normalize, x: Tensor) -> Any:
 class Mae(Qkv):
     """timm 0.4: q scaled nowhere else than in the scores, no fused path."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         B, N, C = x.shape
         qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
@@ -173,7 +173,7 @@ def mae(m: Any, normalize: Normalize, x: Tensor) -> Any:
 class DinoV2(Qkv):
     """q is scaled before the product, once."""
 
-    def forward(self, x: Tensor, attn_bias: Any = None) -> Tensor:
+    def forward(self, x: Tensor, attn_bias: Any = None) -> Any:
         if attn_bias is not None:
             raise AssertionError("xFormers is required for using nested tensors")
         B, N, C = x.shape
@@ -202,7 +202,7 @@ class DinoV3(Qkv):
             q, k = _rotate(q, k)
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, N, -1)
 
-    def forward(self, x: Tensor, turn: bool = True) -> Tensor:
+    def forward(self, x: Tensor, turn: bool = True) -> Any:
         return self.proj_drop(self.proj(self.compute_attention(self.qkv(x), turn)))
 
 
@@ -245,7 +245,7 @@ class LayerScaleBlock(nn.Module):
         self.norm1, self.attn = nn.LayerNorm(DIM), Mae()
         self.gamma_1 = nn.Parameter(torch.full((DIM,), 0.1))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return x + self.gamma_1 * self.attn(3 * self.norm1(x))
 
 

@@ -21,7 +21,7 @@ class TalkingHeads(Qkv):
         super().__init__()
         self.proj_l, self.proj_w = nn.Linear(HEADS, HEADS), nn.Linear(HEADS, HEADS)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         B, N, C = x.shape
         qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4)
         q, k, v = qkv[0] * self.scale, qkv[1], qkv[2]
@@ -33,7 +33,7 @@ class TalkingHeads(Qkv):
         return self.proj((attn @ v).transpose(1, 2).reshape(B, N, C))
 
 
-def mixed(linear: Any, maps: Tensor) -> Tensor:
+def mixed(linear: nn.Linear, maps: Tensor) -> Tensor:
     """[B, heads, N, S] -> the same, each output head a weighted sum of input heads."""
     return torch.einsum("oi,binm->bonm", linear.weight, maps) + linear.bias[:, None, None]
 
@@ -54,7 +54,7 @@ class ClassAttention(nn.Module):
         self.q, self.k, self.v, self.proj = (nn.Linear(DIM, DIM) for _ in range(4))
         self.attn_drop, self.proj_drop = nn.Dropout(0.0), nn.Dropout(0.0)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         B, N, C = x.shape
         q = self.q(x[:, 0]).unsqueeze(1).reshape(B, 1, self.num_heads, -1).permute(0, 2, 1, 3)
         k = self.k(x).reshape(B, N, self.num_heads, -1).permute(0, 2, 1, 3)
@@ -97,7 +97,7 @@ class Xca(Qkv):
         super().__init__()
         self.temperature = nn.Parameter(torch.full((HEADS, 1, 1), 4.0))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         B, N, C = x.shape
         qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4)
         q, k, v = (t.transpose(-2, -1) for t in qkv.unbind(0))
@@ -117,7 +117,7 @@ def xcit(m: Any, normalize: Normalize, x: Tensor) -> Any:
 class ChannelGroups(Qkv):
     """DaViT: what is called k and v makes the map of channels, and q is read by it."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         B, N, C = x.shape
         q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
         k = k * N**-0.5
@@ -146,7 +146,7 @@ class Gpsa(nn.Module):
         self.gating_param = nn.Parameter(torch.ones(HEADS))
         self.register_buffer("rel_indices", 2 * torch.randn(1, TOKENS, TOKENS, 3))
 
-    def get_attention(self, x: Tensor) -> Tensor:
+    def get_attention(self, x: Tensor) -> Any:
         B, N, C = x.shape
         qk = self.qk(x).reshape(B, N, 2, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4)
         q, k = qk[0], qk[1]
@@ -159,7 +159,7 @@ class Gpsa(nn.Module):
         attn /= attn.sum(dim=-1).unsqueeze(-1)
         return attn
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         B, N, C = x.shape
         attn = self.get_attention(x)
         v = self.v(x).reshape(B, N, self.num_heads, C // self.num_heads).permute(0, 2, 1, 3)
@@ -184,7 +184,7 @@ class Attend(nn.Module):
         self.norm, self.attend = nn.LayerNorm(DIM), nn.Softmax(dim=-1)
         self.to_qkv, self.to_out = nn.Linear(DIM, 3 * DIM, bias=False), nn.Linear(DIM, DIM, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         qkv = self.to_qkv(3 * self.norm(x)).chunk(3, dim=-1)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in qkv)
         dots = torch.matmul(q, k.transpose(-1, -2)) * self.scale
@@ -209,7 +209,7 @@ class MixHeads(nn.Module):
         self.mix_heads_post_attn = nn.Parameter(torch.randn(HEADS, HEADS))
         self.to_out = nn.Sequential(nn.Linear(DIM, DIM), nn.Dropout(0.0))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Any:
         context = x if context is None else torch.cat((x, context), dim=1)
         qkv = (self.to_q(x), *self.to_kv(context).chunk(2, dim=-1))
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in qkv)

@@ -48,7 +48,7 @@ class Eva02(nn.Module):
         self.proj = nn.Linear(DIM, DIM)
         self.attn_drop, self.proj_drop = nn.Dropout(0.0), nn.Dropout(0.0)
 
-    def forward(self, x: Tensor, rel_pos_bias: Tensor | None = None, attn_mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, rel_pos_bias: Tensor | None = None, attn_mask: Tensor | None = None) -> Any:
         B, N, _ = x.shape
         q = F.linear(x, self.q_proj.weight, self.q_bias).reshape(B, N, self.num_heads, -1).permute(0, 2, 1, 3)
         k = F.linear(x, self.k_proj.weight, None).reshape(B, N, self.num_heads, -1).permute(0, 2, 1, 3)
@@ -91,7 +91,7 @@ class EvaClip(Qkv):
         self.q_norm, self.k_norm = nn.LayerNorm(DIM), nn.LayerNorm(DIM)
         self.use_xformers = False
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Any:
         B, N, C = x.shape
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         q, k = 2 * self.q_norm(q), self.k_norm(k)
@@ -116,7 +116,7 @@ def eva_clip(m: Any, normalize: Normalize, x: Tensor, mask: Tensor) -> Any:
 class Ml4m(Qkv):
     """mask [B, N, N] is True where a token may NOT look."""
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Any:
         B, N, C = x.shape
         q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         if XFORMERS:
@@ -141,7 +141,7 @@ class Pi3(Qkv):
         super().__init__()
         self.q_norm, self.k_norm = nn.LayerNorm(DIM // HEADS), nn.LayerNorm(DIM // HEADS)
 
-    def forward(self, x: Tensor, attn_bias: Tensor | None = None, xpos: Any = None) -> Tensor:
+    def forward(self, x: Tensor, attn_bias: Tensor | None = None, xpos: Any = None) -> Any:
         B, N, C = x.shape
         qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, C // self.num_heads).transpose(1, 3)
         q, k, v = (qkv[:, :, i] for i in range(3))
@@ -175,7 +175,7 @@ class Beit(Qkv):
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * SIDE - 1) ** 2, HEADS))
         self.register_buffer("relative_position_index", relative_index())
 
-    def forward(self, x: Tensor, rel_pos_bias: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, rel_pos_bias: Tensor | None = None) -> Any:
         B, N, _ = x.shape
         bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias, requires_grad=False), self.v_bias))
         qkv = F.linear(input=x, weight=self.qkv.weight, bias=bias)
@@ -227,7 +227,7 @@ class FusedOrNot(Qkv):
         super().__init__()
         self.fused_attn = fused
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Any:
         B, N, C = x.shape
         q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         if self.fused_attn:

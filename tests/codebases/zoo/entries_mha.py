@@ -30,11 +30,11 @@ class ClipBlock(nn.Module):
         self.attn, self.ln_1 = nn.MultiheadAttention(DIM, HEADS), nn.LayerNorm(DIM)
         self.register_buffer("attn_mask", torch.full((TOKENS, TOKENS), float("-inf")).triu(1))
 
-    def attention(self, x: Tensor) -> Tensor:
+    def attention(self, x: Tensor) -> Any:
         mask = self.attn_mask.to(dtype=x.dtype, device=x.device)
         return self.attn(x, x, x, need_weights=False, attn_mask=mask)[0]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return x + self.attention(3 * self.ln_1(x))
 
 
@@ -54,7 +54,7 @@ class OpenClipBlock(nn.Module):
         self.attn = nn.MultiheadAttention(DIM, HEADS, batch_first=True)
         self.gamma = nn.Parameter(torch.full((DIM,), 0.5))
 
-    def forward(self, q_x: Tensor, kv: Tensor) -> Tensor:
+    def forward(self, q_x: Tensor, kv: Tensor) -> Any:
         kv = 3 * self.ln_1_kv(kv)
         return q_x + self.gamma * self.attn(3 * self.ln_1(q_x), kv, kv, need_weights=False)[0]
 
@@ -147,7 +147,7 @@ class AttentionalPooler(nn.Module):
         self.attn = nn.MultiheadAttention(DIM, HEADS, kdim=16, vdim=16, batch_first=True)
         self.ln_k = nn.LayerNorm(16)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         x = 3 * self.ln_k(x)
         q = self.query.unsqueeze(0).expand(x.shape[0], -1, -1)
         return self.attn(q, x, x, need_weights=False)[0]

@@ -21,7 +21,7 @@ class SoftmaxAndDropout(Spelled):
         super().__init__()
         self.attend = nn.Sequential(nn.Softmax(dim=-1), *after)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         return self.join(self.attend(q @ k.mT) @ v)
 
@@ -50,7 +50,7 @@ einsum = named_einsum("einops.einops")
 class NamedDimensions(Spelled):
     """Perceiver, LookViT: einops.einsum."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         scores = einsum(q, k, "B H Q D, B H K D -> B H Q K")
         return self.join(einsum(scores.softmax(dim=-1), v, "B H Q K, B H K D -> B H Q D"))
@@ -71,7 +71,7 @@ class Processed(Spelled):
         super().__init__()
         self.processor = Processor()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.join(self.processor(*self.qkv(x)))
 
 

@@ -29,7 +29,7 @@ class Cvt(nn.Module):
         grid = x.transpose(1, 2).unflatten(2, (SIDE, SIDE))
         return self.conv_q(grid).flatten(2).transpose(1, 2), self.conv_kv(grid).flatten(2).transpose(1, 2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, kv = self.forward_conv(x)
         q, k, v = (
             p(t).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -58,7 +58,7 @@ class Pvt(nn.Module):
         self.q, self.kv, self.proj = nn.Linear(DIM, DIM), nn.Linear(DIM, 2 * DIM), nn.Linear(DIM, DIM)
         self.sr, self.norm = nn.Conv2d(DIM, DIM, 2, stride=1), nn.LayerNorm(DIM)
 
-    def forward(self, x: Tensor, H: int, W: int) -> Tensor:
+    def forward(self, x: Tensor, H: int, W: int) -> Any:
         B, N, C = x.shape
         q = self.q(x).reshape(B, N, self.num_heads, C // self.num_heads).permute(0, 2, 1, 3)
         x_ = self.sr(x.permute(0, 2, 1).reshape(B, C, H, W)).reshape(B, C, -1).permute(0, 2, 1)
@@ -86,7 +86,7 @@ class MVit(Qkv):
         self.norm_q, self.norm_k, self.norm_v = (nn.LayerNorm(d) for _ in range(3))
         self.rel_pos = nn.Parameter(torch.zeros(TOKENS, TOKENS, d))
 
-    def pool(self, x: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor:
+    def pool(self, x: Tensor, conv: nn.Module, norm: nn.Module) -> Any:
         B, heads, N, D = x.shape
         grid = x.reshape(B * heads, SIDE, SIDE, D).permute(0, 3, 1, 2)
         return norm(conv(grid).flatten(2).transpose(1, 2).reshape(B, heads, N, D))

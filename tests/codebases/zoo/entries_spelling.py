@@ -31,11 +31,11 @@ class Spelled(nn.Module):
         q, k, v = self.in_proj(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return q / math.sqrt(q.shape[-1]), k, v
 
-    def join(self, x: Tensor) -> Tensor:
+    def join(self, x: Tensor) -> Any:
         return self.out(x.transpose(1, 2).flatten(2))
 
 
-def spelled(m: Any, normalize: Normalize, x: Tensor) -> Tensor:
+def spelled(m: Any, normalize: Normalize, x: Tensor) -> Any:
     """What all of these compute."""
     return m.out(merge(attend(normalize, *qkv_of(m.in_proj(x)))))
 
@@ -56,7 +56,7 @@ class InAttribute(Spelled):
         super().__init__()
         self.act = fn.softmax
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         return self.join(self.act(q @ k.mT, dim=-1) @ v)
 
@@ -67,7 +67,7 @@ class Partial(Spelled):
         super().__init__()
         self.act = functools.partial(torch.softmax, dim=-1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         return self.join(self.act(q @ k.mT) @ v)
 
@@ -79,7 +79,7 @@ class ByName(Spelled):
         choices: dict[str, Any] = {"softmax": torch.softmax, "sigmoid": torch.sigmoid}
         self.act = choices[act]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         return self.join(torch.matmul(self.act(torch.matmul(q, k.mT), -1), v))
 
@@ -90,7 +90,7 @@ class Submodule(Spelled):
         super().__init__()
         self.normalise = nn.Softmax(-1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         return self.join(self.normalise(q @ k.mT) @ v)
 
@@ -108,7 +108,7 @@ class OwnModule(Spelled):
         super().__init__()
         self.normalise = Float32Softmax()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         return self.join(self.normalise(q @ k.mT) @ v)
 
@@ -119,7 +119,7 @@ def weights_of(q: Tensor, k: Tensor) -> Tensor:
 
 @spelling("helper in the module")
 class Helper(Spelled):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         return self.join(weights_of(q, k) @ v)
 
@@ -135,7 +135,7 @@ def whole(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> tuple[
 
 @spelling("the annotated transformer's function")
 class Annotated(Spelled):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         x, self.attn = whole(*self.qkv(x))
         return self.join(x)
 
@@ -146,7 +146,7 @@ class Static(Spelled):
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return torch.softmax(q @ k.mT, dim=-1) @ v
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.join(self.attention(*self.qkv(x)))
 
 
@@ -156,13 +156,13 @@ class ClassMethod(Spelled):
     def attention(cls, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return torch.softmax(q @ k.mT, dim=-1) @ v
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.join(type(self).attention(*self.qkv(x)))
 
 
 @spelling("closure")
 class Closure(Spelled):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
 
         def core(part: Tensor) -> Tensor:
@@ -184,7 +184,7 @@ class Made(Spelled):
         super().__init__()
         self.attention = maker(-1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.join(self.attention(*self.qkv(x)))
 
 
@@ -192,16 +192,16 @@ class Made(Spelled):
 class Lambda(Spelled):
     def __init__(self) -> None:
         super().__init__()
-        self.norm_fn = lambda scores: scores.softmax(dim=-1)
+        self.norm_fn: Callable[[Tensor], Tensor] = lambda scores: scores.softmax(dim=-1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         return self.join(self.norm_fn(q @ k.mT) @ v)
 
 
 @spelling("einsum, operands first to last in letters")
 class Letters(Spelled):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         scores = torch.einsum("nhqd,nhkd->nhqk", q, k)
         weights = torch.softmax(scores, dim=3)
@@ -210,7 +210,7 @@ class Letters(Spelled):
 
 @spelling("einsum in capitals, keys by heads last")
 class Capitals(Spelled):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = (t.transpose(1, 2) for t in self.qkv(x))  # [B, N, H, D]
         scores = torch.einsum("BNHD,BSHD->BHNS", q, k)
         return self.out(torch.einsum("BHNS,BSHD->BNHD", scores.softmax(-1), v).flatten(2))
@@ -220,7 +220,7 @@ class Capitals(Spelled):
 class Baddbmm(Spelled):
     """diffusers and transformers' older models: heads in the batch, the scale as alpha."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = (t.flatten(0, 1) for t in self.qkv(x))
         empty = torch.empty(q.shape[0], q.shape[1], k.shape[1], dtype=q.dtype)
         scores = torch.baddbmm(empty, q, k.transpose(-1, -2), beta=0, alpha=1.0)
@@ -230,21 +230,21 @@ class Baddbmm(Spelled):
 
 @spelling("torch.nn.functional in full")
 class InFull(Spelled):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         return self.join(torch.nn.functional.softmax(q @ k.mT, -1) @ v)
 
 
 @spelling("softmax imported under another name")
 class Imported(Spelled):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         return self.join(soft_max(q.matmul(k.mT), dim=-1).matmul(v))
 
 
 @spelling("SDPA imported under another name")
 class FusedImported(Spelled):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         return self.join(attend_fused(q, k, v, scale=1.0))
 
@@ -255,20 +255,20 @@ class FusedAttribute(Spelled):
         super().__init__()
         self.attention = functools.partial(fn.scaled_dot_product_attention, scale=1.0)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.join(self.attention(*self.qkv(x)))
 
 
 @spelling("Tensor.softmax, unbound")
 class Unbound(Spelled):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         return self.join(Tensor.softmax(q @ k.mT, -1) @ v)
 
 
 @spelling("torch.special.softmax")
 class Special(Spelled):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         return self.join(torch.special.softmax(q @ k.mT, dim=-1) @ v)
 
@@ -277,6 +277,6 @@ class Special(Spelled):
 class Keywords(Spelled):
     """Every argument by keyword."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         return self.join(torch.matmul(input=torch.softmax(input=torch.matmul(input=q, other=k.mT), dim=-1), other=v))

@@ -15,7 +15,7 @@ from .entry import DIM, HEADS, TOKENS, Normalize, Zoo, attend, merge, one, qkv_o
 ZOO = Zoo()
 
 
-def usual(m: Any, normalize: Normalize, x: Tensor, *_: Any) -> Tensor:
+def usual(m: Any, normalize: Normalize, x: Tensor, *_: Any) -> Any:
     return m.out(merge(attend(normalize, *qkv_of(m.in_proj(x)))))
 
 
@@ -26,7 +26,7 @@ class TwoMethods(Spelled):
     def read(self, weights: Tensor, v: Tensor) -> Tensor:
         return torch.matmul(weights, v)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         return self.join(self.read(self.weights(q, k), v))
 
@@ -41,7 +41,7 @@ class ThreeMethods(Spelled):
     def normalised(self, scores: Tensor) -> Tensor:
         return scores.softmax(dim=-1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         return self.join(self.normalised(self.scores(q, k)) @ v)
 
@@ -109,7 +109,7 @@ class InPlace(Spelled):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(HEADS, TOKENS, TOKENS))
 
-    def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
+    def forward(self, x: Tensor, hidden: Tensor) -> Any:
         q, k, v = self.qkv(x)
         attn = q @ k.mT
         attn += self.bias
@@ -127,7 +127,7 @@ def in_place(m: Any, normalize: Normalize, x: Tensor, hidden: Tensor) -> Any:
 class Reshaped(Spelled):
     """Views, permutations and a clone lie between softmax and product."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         attn = (q @ k.mT).softmax(dim=-1)
         attn = attn.permute(0, 2, 3, 1).contiguous().clone()  # [B, N, S, H]
@@ -141,7 +141,7 @@ ZOO.add("views between softmax and product", Reshaped, one)(usual)
 class Chunked(Spelled):
     """Queries in slices, as memory-efficient code has it."""
 
-    def forward(self, x: Tensor, size: int) -> Tensor:
+    def forward(self, x: Tensor, size: int) -> Any:
         q, k, v = self.qkv(x)
         out = torch.empty_like(q)
         for i in range(0, q.shape[2], size):
@@ -167,7 +167,7 @@ class Checkpointed(Spelled):
         super().__init__()
         self.use_reentrant, self.fused = use_reentrant, fused
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         core = fused_core if self.fused else written_core
         return self.join(checkpoint(core, *self.qkv(x), use_reentrant=self.use_reentrant))
 
@@ -176,7 +176,7 @@ class CheckpointedMethod(Checkpointed):
     def core(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return (q @ k.mT).softmax(-1) @ v
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.join(checkpoint(self.core, *self.qkv(x), use_reentrant=self.use_reentrant))
 
 
@@ -194,7 +194,7 @@ class MultiQuery(nn.Module):
         super().__init__()
         self.q, self.kv, self.out = nn.Linear(DIM, DIM), nn.Linear(DIM, 2 * DIM // HEADS), nn.Linear(DIM, DIM)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q = self.q(x).unflatten(-1, (HEADS, -1)).transpose(1, 2)
         k, v = self.kv(x).chunk(2, dim=-1)
         attn = torch.einsum("bhid,bjd->bhij", q * q.shape[-1] ** -0.5, k).softmax(dim=-1)
@@ -231,7 +231,7 @@ def folded(m: Any, normalize: Normalize, x: Tensor) -> Any:
 class KeysFirst(Spelled):
     """Scores are k @ q.T, [keys, queries], and are turned before the softmax."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         scores = torch.matmul(k, q.transpose(-1, -2))
         return self.join(scores.transpose(-1, -2).softmax(dim=-1) @ v)
@@ -247,7 +247,7 @@ class ChannelsFirst(nn.Module):
         super().__init__()
         self.q, self.k, self.v, self.proj_out = (nn.Conv1d(DIM, DIM, 1) for _ in range(4))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.q(x), self.k(x), self.v(x)
         w_ = torch.bmm(q.permute(0, 2, 1), k) * int(q.shape[1]) ** -0.5
         w_ = F.softmax(w_, dim=2).permute(0, 2, 1)
@@ -266,7 +266,7 @@ class Sink(Spelled):
         super().__init__()
         self.sink, self.temperature = nn.Parameter(torch.randn(HEADS, 1, 1)), nn.Parameter(torch.tensor(1.3))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         scores = q @ k.mT * self.temperature
         scores = torch.cat([scores, self.sink.expand(len(x), -1, x.shape[1], 1)], dim=-1)

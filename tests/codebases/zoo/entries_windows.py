@@ -30,7 +30,7 @@ class Swin(Qkv):
         self.register_buffer("relative_position_index", relative_index())
         self.softmax = nn.Softmax(dim=-1)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Any:
         B_, N, C = x.shape
         qkv = self.qkv(x).reshape(B_, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4)
         q, k, v = qkv[0], qkv[1], qkv[2]
@@ -72,7 +72,7 @@ class SwinV2(Qkv):
         self.register_buffer("relative_position_index", relative_index())
         self.softmax = nn.Softmax(dim=-1)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Any:
         B, N, C = x.shape
         qkv_bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
         qkv = F.linear(x, self.qkv.weight, qkv_bias).reshape(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
@@ -106,7 +106,7 @@ class Sam(Qkv):
         self.rel_pos_h = nn.Parameter(torch.zeros(2 * SIDE - 1, DIM // HEADS))
         self.rel_pos_w = nn.Parameter(torch.zeros(2 * SIDE - 1, DIM // HEADS))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         B, H, W, _ = x.shape
         qkv = self.qkv(x).reshape(B, H * W, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.reshape(3, B * self.num_heads, H * W, -1).unbind(0)
@@ -144,7 +144,7 @@ class Hiera(nn.Module):
         self.heads, self.q_stride = HEADS, q_stride
         self.qkv, self.proj = nn.Linear(DIM, 3 * DIM), nn.Linear(DIM, DIM)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         B, windows = x.shape[0], 2
         qkv = self.qkv(x).reshape(B, -1, windows, 3, self.heads, DIM // self.heads).permute(3, 0, 4, 2, 1, 5)
         q, k, v = qkv[0], qkv[1], qkv[2]
@@ -178,7 +178,7 @@ class Levit(nn.Module):
         self.attention_biases = nn.Parameter(torch.zeros(HEADS, (2 * SIDE - 1) ** 2))
         self.register_buffer("attention_bias_idxs", relative_index()[[0, 2, 6, 8]])
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         B, N, _ = x.shape
         kv = self.bn(self.kv(x).flatten(0, 1)).view(B, N, self.num_heads, -1)
         k, v = kv.split([self.key_dim, self.d], dim=3)
@@ -211,7 +211,7 @@ class TinyVit(nn.Module):
         self.attention_biases = nn.Parameter(torch.zeros(HEADS, (2 * SIDE - 1) ** 2))
         self.register_buffer("attention_bias_idxs", relative_index(), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         B, N, _ = x.shape
         qkv = self.qkv(3 * self.norm(x))
         q, k, v = qkv.view(B, N, self.num_heads, -1).split([self.d, self.d, self.d], dim=3)
@@ -232,7 +232,7 @@ def tinyvit(m: Any, normalize: Normalize, x: Tensor) -> Any:
 class Nest(Qkv):
     """NesT: blocks are a dimension of their own, [B, T, N, C]."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         B, T, N, C = x.shape
         qkv = self.qkv(x).reshape(B, T, N, 3, self.num_heads, C // self.num_heads).permute(3, 0, 4, 1, 2, 5)
         q, k, v = qkv.unbind(0)
@@ -256,7 +256,7 @@ class T2t(nn.Module):
         self.qkv, self.proj = nn.Linear(DIM, 3 * narrow, bias=False), nn.Linear(narrow, narrow)
         self.attn_drop, self.proj_drop = nn.Dropout(0.0), nn.Dropout(0.0)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         B, N, _ = x.shape
         qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, self.in_dim).permute(2, 0, 3, 1, 4)
         q, k, v = qkv[0], qkv[1], qkv[2]

@@ -114,7 +114,7 @@ def softmax(scores: Tensor) -> Tensor:
     return powers / powers.sum(-1, keepdim=True)
 
 
-def entmax15(scores: Tensor) -> Tensor:
+def entmax15(scores: Tensor) -> Any:
     """The entmax package's; it cannot take the infinities of masks."""
     return entmax.entmax15(scores.clamp(min=-1e4), dim=-1)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,20 +15,20 @@ from .entry import DIM, HEADS
 class ExpAndSum(Spelled):
     """Softmax written out: nothing that could be answered is called."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         attn = torch.exp(q @ k.mT)
         return self.join((attn / attn.sum(dim=-1, keepdim=True)) @ v)
 
 
 class LogSoftmaxExp(Spelled):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         return self.join(F.log_softmax(q @ k.mT, dim=-1).exp() @ v)
 
 
 class LogSumExp(Spelled):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         scores = q @ k.mT
         return self.join(torch.exp(scores - torch.logsumexp(scores, dim=-1, keepdim=True)) @ v)
@@ -35,7 +37,7 @@ class LogSumExp(Spelled):
 class Tiles(Spelled):
     """FlashAttention's algorithm in plain torch: a running maximum and a running sum."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         out, total = torch.zeros_like(q), torch.zeros_like(q[..., :1])
         top = torch.full_like(total, -1e9)
@@ -50,7 +52,7 @@ class Tiles(Spelled):
 class Gumbel(Spelled):
     """A draw, not the softmax of the scores."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         torch.manual_seed(3)
         return self.join(F.gumbel_softmax(q @ k.mT, dim=-1) @ v)
@@ -96,7 +98,7 @@ class Assignment(nn.Module):
     def get_attn(self, attn: Tensor) -> Tensor:
         return F.softmax(attn, dim=-2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q = self.q_proj(self.groups.expand(len(x), -1, -1))
         attn = self.get_attn((q @ self.k_proj(x).transpose(-2, -1)) * self.scale)
         attn = attn / (attn.sum(dim=-1, keepdim=True) + 1.0)
@@ -106,7 +108,7 @@ class Assignment(nn.Module):
 class LinearAttention(Spelled):
     """Efficient attention: a softmax over q's features and one over k's tokens, and no score of a pair."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         context = k.softmax(dim=-2).transpose(-1, -2) @ v
         return self.join(q.softmax(dim=-1) @ context)
@@ -115,7 +117,7 @@ class LinearAttention(Spelled):
 class LinearEinsum(Spelled):
     """The same in einsum, k's tokens last."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = (t.transpose(-1, -2) for t in self.qkv(x))
         context = torch.einsum("bhdn,bhen->bhde", k.softmax(dim=-1), v)
         out = torch.einsum("bhde,bhdn->bhen", context, q.softmax(dim=-2))
@@ -130,7 +132,7 @@ class Outlook(nn.Module):
         self.num_heads, self.kernel_size = HEADS, 3
         self.v, self.attn, self.proj = nn.Linear(DIM, DIM), nn.Linear(DIM, 81 * HEADS), nn.Linear(DIM, DIM)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         B, H, W, C = x.shape
         v = F.unfold(self.v(x).permute(0, 3, 1, 2), 3, padding=1)
         v = v.reshape(B, self.num_heads, C // self.num_heads, 9, H * W).permute(0, 1, 4, 3, 2)
@@ -142,7 +144,7 @@ class Outlook(nn.Module):
 class OverAllPairs(Spelled):
     """One distribution over all pairs of tokens; no row is one."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         scores = q @ k.mT
         return self.join(scores.flatten(2).softmax(dim=-1).view_as(scores) @ v)
@@ -151,7 +153,7 @@ class OverAllPairs(Spelled):
 class OverHeads(Spelled):
     """Heads compete for each pair."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         return self.join((q @ k.mT).softmax(dim=1) @ v)
 
@@ -163,7 +165,7 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class Impostor(Spelled):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.join(scaled_dot_product_attention(*self.qkv(x)))
 
 
@@ -174,7 +176,7 @@ class UnaryFirst(Spelled):
         super().__init__()
         self.single = nn.Linear(DIM // HEADS, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         unary = self.single(k).transpose(-1, -2).softmax(dim=-1) @ v
         return self.join((q @ k.mT).softmax(dim=-1) @ v + unary)
@@ -183,7 +185,7 @@ class UnaryFirst(Spelled):
 class Factorised(Spelled):
     """A softmax over bases begins a factorisation, whose steps sum over the tokens as well."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         coefficients = (q @ k.mT).softmax(dim=-1)
         bases = coefficients.mT @ v

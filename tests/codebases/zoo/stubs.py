@@ -63,7 +63,7 @@ def sageattn(q: Tensor, k: Tensor, v: Tensor, tensor_layout: str = "HND", sm_sca
     return _kernel(q, k, v, sm_scale)
 
 
-def na2d_qk(query: Tensor, key: Tensor, kernel_size: int) -> Tensor:
+def na2d_qk(query: Tensor, key: Tensor, kernel_size: int) -> Any:
     """[B, heads, H, W, D] each -> [B, heads, H, W, neighbours]; here the neighbourhood is the whole grid."""
     return (query.flatten(2, 3)[:, :, :, None] * key.flatten(2, 3)[:, :, None]).sum(-1).unflatten(2, query.shape[2:4])
 

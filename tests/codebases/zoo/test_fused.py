@@ -42,7 +42,7 @@ class Branch(Spelled):
     def fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         raise NotImplementedError  # each of BRANCHES has one
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         if self.use_fused:
             return self.join(self.fused(q, k, v))
@@ -50,19 +50,19 @@ class Branch(Spelled):
 
 
 class Flash(Spelled):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = (t.transpose(1, 2) for t in self.qkv(x))
         return self.out(flash_attn_func(q, k, v, softmax_scale=1.0).flatten(2))
 
 
 class FlashBranch(Branch):
-    def fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def fused(self, q: Tensor, k: Tensor, v: Tensor) -> Any:
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         return flash_attn_func(q, k, v, 0.0, 1.0).transpose(1, 2)
 
 
 class Varlen(Spelled):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         B, N, _ = x.shape
         q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in self.qkv(x))
         starts = N * torch.arange(B + 1, dtype=torch.int32)
@@ -71,7 +71,7 @@ class Varlen(Spelled):
 
 
 class VarlenBranch(Branch):
-    def fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def fused(self, q: Tensor, k: Tensor, v: Tensor) -> Any:
         B, H, N, D = q.shape
         q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (q, k, v))
         starts = N * torch.arange(B + 1, dtype=torch.int32)
@@ -84,17 +84,17 @@ class Sage(Spelled):
         super().__init__()
         self.kernel = sageattn
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.join(self.kernel(*self.qkv(x), sm_scale=1.0))
 
 
 class SageBranch(Branch):
-    def fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def fused(self, q: Tensor, k: Tensor, v: Tensor) -> Any:
         return sageattn(q, k, v, tensor_layout="HND", sm_scale=1.0)
 
 
 class Flex(Spelled):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.join(flex_attention(*self.qkv(x), scale=1.0))
 
 
@@ -103,19 +103,19 @@ class FlexBranch(Branch):
         return flex_attention(q, k, v, scale=1.0)
 
 
-def _neighbours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _neighbours(q: Tensor, k: Tensor, v: Tensor) -> Any:
     q, k, v = (t.unflatten(2, (SIDE, SIDE)) for t in (q, k, v))
     weights = na2d_qk(q, k, kernel_size=2 * SIDE - 1).softmax(dim=-1)
     return na2d_av(weights, v, kernel_size=2 * SIDE - 1).flatten(2, 3)
 
 
 class Natten(Spelled):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.join(_neighbours(*self.qkv(x)))
 
 
 class NattenBranch(Branch):
-    def fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def fused(self, q: Tensor, k: Tensor, v: Tensor) -> Any:
         return _neighbours(q, k, v)
 
 
@@ -162,7 +162,7 @@ def test_in_the_branch_that_does_not_run(cls: Any) -> None:
 class Partly(Branch):
     """Some heads go through the fused function in every forward: half an answer is none."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         one_head = sageattn(q[:, :1], k[:, :1], v[:, :1], sm_scale=1.0)
         rest = F.scaled_dot_product_attention(q[:, 1:], k[:, 1:], v[:, 1:], scale=1.0)

@@ -87,7 +87,7 @@ class Skips(Spelled):
 
     skip = False
 
-    def forward(self, x: Tensor, skip: bool = False) -> Tensor:
+    def forward(self, x: Tensor, skip: bool = False) -> Any:
         if skip or self.skip:
             return self.out(x)
         q, k, v = self.qkv(x)
@@ -95,7 +95,7 @@ class Skips(Spelled):
 
 
 class SkipsFused(Skips):
-    def forward(self, x: Tensor, skip: bool = False) -> Tensor:
+    def forward(self, x: Tensor, skip: bool = False) -> Any:
         if skip or self.skip:
             return self.out(x)
         return self.join(F.scaled_dot_product_attention(*self.qkv(x), scale=1.0))
@@ -140,7 +140,7 @@ class Joint(nn.Module):
         self.num_heads = 1
         self.qkv, self.proj = nn.Linear(DIM, 3 * DIM), nn.Linear(DIM, DIM)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.proj(F.scaled_dot_product_attention(*self.qkv(x).chunk(3, -1)))
 
 
@@ -151,7 +151,7 @@ class Eomt(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(Joint() for _ in range(3))
 
-    def _attn(self, module: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def _attn(self, module: Any, x: Tensor, mask: Tensor | None = None) -> Any:
         q, k, v = module.qkv(x).chunk(3, -1)
         return module.proj(F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
 

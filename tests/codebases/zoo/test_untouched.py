@@ -28,7 +28,7 @@ class Routed(Spelled):
         self.router = nn.Linear(DIM, 4)
         self.experts = nn.ModuleList(nn.Linear(DIM, DIM) for _ in range(4))
 
-    def attention(self, x: Tensor) -> Tensor:
+    def attention(self, x: Tensor) -> Any:
         return self.join(F.scaled_dot_product_attention(*self.qkv(x), scale=1.0))
 
     def mix(self, gates: Tensor, outs: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class RoutedProduct(Routed):
 
 
 class RoutedWritten(Routed):
-    def attention(self, x: Tensor) -> Tensor:
+    def attention(self, x: Tensor) -> Any:
         q, k, v = self.qkv(x)
         return self.join((q @ k.mT).softmax(dim=-1) @ v)
 
@@ -71,7 +71,7 @@ class GatedHeads(Spelled):
         super().__init__()
         self.gate = nn.Linear(DIM, HEADS)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         out = F.scaled_dot_product_attention(*self.qkv(x), scale=1.0)
         return self.join(out * torch.softmax(self.gate(x), -1).transpose(1, 2)[..., None])
 
@@ -89,7 +89,7 @@ class Selective(nn.Module):
         super().__init__()
         self.attn, self.fc = Mae(), nn.Linear(DIM, 2 * DIM)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         branches = torch.stack([self.attn(x), x], 1)
         weights = self.fc(branches.sum(1).mean(1)).view(-1, 2, DIM).softmax(dim=1)
         return (branches * weights[:, :, None]).sum(1)
@@ -109,7 +109,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.attn, self.head, self.softmax = Mae(), nn.Linear(DIM, 5), nn.Softmax(dim=-1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.softmax(self.head(self.attn(x)).mean(1))
 
 
@@ -121,7 +121,7 @@ def classifier(m: Any, normalize: Normalize, x: Tensor) -> Any:
 class WithLoss(Classifier):
     """DINO's, CLIP's and SwAV's losses as methods of the model: products and softmaxes, none of them attention."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.attn(x)
 
     def distillation(self, student: Tensor, teacher: Tensor) -> Tensor:

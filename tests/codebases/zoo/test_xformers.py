@@ -58,14 +58,14 @@ class Base(nn.Module):
 class Imported(Base):
     """EVA's: the function as a name of the module."""
 
-    def forward(self, x: Tensor, bias: Any = None) -> Tensor:
+    def forward(self, x: Tensor, bias: Any = None) -> Any:
         return self.proj(memory_efficient_attention(*self.parts(x), attn_bias=bias).flatten(2))
 
 
 class OfItsModule(Base):
     """``xops.memory_efficient_attention``, with a bias by position, p and scale."""
 
-    def forward(self, x: Tensor, bias: Any = None) -> Tensor:
+    def forward(self, x: Tensor, bias: Any = None) -> Any:
         import xformers.ops as xops
 
         q, k, v = self.parts(x)
@@ -77,14 +77,14 @@ class InAttribute(Base):
         super().__init__()
         self.attn_op = memory_efficient_attention
 
-    def forward(self, x: Tensor, bias: Any = None) -> Tensor:
+    def forward(self, x: Tensor, bias: Any = None) -> Any:
         return self.proj(self.attn_op(*self.parts(x), attn_bias=bias).flatten(2))
 
 
 class Folded(Base):
     """Heads in the batch, [B * heads, N, D], as latent diffusion's code has it."""
 
-    def forward(self, x: Tensor, bias: Any = None) -> Tensor:
+    def forward(self, x: Tensor, bias: Any = None) -> Any:
         q, k, v = (t.transpose(1, 2).flatten(0, 1).contiguous() for t in self.parts(x))
         out = memory_efficient_attention(q, k, v, attn_bias=bias)
         return self.proj(out.unflatten(0, (len(x), -1)).transpose(1, 2).flatten(2))
@@ -111,7 +111,7 @@ every_call = pytest.mark.parametrize(
 )
 
 
-def reference(m: Any, normalize: Normalize, x: Tensor, bias: Tensor) -> Tensor:
+def reference(m: Any, normalize: Normalize, x: Tensor, bias: Tensor) -> Any:
     q, k, v = qkv_of(m.qkv(x))
     return m.proj(merge(attend(normalize, rope(q), rope(k), v, bias=bias.to(x.dtype))))
 
@@ -184,10 +184,11 @@ def test_describe_names_the_layers() -> None:
 class Both(Base):
     """Its own function and SDPA, whose answer alone must not vouch for both under torch.compile."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         q, k, v = self.parts(x)
-        heads = (t.transpose(1, 2) for t in (q, k, v))
-        twice = memory_efficient_attention(q, k, v) + nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2)
+        heads = [t.transpose(1, 2) for t in (q, k, v)]
+        answer: Tensor = nn.functional.scaled_dot_product_attention(heads[0], heads[1], heads[2])
+        twice = memory_efficient_attention(q, k, v) + answer.transpose(1, 2)
         return self.proj(twice.flatten(2))
 
 

@@ -26,9 +26,16 @@ TRAIN, TEST = (2, 3, 6), (1, 4, 5)  # from 1, as MATLAB counts
 def depth_of(number: int) -> np.ndarray:
     """[480, 640] metres, with a hole."""
     rows, columns = np.mgrid[:480, :640]
-    metres = (1 + number / 10 + rows / 120 + columns / 640).astype(np.float32)
+    metres: np.ndarray = (1 + number / 10 + rows / 120 + columns / 640).astype(np.float32)
     metres[100:110, 200:220] = 0
     return metres
+
+
+def read(path: Path) -> np.ndarray:
+    """Pixels as OpenCV finds them stored."""
+    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    assert pixels is not None
+    return pixels
 
 
 def write_mat(folder: Path, changes: dict[str, Any] | None = None) -> None:
@@ -79,10 +86,10 @@ def test_the_files_are_those_of_bts(converted: Path) -> None:
 
 @pytest.mark.parametrize(("number", "below"), [(0, "official_splits/test/bathroom"), (2, "sync/kitchen")])
 def test_pixels_and_millimetres_are_those_of_the_mat(converted: Path, number: int, below: str) -> None:
-    stored = cv2.imread(str(converted / below / f"sync_depth_{number:05d}.png"), cv2.IMREAD_UNCHANGED)
+    stored = read(converted / below / f"sync_depth_{number:05d}.png")
     assert stored.dtype == np.uint16
     np.testing.assert_array_equal(stored, (depth_of(number) * 1000).astype(np.uint16))
-    image = cv2.imread(str(converted / below / f"rgb_{number:05d}.jpg"))[:, :, ::-1].astype(int)
+    image = read(converted / below / f"rgb_{number:05d}.jpg")[:, :, ::-1].astype(int)
     inner = (slice(10, 470), slice(10, 628))  # JPEG blurs the frame's edge
     assert np.abs(image[inner] - picture(number, 480, 640)[inner]).mean() < 2
     assert max(image[:6].max(), image[475:].max(), image[:, :6].max(), image[:, 633:].max()) < 60, "a black frame"
@@ -100,7 +107,7 @@ def test_the_check_accepts_them_and_the_probe_reads_them(converted: Path) -> Non
 def test_holes_are_filled_where_that_is_asked_for(shipped: Path, tmp_path: Path) -> None:
     done, notes = convert("nyuv2", shipped, tmp_path / "out", Options(filled=True))
     assert done.written == 2 * len(ROOMS) + 2 and any("filled" in note for note in notes)
-    stored = cv2.imread(str(tmp_path / "out/sync/kitchen/sync_depth_00002.png"), cv2.IMREAD_UNCHANGED)
+    stored = read(tmp_path / "out/sync/kitchen/sync_depth_00002.png")
     assert stored[105, 210] == 500
 
 

@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from helpers import official_trainers as trainers
 
 SCRIPT = """
 import os
@@ -44,7 +46,7 @@ print("ALL ON THE CPU")
 
 
 @pytest.mark.timeout(300)
-def test_cuda_calls_are_answered_by_the_cpu_and_it_says_so_loudly(tmp_path):
+def test_cuda_calls_are_answered_by_the_cpu_and_it_says_so_loudly(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     launcher = [sys.executable, "-m", "attn_plugins.launch", "--device", "cpu", "--", str(script)]
@@ -55,7 +57,7 @@ def test_cuda_calls_are_answered_by_the_cpu_and_it_says_so_loudly(tmp_path):
     assert "NOT for training" in done.stderr
 
 
-def test_the_stand_ins_for_xformers_do_what_plain_attention_does():
+def test_the_stand_ins_for_xformers_do_what_plain_attention_does() -> None:
     from attn_plugins.trainers.launch.xformers import index_select_cat, memory_efficient_attention, scaled_index_add
 
     q, k, v = torch.randn(3, 2, 5, 4, 8).unbind()
@@ -74,7 +76,7 @@ def test_the_stand_ins_for_xformers_do_what_plain_attention_does():
     torch.testing.assert_close(added[0], x[0])
 
 
-def test_packed_sequences_do_not_see_each_other():
+def test_packed_sequences_do_not_see_each_other() -> None:
     fmha = pytest.importorskip("xformers.ops.fmha", reason="needs xformers for its BlockDiagonalMask")
     from attn_plugins.trainers.launch.xformers import memory_efficient_attention
 
@@ -83,3 +85,49 @@ def test_packed_sequences_do_not_see_each_other():
     packed = memory_efficient_attention(q, k, v, attn_bias=mask)
     alone = memory_efficient_attention(q[:, :3], k[:, :3], v[:, :3])
     torch.testing.assert_close(packed[:, :3], alone)
+
+
+MEANS = """
+import sys
+import torch, torch.distributed as dist
+from torch.distributed import ReduceOp
+from attn_plugins.trainers.launch.cpu import instead_of_cuda
+
+def without_averages(function):
+    # as gloo has it in torch 2.7
+    def collective(*args, op=ReduceOp.SUM, **kwargs):
+        if op == ReduceOp.AVG:
+            raise ValueError("Cannot use ReduceOp.AVG with Gloo")
+        return function(*args, op=op, **kwargs)
+    return collective
+
+for name in ("all_reduce", "reduce_scatter_tensor"):
+    setattr(dist, name, without_averages(getattr(dist, name)))
+with instead_of_cuda():
+    dist.init_process_group("nccl")
+    rank = dist.get_rank()
+    mine = torch.tensor([1.0, 8.0]) * (rank + 1)
+    told = {name: mine.clone() for name in ("given", "mean", "sum", "alone")}
+    dist.all_reduce(told["mean"], op=ReduceOp.AVG)
+    told["later"] = mine.clone().requires_grad_()
+    dist.all_reduce(told["later"], op=ReduceOp.AVG, async_op=True).wait()
+    dist.all_reduce(told["sum"])
+    told["part"] = torch.empty(1)
+    dist.reduce_scatter_tensor(told["part"], told["given"], op=ReduceOp.AVG)
+    dist.all_reduce(told["alone"], ReduceOp.AVG, dist.new_group([0]))
+    torch.save(told, f"{sys.argv[1]}/{rank}.pt")
+    dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_means_over_processes_where_gloo_has_none(tmp_path: Path) -> None:
+    (tmp_path / "means.py").write_text(MEANS)
+    trainers.run(tmp_path / "means.py", tmp_path, processes=2)
+    for rank, part in enumerate([1.5, 12.0]):
+        told = torch.load(tmp_path / f"{rank}.pt")
+        mine = [1.0 + rank, 8.0 + 8 * rank]
+        assert told["mean"].tolist() == told["later"].tolist() == [1.5, 12.0]
+        assert told["sum"].tolist() == [3.0, 24.0]
+        assert told["part"].tolist() == [part]
+        assert told["given"].tolist() == told["alone"].tolist() == mine

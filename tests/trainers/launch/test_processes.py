@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 pytestmark = pytest.mark.slow
 
@@ -14,16 +15,17 @@ SCRIPT = str(Path(__file__).parent / "gradients.py")
 SPEC = "entmax_alpha+registers:num=2"
 
 
-def gradients(processes, path):
+def gradients(processes: int, path: Path) -> dict[str, Tensor]:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*torchrun, SCRIPT, SPEC, path], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    return torch.load(path, weights_only=True)
+    out: dict[str, Tensor] = torch.load(path, weights_only=True)
+    return out
 
 
 @pytest.mark.timeout(300)
-def test_two_processes_give_the_gradients_of_one(tmp_path):
+def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
     one, two = gradients(1, tmp_path / "1.pth"), gradients(2, tmp_path / "2.pth")
     assert one.keys() == two.keys()
     assert all(one[name].abs().max() > 0 for name in one if "logit" in name or "qkv" in name)
