@@ -11,6 +11,7 @@ from typing import Any
 from .by_layer import Ramp
 
 __all__ = [
+    "ORDERS",
     "SCALE",
     "SCALES",
     "Value",
@@ -24,6 +25,8 @@ __all__ = [
 
 Value = bool | int | float | str | Ramp
 
+ORDERS = ("together", "deep_first", "shallow_first")
+"""Of layers whose alpha is annealed."""
 SCALE = "scale"
 """Parameter of every normalizer that has none of that name: a factor on its scores."""
 SCALES = ("per_head", "learnable", "asentmax")

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..functional.anneal import ORDERS
+from ..params import ORDERS
 
 __all__ = ["AMP", "STARTS", "TRAINED", "Recipe"]
 

@@ -37,7 +37,7 @@ COMMANDS = {
 }
 
 # What only some models need, and no extra that a command names has.
-SEPARATE = ("transformers", "xformers", "adasplash", "wandb")
+SEPARATE = ("transformers", "xformers", "adasplash", "wandb", "peft")
 
 
 class _Parser(argparse.ArgumentParser):

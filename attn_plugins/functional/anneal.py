@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ..params import ORDERS
 from ..record import decode, encode
 from ..registry import register_normalizer
 from .alpha import MIN_ALPHA
@@ -18,7 +19,6 @@ from .plain import sizes
 __all__ = ["NAME", "ORDERS", "SHAPES", "EntmaxAnneal", "annealed", "stand"]
 
 SHAPES = ("linear", "cosine")
-ORDERS = ("together", "deep_first", "shallow_first")
 NAME = "entmax_anneal"
 _MILLION = 1_000_000
 

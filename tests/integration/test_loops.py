@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import runpy
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,6 +37,8 @@ Start = Callable[..., str]
 def start(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Start]:
     """Runs `python SCRIPT.py OUT STEPS` in this process, in which the libraries are imported once; what it prints."""
     monkeypatch.syspath_prepend(str(FOLDER))
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
 
     def run(script: str, out: Path, steps: int) -> str:
         monkeypatch.setattr(sys, "argv", [script, str(out), str(steps)])
@@ -46,6 +50,9 @@ def start(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     with torch.random.fork_rng():
         yield run
     sys.modules.pop("yours", None)
+    if "accelerate" in sys.modules:  # which keeps one state a process
+        state: Any = importlib.import_module("accelerate.state")
+        state.AcceleratorState._reset_state(reset_partial_state=True)
     for name in os.environ.keys() - before:  # Lightning's seed, Accelerate's device
         del os.environ[name]
 

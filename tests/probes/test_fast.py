@@ -89,7 +89,8 @@ def test_the_validation_is_what_the_head_predicts_from_images(trained: Runner) -
     for index in range(len(data)):
         predicted = inference_model(model, data.dataset.get_data_info(index)["img_path"]).pred_sem_seg.data
         truth = data[index]["data_samples"].gt_sem_seg.data
-        metric.process({}, [{"pred_sem_seg": {"data": predicted}, "gt_sem_seg": {"data": truth}}])
+        sample = {"pred_sem_seg": {"data": predicted}, "gt_sem_seg": {"data": truth}, "img_path": str(index)}
+        metric.process({}, [sample])
     again = metric.evaluate(len(data))
     (recorded,) = read_result(folder / "probe.json").evaluations_of("val")
     assert again["aAcc"] == pytest.approx(recorded.metrics["aAcc"], abs=0.3)

@@ -29,7 +29,7 @@ class PixelsAndPosition(BaseModule):
 
     def __init__(self, **ignored: Any) -> None:
         super().__init__()
-        self.channels = [11]
+        self.channels, self.tuned = [11], False
         self.identity: dict[str, Any] = {
             "sha256": None,
             "plugins": "none",
@@ -38,6 +38,9 @@ class PixelsAndPosition(BaseModule):
             "arch": "pixels",
         }
         self.identity |= {"norm": True, "cls_token": False}
+
+    def told(self) -> dict[str, Any]:
+        return self.identity
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
         colors = torch.nn.functional.avg_pool2d(images, 4)

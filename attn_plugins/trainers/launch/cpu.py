@@ -65,6 +65,18 @@ def _to_cpu(device: Any) -> Any:
     return device
 
 
+def _gloo_averages() -> bool:
+    """Whether this torch's gloo knows `ReduceOp.AVG`, which 2.7's does not; asked of a group of one."""
+    options = dist.AllreduceOptions()
+    options.reduceOp = dist.ReduceOp.AVG
+    try:
+        group: Any = dist.ProcessGroupGloo(dist.HashStore(), 0, 1)
+        group.allreduce([torch.ones(1)], options).wait()
+    except (RuntimeError, ValueError):
+        return False
+    return True
+
+
 def _replacements() -> list[tuple[Any, str, Any]]:
     init_process_group, new_group, all_gather = dist.init_process_group, dist.new_group, dist.all_gather_into_tensor
     all_reduce, reduce_scatter = dist.all_reduce, dist.reduce_scatter_tensor
@@ -109,12 +121,17 @@ def _replacements() -> list[tuple[Any, str, Any]]:
                 dist.broadcast(tensor.detach(), src=0)
         fsdp(self, module, *args, **{**kwargs, "device_id": torch.device("cpu")})
 
+    # Where gloo knows them they stay torch's own: torch.compile has a rule for those, and upstream compiles a loss.
+    means = (
+        []
+        if _gloo_averages()
+        else [(dist, "all_reduce", gloo_reduce), (dist, "reduce_scatter_tensor", gloo_reduce_scatter)]
+    )
     return [
+        *means,
         (dist, "init_process_group", gloo),
         (dist, "new_group", gloo_group),
         (dist, "all_gather_into_tensor", gloo_gather),
-        (dist, "all_reduce", gloo_reduce),
-        (dist, "reduce_scatter_tensor", gloo_reduce_scatter),
         (DeviceMesh, "__init__", cpu_mesh),
         (nn.parallel.DistributedDataParallel, "__init__", cpu_ddp),
         (FSDP, "__init__", cpu_fsdp),

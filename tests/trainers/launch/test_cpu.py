@@ -91,6 +91,7 @@ MEANS = """
 import sys
 import torch, torch.distributed as dist
 from torch.distributed import ReduceOp
+from attn_plugins.trainers.launch import cpu
 from attn_plugins.trainers.launch.cpu import instead_of_cuda
 
 def without_averages(function):
@@ -103,6 +104,7 @@ def without_averages(function):
 
 for name in ("all_reduce", "reduce_scatter_tensor"):
     setattr(dist, name, without_averages(getattr(dist, name)))
+cpu._gloo_averages = lambda: False
 with instead_of_cuda():
     dist.init_process_group("nccl")
     rank = dist.get_rank()
