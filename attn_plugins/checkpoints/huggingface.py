@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -181,11 +182,13 @@ def _load_plugins(model: nn.Module, state: Mapping[str, Tensor], where: str) -> 
 
 def _names_in_file(model: Any, names: Iterable[str], state: Mapping[str, Any]) -> dict[str, str]:
     """{name in the folder: name in the model}: `save_pretrained` writes the names of transformers' earlier releases."""
-    from transformers.core_model_loading import revert_weight_conversion
-
     own = list(names)
-    marks = revert_weight_conversion(model, {name: torch.tensor(index) for index, name in enumerate(own)})
-    stored = {name: own[int(mark)] for name, mark in marks.items()}
+    stored = {name: name for name in own}
+    if importlib.util.find_spec("transformers.core_model_loading") is not None:  # before, the names are the model's
+        from transformers.core_model_loading import revert_weight_conversion
+
+        marks = revert_weight_conversion(model, {name: torch.tensor(index) for index, name in enumerate(own)})
+        stored = {name: own[int(mark)] for name, mark in marks.items()}
     base = f"{model.base_model_prefix}."  # a classifier's folder loaded as its base model, or the other way round
     for name in list(stored):
         other = name.removeprefix(base) if name.startswith(base) else base + name

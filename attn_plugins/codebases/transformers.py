@@ -11,6 +11,7 @@ Follows transformers 5.23 (``integrations/sdpa_attention.py`` for the arguments 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import inspect
 import sys
 from typing import Any
@@ -132,12 +133,14 @@ def _merge(mask: Any, bias: Tensor | None) -> Tensor | None:
 
 
 def _overrides(base: Any) -> dict[str, Any]:
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
     from transformers.modeling_utils import AttentionInterface
 
     AttentionInterface.register(IMPLEMENTATION, attention_forward)
-    # For a model that is given the name itself: without this, transformers drops its masks.
-    AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+    if importlib.util.find_spec("transformers.masking_utils") is not None:  # before, models make their masks themselves
+        from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+        # For a model that is given the name itself: without this, transformers drops its masks.
+        AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         # Remembered here because some models (SigLIP) do not hand it on to the implementation.

@@ -203,7 +203,8 @@ def test_export() -> None:
     expected = model(x)
     with attn_plugins.exportable(model):
         program = torch.export.export(model, (x,))
-    assert not [node for node in program.graph.nodes if "attn_plugins" in str(node.target)]
+    called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert called and not [name for name in called if "attn_plugins" in name]
     torch.testing.assert_close(program.module()(x), expected, atol=1e-5, rtol=1e-4)
 
 
@@ -212,13 +213,13 @@ def test_command_line(tmp_path: Path) -> None:
     for words, said in (
         (["--version"], attn_plugins.__version__),
         (["list"], "entmax15"),
-        (["env"], f"torch         {torch.__version__.partition('+')[0]}"),
+        (["env"], f"torch {torch.__version__.partition('+')[0]}"),
         (["inspect", str(tmp_path / "model.pth")], "patch size"),
     ):
         command = [sys.executable, "-m", "attn_plugins", *words]
         done = subprocess.run(command, capture_output=True, text=True, timeout=110, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert said in done.stdout
+        assert said in " ".join(done.stdout.split())
 
 
 def _trainer(name: str, *needed: str) -> Path:
