@@ -31,16 +31,12 @@ class Write(NamedTuple):
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may say beyond the source; `None` and `False` are "not said".
+    """What a user may say beyond the source.
 
     Attributes:
-        mapping: file of the full ADE20K's indices and the classes that they become.
-        voc: the VOC2012 folder that SBD's masks are added to.
         filled: NYUv2's depth maps whose holes were filled, instead of the measured ones.
     """
 
-    mapping: Path | None = None
-    voc: Path | None = None
     filled: bool = False
 
 
