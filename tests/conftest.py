@@ -31,6 +31,13 @@ settings.load_profile("same draws")
 
 
 @pytest.fixture(autouse=True)
+def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test is one process of several by what Lightning or mmengine left in the environment of another."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
 def _same_random_numbers() -> None:
     """Every test starts from the same state, whichever run before it in its process."""
     torch.manual_seed(0)

@@ -37,8 +37,6 @@ Start = Callable[..., str]
 def start(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Start]:
     """Runs `python SCRIPT.py OUT STEPS` in this process, in which the libraries are imported once; what it prints."""
     monkeypatch.syspath_prepend(str(FOLDER))
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
 
     def run(script: str, out: Path, steps: int) -> str:
         monkeypatch.setattr(sys, "argv", [script, str(out), str(steps)])
