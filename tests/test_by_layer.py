@@ -183,6 +183,7 @@ def test_a_folder_of_transformers_tells_it(tmp_path: Path) -> None:
     assert torch.equal(again(images()).last_hidden_state, model(images()).last_hidden_state)
 
 
+@pytest.mark.slow
 def test_an_exported_program_computes_it() -> None:
     model = attn_plugins.patch(vit(), RAMP)
     with attn_plugins.exportable(model):

@@ -220,6 +220,7 @@ def test_twenty_models_of_two_specs_and_ten_epochs(run: tuple[Path, Path], tmp_p
             check_layout(out, tmp_path / f"{width}-{dark}", width, dark)
 
 
+@pytest.mark.slow
 def test_a_figure_gives_the_same_bytes_again(run: tuple[Path, Path]) -> None:
     folder, data = run
     subjects = [Subject.of(subject.load(), subject.name) for subject in from_checkpoints([folder / "3.pth"])]
@@ -231,6 +232,7 @@ def test_a_figure_gives_the_same_bytes_again(run: tuple[Path, Path]) -> None:
             assert [one.render(form) for form in one.forms] == [other.render(form) for form in other.forms]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pib", "pca", "diffusion", "discovery", "attention", "maps", "norms", "drift"])
 def test_analyze_writes_each_figure(
     run: tuple[Path, Path], kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -256,6 +258,7 @@ def test_analyze_layers_and_what_is_refused(
     assert "size=30 is no multiple of the patch size 8" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_statistics_over_all_images(
     run: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

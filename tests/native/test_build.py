@@ -66,6 +66,7 @@ def test_compiles_once_announces_it_and_keeps_the_result(
     assert files == [(path, path.stat().st_mtime_ns) for path in sorted(cache.iterdir())] and len(announced()) == 1
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize(
     "damage",
@@ -147,6 +148,7 @@ def test_a_full_disk_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert load()[1] is None
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_what_killed_builds_have_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATTN_PLUGINS_CACHE_DIR", str(tmp_path / "cache"))
@@ -170,6 +172,7 @@ def test_messages_in_any_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert load()[0] is None
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_compiler_in_a_folder_with_a_space_and_one_with_options(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -227,6 +230,7 @@ def test_torch_in_a_folder_with_a_space(tmp_path: Path) -> None:
     assert done.stdout.splitlines() == ["True", "None"], done.stderr
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="switches x86 instructions off")
 @pytest.mark.parametrize("flag", ["-mno-avx512f", "-mno-avx"])
@@ -298,6 +302,7 @@ def test_a_compiler_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.M
     assert not list(Path(tmp_path / "cache").glob("kernels*"))
 
 
+@pytest.mark.slow
 def test_without_a_compiler_plain_torch_gives_the_same(tmp_path: Path) -> None:
     program = """
 import warnings, torch

@@ -81,6 +81,7 @@ def results(x: list[Tensor], alpha: float, backend: str, **masks: Any) -> list[T
     return [out, *torch.autograd.grad((out * weight).sum(), wrt)]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiled")
 class TestEveryInstructionSet:
     @settings(max_examples=120)
@@ -109,6 +110,7 @@ class TestEveryInstructionSet:
             )
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(**CASE)
 def test_the_choice_does_not_show(

@@ -91,6 +91,7 @@ def losses_of_two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("wrap", WRAPS)
 def test_two_processes_do_what_one_does(

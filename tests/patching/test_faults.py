@@ -98,6 +98,7 @@ def test_patch_is_all_or_nothing(number: int) -> None:
     assert faults(vit, lambda model: attn_plugins.patch(model, SPEC), number) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [40, pytest.param(200, marks=pytest.mark.nightly)])
 def test_patching_over_another_patch_is_all_or_nothing(number: int) -> None:
     def prepare() -> nn.Module:
@@ -106,6 +107,7 @@ def test_patching_over_another_patch_is_all_or_nothing(number: int) -> None:
     assert faults(prepare, lambda model: attn_plugins.patch(model, "entmax15+gated"), number) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [40, pytest.param(200, marks=pytest.mark.nightly)])
 def test_unpatch_is_all_or_nothing(number: int) -> None:
     assert faults(lambda: attn_plugins.patch(vit(), SPEC), attn_plugins.unpatch, number) == 0

@@ -123,6 +123,7 @@ def test_a_replaced_layer_is_a_lost_patch() -> None:
         attn_plugins.patching.spec_of(model)
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text(max_size=8), st.integers() | st.text(max_size=20) | st.booleans(), max_size=4))
 def test_any_record_comes_back(fields: dict[str, Any]) -> None:
     record = {**fields, "spec": "entmax15"}

@@ -78,6 +78,7 @@ def test_gradient_checkpointing(spec: str, reentrant: bool) -> None:
     assert_all_close(gradients(model, recomputed), gradients(model, lambda: model(x)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ["entmax15", "entmax_alpha", "entmax:alpha=1.3"])
 def test_torch_compile_in_one_graph(spec: str) -> None:
     model, x = attn_plugins.patch(TinyViT(depth=2), spec), images()
@@ -94,6 +95,7 @@ def test_torch_compile_with_inductor() -> None:
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 def test_torch_compile_with_checkpointing() -> None:
     model, x = attn_plugins.patch(TinyViT(depth=1), "entmax15").train(), images().requires_grad_()
 

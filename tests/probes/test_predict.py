@@ -57,6 +57,7 @@ def deep(folder: Path, roots: dict[str, Path]) -> Any:
     return trained("nyuv2_linear4_depth", folder, roots)
 
 
+@pytest.mark.slow
 def test_masks_are_those_of_mmseg(segmenter: Any, photo: Path) -> None:
     work_dir = Path(segmenter.work_dir)
     model = init_model(copy.deepcopy(segmenter.cfg), str(work_dir / "iter_2.pth"), device="cpu")
@@ -70,6 +71,7 @@ def test_masks_are_those_of_mmseg(segmenter: Any, photo: Path) -> None:
     assert probe.record.classes[15] == "person" and len(probe.record.palette) == 21
 
 
+@pytest.mark.slow
 def test_depth_is_that_of_mmseg(deep: Any, photo: Path) -> None:
     work_dir = Path(deep.work_dir)
     model = init_model(copy.deepcopy(deep.cfg), str(work_dir / "iter_2.pth"), device="cpu")

@@ -67,6 +67,7 @@ def test_softmax_is_not_told(log: Callable[[], list[str]]) -> None:
     assert log() == []
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_told_at_the_end(tmp_path: Path) -> None:
     code = (
         "import torch\n"

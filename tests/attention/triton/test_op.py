@@ -34,6 +34,7 @@ class Block(nn.Module):
         return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -85,6 +86,7 @@ def test_fully_sharded(tmp_path: Path) -> None:
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_what_is_kept_grows_with_the_rows_not_with_their_square() -> None:
     """Besides its inputs, a call keeps the output and one float per row."""
     kept = {}
