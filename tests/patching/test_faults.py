@@ -16,7 +16,7 @@ from torch import nn
 import attn_plugins
 from attn_plugins.patching import ANSWERED
 
-from .models import TinyViT, images, snapshot
+from .models import images, snapshot, tiny_vit
 
 timm = pytest.importorskip("timm")
 
@@ -114,7 +114,7 @@ def test_unpatch_is_all_or_nothing(number: int) -> None:
 
 
 def test_ctrl_c_while_attributes_are_taken_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = attn_plugins.patch(TinyViT(), "entmax_alpha"), images()
+    model, x = attn_plugins.patch(tiny_vit(), "entmax_alpha"), images()
     output, before = model(x), snapshot(model)
     seen = 0
     original = attn_plugins.swap.remove
@@ -131,6 +131,6 @@ def test_ctrl_c_while_attributes_are_taken_off(monkeypatch: pytest.MonkeyPatch) 
         attn_plugins.unpatch(model)
     assert snapshot(model) == before and torch.equal(model(x), output)
     monkeypatch.undo()
-    bare = TinyViT()
+    bare = tiny_vit()
     bare.load_state_dict(attn_plugins.unpatch(model).state_dict())
     assert torch.equal(bare(x), model(x))
