@@ -139,6 +139,7 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     return built(tmp_path_factory.mktemp("dense"), "-DFEW=1000000")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("which", range(3))
 def test_what_is_not_finite_reaches_the_same_places(dense: ctypes.CDLL, bad: float, which: int) -> None:

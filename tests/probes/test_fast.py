@@ -82,6 +82,7 @@ def inference_inputs(model: Any, path: str) -> torch.Tensor:
     return out
 
 
+@pytest.mark.slow
 def test_the_validation_is_what_the_head_predicts_from_images(trained: Runner) -> None:
     """mmseg's inference API, from the files alone, reaches the recorded mIoU."""
     folder = Path(trained.work_dir)

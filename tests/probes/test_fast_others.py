@@ -90,6 +90,7 @@ def test_a_step_of_depth_is_that_of_the_probe_on_the_images(deep: Runner) -> Non
             torch.testing.assert_close(found[name], value, atol=2e-3, rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_depth_is_validated_as_it_is_predicted(deep: Runner) -> None:
     """From the file alone, by `load`, on the images."""
     folder = Path(deep.work_dir)

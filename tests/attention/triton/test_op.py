@@ -54,6 +54,7 @@ def test_opcheck(options: dict[str, Any]) -> None:
     torch.library.opcheck(entmax_attention, args)
 
 
+@pytest.mark.slow
 def test_compiles_to_one_graph() -> None:
     block = Block().to(DEVICE)
     x = torch.randn(2, 20, 32, device=DEVICE, requires_grad=True)
