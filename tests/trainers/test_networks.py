@@ -112,7 +112,7 @@ def test_networks_on_the_meta_device_are_initialised_with_their_plugins() -> Non
     network.init_weights()
     assert network.cls_token.eq(1).all()
     for block in network.blocks:
-        normalizer: Any = block.attn.attn_plugins_normalizer
+        normalizer: Any = block.get_submodule("attn.attn_plugins_normalizer")
         torch.testing.assert_close(normalizer.alpha, torch.full((2,), 1.25))
 
 

@@ -49,7 +49,7 @@ def test_layers_that_answer_nothing_are_named_and_the_rest_counted(log: Callable
     patch_networks("entmax15", network)
     network.blocks[0](torch.randn(1, 5, 16))
 
-    def forward(x: Tensor) -> Tensor:
+    def forward(pictures: Tensor) -> Tensor:
         tokens: Tensor = network.blocks[1](network.blocks[0](torch.randn(1, 5, 16)))
         return tokens
 
