@@ -20,7 +20,7 @@ from attn_plugins.probes.run.folder import default_iterations
 from attn_plugins.results import collect, read_images, read_result
 from attn_plugins.results import render as render_table
 
-from .conftest import ARCH, OPTIONS, tiny_vit
+from ..conftest import ARCH, OPTIONS, tiny_vit
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (21, 3)).astype(np.uint8)
 
