@@ -9,7 +9,7 @@ from typing import Any
 __all__ = ["add_parser"]
 
 DATASETS = ("voc2012", "ade20k", "cityscapes", "nyuv2", "kitti", "sunrgbd", "imagenet")
-CONVERTED = ("imagenet", "voc2012", "cityscapes", "nyuv2", "kitti", "sunrgbd")
+CONVERTED = ("imagenet", "voc2012", "ade20k", "cityscapes", "nyuv2", "kitti", "sunrgbd")
 
 
 def add_parser(subparsers: Any) -> None:
