@@ -119,7 +119,7 @@ def test_what_is_wrong_is_told(shipped: Path, tmp_path: Path) -> None:
 )
 def test_with_other_lists_it_is_not_continued(shipped: Path, tmp_path: Path, changed: str) -> None:
     convert("voc2012", shipped, tmp_path / "out")
-    with (shipped / changed / "val.txt").open("a") as file:
+    with (shipped / changed).open("a") as file:
         file.write("2007_a\n")
     with pytest.raises(FileExistsError, match="was converted from something else"):
         convert("voc2012", shipped, tmp_path / "out")
