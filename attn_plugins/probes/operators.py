@@ -1,18 +1,25 @@
-"""OpenMMLab's own mmseg beside an mmcv without compiled operators: ``mmcv-lite``, or mmcv built without them.
+"""mmseg is imported here first: beside an mmcv without compiled operators, and without its talk about what is missing.
 
-mmsegmentation 1.2.2 imports ``mmcv.ops`` for heads and losses that no probe has, and could not be imported. Importing
-this module is what helps; the maintained packages (``onedl-*``) do without the operators themselves.
+OpenMMLab's own mmsegmentation 1.2.2 imports ``mmcv.ops`` for heads and losses that no probe has, and could not be
+imported. Importing this module helps; the maintained packages (``onedl-*``) do without the operators themselves.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
+import io
 import sys
+import warnings
 from types import ModuleType
 from typing import Any, NoReturn
 
-__all__ = ["stand_in_for_operators"]
+__all__ = ["import_mmseg", "stand_in_for_operators"]
+
+# Of readers and operators that no probe has: it looks like an error to whoever sees it at the start of every command.
+_PRINTED = "Could not import OneDL"
+_WARNED = "Fail to import ``MultiScaleDeformableAttention``"
 
 
 class _Operators(ModuleType):
@@ -46,4 +53,16 @@ def stand_in_for_operators() -> None:
         setattr(sys.modules["mmcv"], "ops", operators)  # noqa: B010
 
 
+def import_mmseg() -> None:
+    """Import mmseg, which then says nothing of what the probes do without; all else that it says is kept."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()) as printed:
+        warnings.filterwarnings("ignore", message=_WARNED)
+        for name in ("mmseg.datasets", "mmseg.models"):
+            importlib.import_module(name)
+    for line in printed.getvalue().splitlines():
+        if line != _PRINTED:
+            print(line)
+
+
 stand_in_for_operators()
+import_mmseg()

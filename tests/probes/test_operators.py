@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
+import subprocess
 import sys
+import warnings
 
 import pytest
 
-from attn_plugins.probes.operators import stand_in_for_operators
+from attn_plugins.probes.operators import import_mmseg, stand_in_for_operators
 
 
 @pytest.fixture
@@ -46,3 +49,28 @@ def test_another_missing_module_is_told(without_operators: pytest.MonkeyPatch) -
     without_operators.setitem(sys.modules, "mmcv.ops", None)
     with pytest.raises(ModuleNotFoundError, match=r"mmcv\.ops"):
         stand_in_for_operators()
+
+
+@pytest.mark.slow
+def test_nothing_is_said_of_what_the_probes_do_without() -> None:
+    told = subprocess.run(
+        [sys.executable, "-c", "import attn_plugins.probes"], capture_output=True, text=True, check=True
+    )
+    assert told.stdout == "" and "MultiScaleDeformableAttention" not in told.stderr
+
+
+def test_what_else_is_said_on_the_way_is_kept(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def say(name: str) -> None:
+        if name != "mmseg.models":
+            return
+        print("Could not import OneDL\na licence has expired")
+        warnings.warn("Fail to import ``MultiScaleDeformableAttention`` from ``mmcv.ops``", stacklevel=2)
+        warnings.warn("this release has a hole", stacklevel=2)
+
+    monkeypatch.setattr(importlib, "import_module", say)
+    with pytest.warns(UserWarning) as warned:
+        import_mmseg()
+    assert capsys.readouterr().out == "a licence has expired\n"
+    assert [str(warning.message) for warning in warned] == ["this release has a hole"]
