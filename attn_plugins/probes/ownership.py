@@ -42,10 +42,16 @@ def require_same_backbone(theirs: Any, own: Mapping[str, Any]) -> None:
     differ = backbone_differences({**dict.fromkeys(("plugins", "layers", "norm", "cls_token")), **theirs}, own)
     if differ:
         told = "; ".join(f"{key}: trained with {was!r}, now {now!r}" for key, (was, now) in differ.items())
-        raise ValueError(
-            f"this head belongs to another backbone. {told}. Its file was {theirs.get('checkpoint')}; give that as "
-            "model.backbone.checkpoint"
+        raise ValueError(f"this head belongs to another backbone. {told}. {_remedy(theirs, own, set(differ))}")
+
+
+def _remedy(theirs: Mapping[str, Any], own: Mapping[str, Any], differ: set[str]) -> str:
+    if differ == {"digest"} and theirs.get("sha256") is not None and theirs["sha256"] == own.get("sha256"):
+        return (
+            "Its file is this one, byte for byte, and other code made a model of it: the official code is taken where "
+            "DINO_ROOT, DINOV2_ROOT or DINOV3_ROOT names a checkout, timm's otherwise. Set it as it was in training"
         )
+    return f"Its file was {theirs.get('checkpoint')}; give that as model.backbone.checkpoint"
 
 
 def identity_inside(state: Any) -> Any:
