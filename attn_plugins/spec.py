@@ -3,7 +3,7 @@
 Grammar: ``name[@layers][:key=value[,key=value]]``, joined with ``+``; one normalizer a layer, any number of mechanisms.
 The same string is used in Python, trainer flags, YAML, mmseg configs, checkpoint metadata and result tables.
 
-``entmax15@6-11`` is entmax15 in the attention layers 6 to 11, counted from 0 as :func:`attn_plugins.describe` lists
+``entmax15@6-11`` is entmax15 in the attention layers 6 to 11, counted from 0 as ``attn_plugins.describe`` lists
 them; the others keep their own softmax. ``sparsemax@0-2/9-11+entmax15@3-8`` gives each its own.
 ``entmax:alpha=1.1..1.5`` has a value for every layer, evenly from the first to the last of those that the name is for.
 """
@@ -95,7 +95,7 @@ class Spec:
         """The one normalizer of all layers.
 
         Raises:
-            ValueError: it differs from layer to layer; :meth:`for_layers` tells.
+            ValueError: it differs from layer to layer; ``for_layers`` tells.
         """
         if self.by_layer:
             raise ValueError(f"{str(self)!r} says something for each layer of a model; here one normalizer applies")
@@ -135,7 +135,7 @@ class Spec:
         """The spec of one plugin.
 
         Args:
-            plugin: a registered name, with ``@layers`` if it is for some; or a callable as :func:`attn_plugins.patch`
+            plugin: a registered name, with ``@layers`` if it is for some; or a callable as ``attn_plugins.patch``
                 takes it.
             params: its parameters; what a spec string can say: bool, int, float or str (``"1.1..1.5"`` too).
 
@@ -178,8 +178,8 @@ def parse(spec: str | Spec | Factory) -> Spec:
     """Read a spec string and check every name and parameter against the registries.
 
     Args:
-        spec: e.g. ``"entmax15"``, ``"entmax:alpha=1.3+registers:num=4"``, names in any case; a :class:`Spec` is
-            returned as it is; a callable normalizer (see :func:`attn_plugins.patch`) becomes the spec of its
+        spec: e.g. ``"entmax15"``, ``"entmax:alpha=1.3+registers:num=4"``, names in any case; a ``Spec`` is
+            returned as it is; a callable normalizer (see ``attn_plugins.patch``) becomes the spec of its
             registered name, or ``unregistered:MODULE.QUALNAME``. Such a string is read only where that callable has
             been registered since: nothing is ever imported for it.
 

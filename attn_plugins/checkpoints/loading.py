@@ -27,12 +27,12 @@ def load_backbone_state(
     """The backbone's tensors under the names of an unwrapped, unchunked model, on the CPU, and what they are.
 
     Args:
-        path: the file or folder; see `identify` for what is read.
+        path: the file or folder; see ``identify`` for what is read.
         spec: the plugin spec that the caller is going to use; None for "whatever the file says".
-        key: `teacher` or `student`, where the file holds both and the teacher is not what is wanted.
+        key: ``teacher`` or ``student``, where the file holds both and the teacher is not what is wanted.
 
     Raises:
-        CheckpointError: as `identify`, or `spec` contradicts the file.
+        CheckpointError: as ``identify``, or ``spec`` contradicts the file.
     """
     state, _, info = backbone_and_heads(path, key)
     if info.shape.problem:
@@ -56,7 +56,7 @@ def backbone_and_heads(
 
 
 def load_backbone(model: nn.Module, path: str | os.PathLike[str], *, key: str | None = None) -> CheckpointInfo:
-    """Fill `model` from a checkpoint: every parameter of it, or an error and nothing changed.
+    """Fill ``model`` from a checkpoint: every parameter of it, or an error and nothing changed.
 
     Block chunks are rearranged to the model's own and a position embedding of another grid is resized
     (bicubic). The model must be patched with the spec that the file was trained with.
@@ -64,13 +64,13 @@ def load_backbone(model: nn.Module, path: str | os.PathLike[str], *, key: str | 
     Args:
         model: a ViT backbone, without its DDP or FSDP wrapper.
         path: the file.
-        key: as in `load_backbone_state`.
+        key: as in ``load_backbone_state``.
 
     Returns:
         What was loaded.
 
     Raises:
-        CheckpointError: as `load_backbone_state`; the model is patched with another spec than the file's; or
+        CheckpointError: as ``load_backbone_state``; the model is patched with another spec than the file's; or
             keys
             are missing, unexpected or of another shape: all of them are listed.
     """

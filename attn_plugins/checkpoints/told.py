@@ -28,7 +28,7 @@ class Told:
     Attributes:
         spec: the canonical plugin spec; where layers differ, that of the last patch; None if nothing is said.
         source: the place that is believed.
-        layers: {attention layer, as `blocks.3.attn`: its spec}, as the layers' own records say; empty without them.
+        layers: {attention layer, as ``blocks.3.attn``: its spec}, as the layers' own records say; empty without them.
         order: of files before there were such records, where layers differ: the normalizer of each attention layer,
             None for one that is not patched; otherwise empty.
     """
@@ -42,13 +42,13 @@ class Told:
 def told(
     checkpoint: Any, states: Iterable[tuple[str, State]], where: str, config: Mapping[str, Any] | None = None
 ) -> Told:
-    """Collect what a loaded checkpoint says of its spec: in tensors, metadata, arguments, our own entry, `config.json`.
+    """Collect what a loaded checkpoint says of its spec: in tensors, metadata, arguments, our entry, ``config.json``.
 
     Args:
         checkpoint: its contents.
         states: (prefix of the backbone, state dict that holds it).
         where: the file, for messages.
-        config: `config.json` beside it.
+        config: ``config.json`` beside it.
 
     Raises:
         CheckpointError: a record is damaged, or two places contradict each other.
@@ -191,7 +191,7 @@ def _records(state: State, prefix: str, where: str) -> dict[str, dict[str, Any]]
 
 
 def _metadata(state: State, prefix: str, where: str) -> Mapping[str, Any] | None:
-    """The record in `_metadata`, which torch keeps beside a state dict's tensors."""
+    """The record in ``_metadata``, which torch keeps beside a state dict's tensors."""
     modules = getattr(state, "_metadata", {})
     if not isinstance(modules, Mapping):
         raise CheckpointError(f"the _metadata of a state dict in {where} is {type(modules).__name__}, no mapping")

@@ -2,7 +2,7 @@
 
 That is: official DINOv2 (xformers, with a ``BlockDiagonalMask`` for nested batches of crops), DINOv2 before
 June 2025, lightly-train's DINOv2, MAE's and other forks of timm 0.4 to 0.6 (softmax over materialised weights),
-where the code is exactly theirs. Official DINOv2's ``Attention`` of today calls SDPA and is left to :mod:`.generic`,
+where the code is exactly theirs. Official DINOv2's ``Attention`` of today calls SDPA and is left to ``generic``,
 as are forks that changed anything.
 
 Modifications:
@@ -41,7 +41,7 @@ FORWARDS = {
     "72bb8e9cb37919d2",  # Attention: timm 0.4.12, and with it MAE
     "75f33abbba615501",  # Attention: timm 0.5.4 and 0.6.13
 }
-"""Digests (:mod:`.exact`) of ``forward``."""
+"""Digests (``exact``) of ``forward``."""
 
 
 def _matches(cls: type) -> bool:
@@ -76,7 +76,6 @@ def scales_inside(base: Any) -> dict[str, Any]:
 
     Mirrors ``NestedTensorBlock.forward_nested`` of facebookresearch/dinov2 at b8931f7.
     """
-
     if not hasattr(base, "forward_nested"):
         return {}
 

@@ -1,4 +1,4 @@
-"""Official DINOv3 and lightly-train's. Its attention calls SDPA and is left to :mod:`.generic`."""
+"""Official DINOv3 and lightly-train's. Its attention calls SDPA and is left to ``generic``."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ class _Tokens(Owned):
 
     @property
     def tokens(self) -> Tensor:
-        """``[1, num, C]``"""
+        """``[1, num, C]``."""
         tokens: Tensor = self.register_tokens[self.key]
         return tokens
 

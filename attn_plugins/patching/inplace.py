@@ -68,7 +68,7 @@ def patch(
             ``"blocks.3"``), or a predicate ``(name, module) -> bool``. None means all, except pooling heads:
             they are patched only by a name or a predicate. Token mechanisms are those of the last spec, for the
             whole ViT, whatever ``layers`` says. Not for a spec that says something for each layer.
-        scales: factors on the scores of every head that were fitted to this backbone (:func:`attn_plugins.calibrate`):
+        scales: factors on the scores of every head that were fitted to this backbone (``attn_plugins.calibrate``):
             a file, or the name of one that comes with the package, ``"dinov2_vits14"``. The spec gets
             ``scale=per_head``.
         other_backbone: take ``scales`` even where they were fitted on another one.
@@ -138,7 +138,13 @@ def patch(
 
 
 def unpatch(model: M) -> M:
-    """Undo :func:`patch`: the original classes again, plugin parameters removed, outputs as before bit for bit.
+    """Undo ``patch``: the original classes again, plugin parameters removed, outputs as before bit for bit.
+
+    Args:
+        model: the module that was patched, or one that contains it; one that is not patched stays as it is.
+
+    Returns:
+        The same model.
 
     Raises:
         ValueError: another library has made a subclass of a patched class since (``fully_shard`` on the
@@ -159,7 +165,12 @@ def unpatch(model: M) -> M:
 def patched(model: M, spec: str | Spec | Callable[..., Any], layers: Layers = None, **options: Any) -> Iterator[M]:
     """Context in which ``model`` is patched; what it was before, patched or not, comes back at the end.
 
-    Args (``options`` are ``scales`` and ``other_backbone``) and errors are those of :func:`patch`.
+    Args:
+        model, spec, layers: as ``patch`` takes them.
+        options: ``scales`` and ``other_backbone``, as ``patch`` takes them.
+
+    Raises:
+        UnknownPluginError, UnsupportedModelError, ValueError: as ``patch``; nothing is changed.
     """
     before = swap.snapshot(model)
     try:
@@ -169,7 +180,7 @@ def patched(model: M, spec: str | Spec | Callable[..., Any], layers: Layers = No
 
 
 def _layers_of(spec: Spec, layers: Layers, found: Survey) -> Layers:
-    """What ``layers`` is to :func:`select_layers`, where the spec may name them instead.
+    """What ``layers`` is to ``select_layers``, where the spec may name them instead.
 
     Raises:
         ValueError: layers are given although the spec tells them apart, or it names one that there is not.

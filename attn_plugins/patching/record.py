@@ -1,6 +1,6 @@
 """A patched model's state dict tells its spec, and weights of another spec are refused.
 
-Twice: as a tensor in every patched layer (:mod:`attn_plugins.record`), which survives whatever happens to a state
+Twice: as a tensor in every patched layer (``attn_plugins.record``), which survives whatever happens to a state
 dict, and beside the tensors, in the ``_metadata`` mapping where PyTorch keeps the versions of modules.
 """
 
@@ -96,7 +96,7 @@ def write_records(model: nn.Module, spec: Spec) -> None:
 
 
 def forget_record(module: nn.Module) -> None:
-    """Take off ``module`` what :func:`write_records` has put there."""
+    """Take off ``module`` what ``write_records`` has put there."""
     for name in (SPEC, WHOLE):
         vars(module).pop(name, None)
     module._buffers.pop(RECORD, None)
