@@ -33,7 +33,7 @@ SETTINGS = Settings(
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]], list[str]]:
     out = tmp_path_factory.mktemp("demo") / "out"
     lines: list[str] = []
-    return out, run(out, SETTINGS, lines.append, command="attn-plugins demo --out elsewhere"), lines
+    return out, run(out, SETTINGS, lines.append, command="attn-plugins demo --pretrain --out elsewhere"), lines
 
 
 @pytest.mark.slow
@@ -56,7 +56,7 @@ def test_the_table_holds_what_was_measured(finished: tuple[Path, list[dict[str, 
     assert json.loads((out / "table.json").read_text())["rows"] == rows
     with (out / "table.csv").open() as file:
         assert [row["method"] for row in csv.DictReader(file)] == ["softmax", "entmax15"]
-    assert "attn-plugins demo --out elsewhere" in (out / "report.html").read_text()
+    assert "attn-plugins demo --pretrain --out elsewhere" in (out / "report.html").read_text()
     text = "\n".join(lines)
     assert "mIoU" in text and "entmax15: voc2012 train" in text and "entmax15: kitti rmse" in text, (
         "progress is shown throughout"
@@ -91,7 +91,7 @@ def test_other_settings_or_a_foreign_folder_are_refused_and_nothing_changes(
 ) -> None:
     out, _, _ = finished
     table = (out / "table.json").read_bytes()
-    assert main(["demo", "--out", str(out), "--steps", "3"]) == 2
+    assert main(["demo", "--pretrain", "--out", str(out), "--steps", "3"]) == 2
     assert "choose another --out" in capsys.readouterr().err
     assert (out / "table.json").read_bytes() == table
     (tmp_path / "thesis.txt").write_text("mine")
