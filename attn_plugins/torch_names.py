@@ -263,7 +263,7 @@ def reshard() -> Callable[..., Any]:
 
 
 def set_reshard(function: Callable[..., Any]) -> None:
-    """Put ``function`` in the place of :func:`reshard`."""
+    """Put ``function`` in the place of ``reshard``."""
     import torch.distributed.fsdp._runtime_utils as runtime
 
     runtime._reshard = function

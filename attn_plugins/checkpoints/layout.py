@@ -34,7 +34,7 @@ _NESTED = 3  # how deep state dicts lie in a file: {"app": {"model": {...}}}
 
 
 def sections(checkpoint: Any) -> dict[str, Mapping[str, Any]]:
-    """{name: mapping} of what a loaded checkpoint holds, "" for the file itself and `app.model` for one inside another.
+    """{name: mapping} of what a loaded checkpoint holds, "" for the file itself, ``app.model`` for one inside another.
 
     Raises:
         CheckpointError: the file is no mapping.
@@ -80,12 +80,12 @@ def backbone_keys(state: Mapping[str, Any], prefix: str) -> tuple[dict[str, str]
 
 
 def is_record(key: object) -> bool:
-    """Whether a key is that of a layer's record (:mod:`attn_plugins.record`)."""
+    """Whether a key is that of a layer's record (``attn_plugins.record``)."""
     return isinstance(key, str) and (key == RECORD or key.endswith("." + RECORD))
 
 
 def flat_key(key: str) -> str:
-    """A key as a plain block list would have it: `blocks.1.7.norm1.weight` → `blocks.7.norm1.weight`.
+    """A key as a plain block list would have it: ``blocks.1.7.norm1.weight`` → ``blocks.7.norm1.weight``.
 
     DINOv2 pads each chunk with identities so that the second number is the block's own index.
     """
@@ -97,7 +97,7 @@ def shape_of(state: Mapping[str, Any], keys: Mapping[str, str], heads: Mapping[s
 
     Args:
         state: the state dict that holds them.
-        keys: `backbone_keys` of it.
+        keys: ``backbone_keys`` of it.
         heads: the keys of its heads.
 
     Raises:
@@ -136,7 +136,7 @@ def shape_of(state: Mapping[str, Any], keys: Mapping[str, str], heads: Mapping[s
 
 
 def square_grid(tensors: Mapping[str, Tensor]) -> tuple[int, int] | None:
-    """(G, P) of a position embedding `[1, P + G², D]`, P positions of prefix tokens; None if it is none, or unclear.
+    """(G, P) of a position embedding ``[1, P + G², D]``, P positions of prefix tokens; None if it is none, or unclear.
 
     How many prefix tokens have a position is told by the other tokens: DeiT's distillation token has one, timm's
     registers come with positions for patches alone. Without either [CLS] has one; 25 positions are then 4 x 6 patches

@@ -25,7 +25,7 @@ _MILLION = 1_000_000
 
 @register_normalizer(NAME)
 class EntmaxAnneal(nn.Module):
-    """entmax whose alpha goes from ``start`` to ``alpha`` as the model trains; :class:`attn_plugins.Anneal` steps it.
+    """entmax whose alpha goes from ``start`` to ``alpha`` as the model trains; ``attn_plugins.Anneal`` steps it.
 
     At 1 it is softmax, exactly and by softmax's own kernels; at its end it is what ``entmax:alpha=`` is. Between 1 and
     1.01 no float32 kernel has correct digits, so alpha stays 1 there and then jumps. Adds no parameters. The state dict

@@ -24,7 +24,7 @@ def require_same_backbone(theirs: Any, own: Mapping[str, Any]) -> None:
 
     Args:
         theirs: the identity that came with the head; None where there is none.
-        own: the identity of the `FrozenViT`.
+        own: the identity of the ``FrozenViT``.
 
     Raises:
         ValueError: the head was trained on another backbone, spec, or choice of features, or says nothing of it.
@@ -49,7 +49,7 @@ def require_same_backbone(theirs: Any, own: Mapping[str, Any]) -> None:
 
 
 def identity_inside(state: Any) -> Any:
-    """What the bytes of `OwnedHead.get_extra_state` say.
+    """What the bytes of ``OwnedHead.get_extra_state`` say.
 
     Raises:
         ValueError: they are damaged.
@@ -61,10 +61,10 @@ def identity_inside(state: Any) -> Any:
 
 
 class OwnedHead:
-    """Mixin of a model over a `FrozenViT` in `backbone`: its state dict holds the backbone's identity, as bytes.
+    """Mixin of a model over a ``FrozenViT`` in ``backbone``: its state dict holds the backbone's identity, as bytes.
 
-    So `load_state_dict`, mmseg's `init_model` and `MMSegInferencer` and mmengine's runner all compare it, before a
-    weight is changed.
+    So ``load_state_dict``, mmseg's ``init_model`` and ``MMSegInferencer`` and mmengine's runner all compare it, before
+    a weight is changed.
     """
 
     backbone: Any
@@ -74,7 +74,7 @@ class OwnedHead:
         return torch.frombuffer(bytearray(json.dumps(self.backbone.told()).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Any) -> None:
-        """Compare; see `require_same_backbone`."""
+        """Compare; see ``require_same_backbone``."""
         require_same_backbone(identity_inside(state), self.backbone.identity)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
@@ -98,7 +98,7 @@ class BackboneIdentityHook(Hook):
     """Writes the frozen backbone's identity into the probe's checkpoints, and refuses a head of another backbone."""
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """Add `checkpoint["meta"]["backbone"]`."""
+        """Add ``checkpoint["meta"]["backbone"]``."""
         checkpoint["meta"]["backbone"] = _backbone(runner).identity
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:

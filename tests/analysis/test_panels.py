@@ -85,6 +85,7 @@ def test_dots_have_a_row_a_model_and_say_their_numbers() -> None:
     assert "50 (40 to 60)" in panel.alt
 
 
+@pytest.mark.slow
 def test_equal_drawings_have_equal_bytes() -> None:
     renders = [
         [panel.render(form) for panel in by_layer("x", "M", "", series(8)) for form in panel.forms] for _ in "ab"

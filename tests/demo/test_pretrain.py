@@ -50,6 +50,7 @@ def weights(methods: list[Method]) -> list[dict[str, Tensor]]:
     return [method.teacher.state_dict() for method in methods]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_same_weights(files: list[Path], tmp_path: Path) -> None:
     whole = pretrain(files, SPECS, TINY, tmp_path / "whole.pth", nothing)
     with pytest.raises(Killed):

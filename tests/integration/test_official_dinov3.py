@@ -24,22 +24,25 @@ def train(upstream: Path, dataset: str, out: Path, spec: str, *options: str, **s
     return trainers.numbers(output, "total_loss"), output
 
 
+# entmax_alpha, whose alphas have to be initialised with the network, in the ordinary tier.
 @pytest.mark.timeout(900)
-def test_two_processes_train_with_entmax15_and_the_teacher_says_so(
-    upstream: Path, dataset: str, tmp_path: Path
+@pytest.mark.parametrize("spec", ["entmax_alpha", pytest.param("entmax15", marks=pytest.mark.nightly)])
+def test_two_processes_train_and_the_teacher_says_with_what(
+    upstream: Path, dataset: str, tmp_path: Path, spec: str
 ) -> None:
-    losses, output = train(upstream, dataset, tmp_path, "entmax15", processes=2)
+    losses, output = train(upstream, dataset, tmp_path, spec, processes=2)
     assert losses
     assert "nan" not in "".join(losses)
-    assert "DinoVisionTransformer number 2: 12 attention layers with entmax15" in output
+    assert f"DinoVisionTransformer number 2: 12 attention layers with {spec}" in output
     saved = tmp_path / "eval/training_1/teacher_checkpoint.pth"
     info = identify(saved)
     assert (info.codebase, info.architecture, info.patch_size, info.registers) == ("dinov3", "vit_small", 16, 2)
-    assert info.spec == "entmax15"
-    state, _ = load_backbone_state(saved, spec="entmax15")
+    assert info.spec == spec
+    state, _ = load_backbone_state(saved, spec=spec)
     assert state["storage_tokens"].shape == (1, 2, 384)
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_what_plugins_learn_is_initialised_with_the_network(upstream: Path, dataset: str, tmp_path: Path) -> None:
     losses, _ = train(upstream, dataset, tmp_path, "entmax_alpha")

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import attn_plugins
 
-from .models import TinyViT, images
+from .models import images, tiny_vit
 
 pytestmark = pytest.mark.nightly
 
@@ -89,7 +89,7 @@ def moved(wrap: Callable[[Any], Any], x: Tensor) -> dict[str, Tensor]:
 
 def heads(spec: str) -> Tensor:
     """TinyViT's output with the heads of each attention layer split over the processes."""
-    model = attn_plugins.patch(TinyViT(), spec)
+    model = attn_plugins.patch(tiny_vit(), spec)
     mesh = init_device_mesh("cpu", (WORLD,))
     rows = torch.arange(96).view(3, WORLD, -1)  # q, k and v of a process's heads
     for block in model.blocks:
@@ -155,7 +155,7 @@ def test_a_step_of_two_processes_is_that_of_one(name: str, told: dict[str, Any],
 
 
 def test_heads_are_shared_out_where_nothing_is_learned_per_head(told: dict[str, Any]) -> None:
-    expected = attn_plugins.patch(TinyViT(), "entmax15")(images())
+    expected = attn_plugins.patch(tiny_vit(), "entmax15")(images())
     torch.testing.assert_close(told["heads"], expected, atol=1e-5, rtol=1e-4)
     assert "alpha" in told["learnable"] and "heads" in told["learnable"]
 

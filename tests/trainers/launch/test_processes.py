@@ -16,9 +16,13 @@ SPEC = "entmax_alpha+registers:num=2"
 
 
 def gradients(processes: int, path: Path) -> dict[str, Tensor]:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*torchrun, SCRIPT, SPEC, path], capture_output=True, text=True, env=environment, check=False)
+    if processes == 1:  # what torchrun would say
+        torchrun = []
+        environment |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    command = [sys.executable, *torchrun, SCRIPT, SPEC, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     out: dict[str, Tensor] = torch.load(path, weights_only=True)
     return out

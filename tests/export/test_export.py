@@ -101,6 +101,7 @@ def test_onnx(name: str, spec: str, tmp_path: Path) -> None:
     assert (torch.from_numpy(found) - output(model, x)).abs().max() <= 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "spec"), [("timm", "entmax15"), ("softmax", "sparsemax"), ("timm", "entmax_alpha")])
 def test_any_batch(name: str, spec: str) -> None:
     model, x = build(name, spec)
