@@ -6,7 +6,7 @@ ARGS   ?=
 
 .PHONY: demo test quick nightly lint wheel pages release compat bench clean
 
-# A softmax backbone made sparse: a table and a picture in demo_out/. ARGS=--pretrain: DINO, the probes, a report.
+# Two small ViTs (softmax, entmax-1.5, ...) from rendered scenes to a table, a picture and a report in demo_out/.
 demo: $(VENV)/.demo
 	$(BIN)/attn-plugins demo $(ARGS)
 

@@ -1,4 +1,4 @@
-"""``attn-plugins demo``: a pretrained backbone made sparse; or pre-training and probing, end to end."""
+"""``attn-plugins demo``: the main job end to end on built-in data, or on a backbone of yours."""
 
 from __future__ import annotations
 
@@ -17,13 +17,11 @@ _OF_PRETRAINING = ("steps", "methods", "quick", "seed")
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "demo",
-        help="make a softmax backbone sparse and show what it is worth; or pre-train, probe and compare",
-        description="Takes a small ViT that was pre-trained with softmax and is shipped, and shows it under entmax15: "
-        "verified, patched only, calibrated, adapted for a minute, each with a linear head on rendered "
-        "scenes; prints a table and draws a picture. --checkpoint and --weights do the same with a backbone of yours. "
-        "--pretrain is the long way: renders a small PASCAL VOC, pre-trains a ViT for every method with DINO "
-        "(lightly), probes them with `mim train mmseg voc2012_linear` and compares them; a second run goes on where "
-        "the first one stopped.",
+        help="render scenes, pre-train small ViTs, probe and compare them; or make a backbone of yours sparse",
+        description="Renders a small PASCAL VOC, pre-trains a ViT for every method with DINO (lightly), probes the "
+        "frozen backbones with `mim train mmseg voc2012_linear` and compares them. A second run goes on where the "
+        "first one stopped. With --checkpoint or --weights nothing is pre-trained: a softmax backbone is shown under "
+        "entmax15: patched only, calibrated, and adapted for a minute, each verified, probed and drawn.",
     )
     parser.add_argument("--out", type=Path, default=Path("demo_out"), help="folder of the run (default: %(default)s)")
     which = parser.add_mutually_exclusive_group()
@@ -31,10 +29,9 @@ def add_parser(subparsers: Any) -> None:
     which.add_argument(
         "--weights", metavar="NAME", help="official weights, downloaded: dinov2_vits14, dino_vits16, ..."
     )
-    which.add_argument("--pretrain", action="store_true", help="pre-train every method, probe and compare")
     parser.add_argument("--arch", default="auto", help="where --checkpoint does not tell: timm/NAME, dinov2/NAME, ...")
     parser.add_argument("--repo", help="checkout of the official code, for dinov1/, dinov2/ and dinov3/")
-    long = parser.add_argument_group("of --pretrain")
+    long = parser.add_argument_group("of the pre-training")
     long.add_argument("--seed", type=int, help="of scenes, weights and crops (default: 0)")
     long.add_argument("--steps", type=int, help="pre-training steps of every method")
     long.add_argument("--quick", action="store_true", help="a third of the steps and iterations")
@@ -43,19 +40,19 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.pretrain:
-        return _pretrain(args)
-    given = [
-        f"--{name}" for name in _OF_PRETRAINING if not (getattr(args, name) is None or getattr(args, name) is False)
-    ]
-    if given:
-        raise ValueError(f"{given[0]} belongs to a pre-training; say --pretrain too, or leave it out")
     if args.checkpoint is None and (args.arch != "auto" or args.repo):
         raise ValueError("--arch and --repo belong to --checkpoint; give that too, or leave them out")
+    if args.checkpoint is None and args.weights is None:
+        return _pretrain(args)
+    values = vars(args)
+    given = [f"--{name}" for name in _OF_PRETRAINING if values[name] is not None and values[name] is not False]
+    if given:
+        raise ValueError(f"{given[0]} belongs to the pre-training; leave it out with --checkpoint and --weights")
     from ..demo.backbone import show_backbone
 
-    checkpoint = args.checkpoint
-    if args.weights is not None:
+    if args.weights is None:
+        checkpoint = args.checkpoint
+    else:
         from ..demo.official import download
 
         checkpoint = download(args.weights)

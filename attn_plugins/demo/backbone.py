@@ -24,7 +24,7 @@ from ..analysis.images import MEAN, STD
 from ..checkpoints import build
 from ..codebases.features import ViTFeatures
 from ..data.scenes import NUM_CLASSES, Scene, render
-from ..files import read_json, write_text, written
+from ..files import write_text, written
 from ..patching import patch, spec_of, unpatch, verify
 from ..progress import printed_progress
 from ..text import columns
@@ -41,8 +41,6 @@ SEED, SEEN_SEED = 300, 301
 SHOWN = 3
 """Scenes that are drawn."""
 TARGET = "entmax15"
-WEIGHTS = Path(__file__).with_name("weights")
-"""What `integration/demo/pretrain.py` made: DINO on rendered scenes, one ViT for each method."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +59,6 @@ class Amount:
     fit: int = 16
     seen: int = 200
     adapt: Recipe = field(default_factory=lambda: Recipe(minutes=1.0))
-
-
-SMALL = Amount(train=400, val=400, adapt=Recipe(minutes=1.0, batch=32, lr=3e-4))
-"""For the weights that are shipped, which run a hundred times as fast."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +89,7 @@ class _Scenes:
 
 
 def show_backbone(
-    checkpoint: Path | None,
+    checkpoint: Path,
     out: Path,
     arch: str = "auto",
     repo: str | None = None,
@@ -106,54 +100,49 @@ def show_backbone(
 
     One backbone four times: with softmax, with entmax-1.5 in its place, with entmax-1.5 and a factor on the scores of
     each head that is fitted without training, and distilled from there for a minute. Each is verified and gets a
-    linear segmentation head of its own on rendered scenes. Beside the weights that are shipped stands a ViT that was
-    pre-trained with entmax-1.5 from the same seed on the same pictures.
+    linear segmentation head of its own on rendered scenes.
 
     Args:
-        checkpoint: a ViT pre-trained with softmax; None for the small one that is shipped.
+        checkpoint: a ViT pre-trained with softmax.
         out: folder; a run with the same backbone that was interrupted goes on with its distillation.
         arch, repo: as probes take them, where the checkpoint does not tell.
         say: prints a line.
-        amount: how much is done; by default more for the weights that are shipped, which run fast.
+        amount: how much is done.
 
     Raises:
         CheckpointError: as `attn_plugins.checkpoints.build`.
         ValueError: the checkpoint records another spec than softmax, or `out` holds another run.
     """
     begin = time.monotonic()
-    model, told = _shipped("softmax") if checkpoint is None else build(arch, checkpoint, "auto", repo)
+    model, told = build(arch, checkpoint, "auto", repo)
     if told["plugins"] != "softmax":
         raise ValueError(
             f"{checkpoint} was trained with {told['plugins']!r}, and what is shown starts from softmax; "
             f"`attn-plugins report {checkpoint} --data IMAGES` shows a model as it is"
         )
-    amount = amount or (SMALL if checkpoint is None else Amount())
+    amount = amount or Amount()
     claim(out, {"backbone": told["digest"], "amount": asdict(amount)})
-    stages = 5 if checkpoint is not None else 6
-    say(f"[1/{stages}] rendering {amount.train + amount.val + amount.seen} scenes for {told['arch']}")
+    say(f"[1/5] rendering {amount.train + amount.val + amount.seen} scenes for {told['arch']}")
     side = ViTFeatures(model).patch_size
     scenes, files = _scenes(side, amount), _files(out / "scenes", side, amount.seen)
     table = _Table(scenes, amount, say)
     patch(model, "softmax")  # which computes what it did, and is verified and drawn like the others
-    say(f"[2/{stages}] softmax")
+    say("[2/5] softmax")
     table.add("softmax", model)
-    say(f"[3/{stages}] {TARGET}, patched only: the same weights, nothing fitted")
+    say(f"[3/5] {TARGET}, patched only: the same weights, nothing fitted")
     patch(model, TARGET)
     table.add(f"{TARGET}, patched only", model)
-    say(f"[4/{stages}] {TARGET}, calibrated: a factor on the scores of each head, from {amount.fit} scenes, no labels")
+    say(f"[4/5] {TARGET}, calibrated: a factor on the scores of each head, from {amount.fit} scenes, no labels")
     patch(model, "softmax")
     student = copy.deepcopy(model)
     calibrate(model, _images(files[: amount.fit]), TARGET)
     table.add(f"{TARGET}, calibrated", model)
-    say(f"[5/{stages}] {TARGET}, adapted: distilled from there on {amount.seen} scenes without labels")
+    say(f"[5/5] {TARGET}, adapted: distilled from there on {amount.seen} scenes without labels")
     unpatch(student)
     show = printed_progress("steps")
     done = distil(student, files, TARGET, amount.adapt, folder=out / "adapt", progress=show)
     say(f"      {done}")
     table.add(f"{TARGET}, adapted", student)
-    if checkpoint is None:
-        say(f"[6/{stages}] {TARGET}, pre-trained: the same seed and pictures, sparse from the first step")
-        table.add(f"{TARGET}, pre-trained", _shipped(TARGET)[0])
     chance = score(torch.zeros_like(scenes.labels[amount.train :]), scenes.labels[amount.train :], NUM_CLASSES + 1)
     draw_sparse(out / "picture.png", scenes.pictures, scenes.queries, table.seen)
     contents: dict[str, Any] = {
@@ -200,11 +189,6 @@ class _Table:
         self.rows.append(row)
         self.seen[name] = look(model, images[train : train + SHOWN], self.scenes.queries)
         self.say(f"      mIoU {row.miou}, cosine to softmax {like:.3f}, {100 * zeros:.0f} % of the weights are 0")
-
-
-def _shipped(spec: str) -> tuple[nn.Module, dict[str, Any]]:
-    record = read_json(WEIGHTS / f"{spec}.json")
-    return build(record["arch"], WEIGHTS / f"{spec}.safetensors", **record["arch_options"])
 
 
 @torch.no_grad()

@@ -21,10 +21,9 @@ import attn_plugins
 from attn_plugins.adapt import Recipe
 from attn_plugins.checkpoints import save
 from attn_plugins.cli import main
-from attn_plugins.demo import backbone
+from attn_plugins.demo import backbone, official
 from attn_plugins.demo.sparse_picture import ZERO, attention_colours, look
 
-MADE = ("patched only", "calibrated", "adapted", "pre-trained")
 OPTIONS: dict[str, Any] = {
     "img_size": 64,
     "patch_size": 8,
@@ -72,30 +71,21 @@ def test_the_same_weights_four_times(tmp_path: Path) -> None:
         assert bool((column == ZERO).all(-1).any()) == there
 
 
-@pytest.mark.slow
-def test_the_weights_that_are_shipped(tmp_path: Path) -> None:
-    rows = backbone.show_backbone(None, tmp_path / "out", amount=TINY)
-    assert [row.model for row in rows][1:] == [f"entmax15, {x}" for x in MADE]
-    softmax, patched, _, _, trained = rows
-    assert patched.zeros > 0.3 and softmax.zeros == 0 and trained.spec == "entmax15"
-    files = list(backbone.WEIGHTS.iterdir())
-    assert sum(file.stat().st_size for file in files) < 6e6
-
-
-def test_the_command_takes_one_backbone_or_none(
+def test_the_command_takes_one_backbone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[tuple[Any, ...]] = []
     monkeypatch.setattr(backbone, "show_backbone", lambda *args: asked.append(args))
-    out = str(tmp_path / "out")
-    assert main(["demo", "--out", out]) == 0
-    assert main(["demo", "--out", out, "--checkpoint", "x.pth", "--arch", "dinov2/vit_small"]) == 0
-    assert asked == [(None, Path(out), "auto", None), (Path("x.pth"), Path(out), "dinov2/vit_small", None)]
+    monkeypatch.setattr(official, "download", lambda name: Path("hub") / f"{name}.pth")
+    out, one = str(tmp_path / "out"), ["--checkpoint", "x.pth"]
+    assert main(["demo", "--out", out, *one, "--arch", "dinov2/vit_small"]) == 0
+    assert main(["demo", "--out", out, "--weights", "dinov2_vits14"]) == 0
+    places = [(Path("x.pth"), "dinov2/vit_small"), (Path("hub") / "dinov2_vits14.pth", "auto")]
+    assert asked == [(path, Path(out), arch, None) for path, arch in places]
     for wrong, told in (
-        (["--steps", "0"], "--steps belongs to a pre-training"),
-        (["--quick"], "--quick belongs to a pre-training"),
+        ([*one, "--steps", "0"], "--steps belongs to the pre-training"),
+        ([*one, "--quick"], "--quick belongs to the pre-training"),
         (["--arch", "timm/vit_tiny_patch16_224"], "belong to --checkpoint"),
-        (["--weights", "dinov2_vits15"], "dinov2_vits14, "),
     ):
         assert main(["demo", "--out", out, *wrong]) == 2
         assert told in capsys.readouterr().err

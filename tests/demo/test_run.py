@@ -41,7 +41,7 @@ Finished = tuple[Path, list[dict[str, Any]], list[str], Settings]
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     out, settings = tmp_path_factory.mktemp("demo") / "out", request.param
     lines: list[str] = []
-    return out, run(out, settings, lines.append, command="attn-plugins demo --pretrain --out elsewhere"), lines, settings
+    return out, run(out, settings, lines.append, command="attn-plugins demo --out elsewhere"), lines, settings
 
 
 @pytest.mark.slow
@@ -65,7 +65,7 @@ def test_the_table_holds_what_was_measured(finished: Finished) -> None:
     assert json.loads((out / "table.json").read_text())["rows"] == rows
     with (out / "table.csv").open() as file:
         assert [row["method"] for row in csv.DictReader(file)] == list(settings.methods)
-    assert "attn-plugins demo --pretrain --out elsewhere" in (out / "report.html").read_text()
+    assert "attn-plugins demo --out elsewhere" in (out / "report.html").read_text()
     text = "\n".join(lines)
     assert "mIoU" in text and "entmax15: voc2012 train" in text and "entmax15: kitti rmse" in text, (
         "progress is shown throughout"
@@ -99,7 +99,7 @@ def test_other_settings_or_a_foreign_folder_are_refused_and_nothing_changes(
 ) -> None:
     out, _, _, _ = finished
     table = (out / "table.json").read_bytes()
-    assert main(["demo", "--pretrain", "--out", str(out), "--steps", "3"]) == 2
+    assert main(["demo", "--out", str(out), "--steps", "3"]) == 2
     assert "choose another --out" in capsys.readouterr().err
     assert (out / "table.json").read_bytes() == table
     (tmp_path / "thesis.txt").write_text("mine")
