@@ -10,7 +10,7 @@ them; the others keep their own softmax. ``sparsemax@0-2/9-11+entmax15@3-8`` giv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -21,7 +21,7 @@ from .params import Value, check_params, format_value, plain_params, read_value
 from .registry import MECHANISMS, NORMALIZERS, UNREGISTERED
 from .unregistered import check_picklable, named, registered_since
 
-__all__ = ["Plugin", "Spec", "parse", "settled"]
+__all__ = ["Plugin", "Spec", "computed", "parse", "settled"]
 
 Factory = Callable[..., Any]
 """A callable normalizer: ``f(scores, dim=-1) -> weights``, or a module class called as ``cls(num_heads=H)``."""
@@ -56,6 +56,10 @@ class Plugin:
         """What layer ``index`` of the ``count`` that it is for gets."""
         params = [(key, value.at(index, count) if isinstance(value, Ramp) else value) for key, value in self.params]
         return Plugin(self.name, tuple(params), self.factory)
+
+    def having(self, params: Mapping[str, Value]) -> Plugin:
+        """The same with other parameters."""
+        return Plugin(self.name, tuple(sorted(params.items())), self.factory, self.layers)
 
     def __str__(self) -> str:
         name = f"{self.name}@{format_layers(self.layers)}" if self.layers else self.name
@@ -212,9 +216,22 @@ def settled(spec: Spec, *, new: bool) -> Spec:
 
     def said(plugin: Plugin) -> Plugin:
         settle = getattr(MECHANISMS.get(plugin.name), "settled", None)
-        return plugin if settle is None else Plugin(plugin.name, tuple(sorted(settle(plugin.kwargs, new=new).items())))
+        return plugin if settle is None else plugin.having(settle(plugin.kwargs, new=new))
 
     return Spec(spec.normalizers, tuple(map(said, spec.mechanisms)))
+
+
+def computed(spec: Spec) -> Spec:
+    """A spec without what says only how a mechanism's parameters start and are trained (``Mechanism.training_only``).
+
+    Models whose specs are equal so compute the same with the same weights.
+    """
+
+    def kept(plugin: Plugin) -> Plugin:
+        left_out = getattr(MECHANISMS.get(plugin.name), "training_only", ())
+        return plugin.having({name: value for name, value in plugin.params if name not in left_out})
+
+    return Spec(spec.normalizers, tuple(map(kept, spec.mechanisms)))
 
 
 def _assemble(plugins: Sequence[Plugin], spec: str) -> Spec:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..patching.record import spec_of
+from ..mechanisms.registers import decided
+from ..patching.record import same_model, spec_of
 from .errors import CheckpointError
 from .identity import CheckpointInfo, identify_loaded
 from .layout import flat_key, is_record, sections, square_grid
@@ -76,14 +77,15 @@ def load_backbone(model: nn.Module, path: str | os.PathLike[str], *, key: str | 
     state, info = load_backbone_state(path, spec=spec_of(model) or "softmax", key=key)
     own = model.state_dict()
     ours = told({}, [("", own)], type(model).__name__).layers
-    if info.layers and ours and info.layers != ours:
-        differing = sorted(layer for layer in {**ours, **info.layers} if ours.get(layer) != info.layers.get(layer))
+    told_of = {**ours, **info.layers} if info.layers and ours else {}
+    differing = sorted(layer for layer in told_of if not same_model(ours.get(layer, ""), info.layers.get(layer, "")))
+    if differing:
         raise CheckpointError(
             f"{path} records other plugins than the {type(model).__name__} has in the layers {differing}: "
             f"{[info.layers.get(layer) for layer in differing]} for {[ours.get(layer) for layer in differing]}"
         )
-    renamed = {flat_key(name): name for name in own}
-    adapted = {renamed.get(name, name): tensor for name, tensor in state.items()}
+    renamed = {decided(flat_key(name)): name for name in own}
+    adapted = {renamed.get(decided(name), name): tensor for name, tensor in state.items()}
     if "pos_embed" in own and "pos_embed" in adapted:
         adapted["pos_embed"] = resize_pos_embed(state, own)
     wrong = misfit(adapted, {name: tensor for name, tensor in own.items() if not name.startswith("head.")})

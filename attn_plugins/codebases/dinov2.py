@@ -28,7 +28,7 @@ from .base import Adapter, Codebase
 from .checkout import Checkout
 from .exact import digest_of
 from .packing import packing
-from .parts import Builder, Features, Parts, Shape, StateDict
+from .parts import Builder, Features, OwnRegisters, Parts, Shape, StateDict
 from .qkv import attend
 from .registers import native
 from .timm import same
@@ -129,6 +129,8 @@ DINOV2 = Codebase(
             # Read from the instance: a patched class answers with further registers added.
             registers=lambda root: int(vars(root).get("num_register_tokens") or 0),
             option="num_register_tokens",
+            # dinov2/models/vision_transformer.py (init_weights); utils/param_groups.py spares biases, norms and gammas.
+            own_registers=OwnRegisters(std=1e-6, decay=True),
             enter=(("", _registers_enter),),
             packs=packing,
             scales=scales_inside,

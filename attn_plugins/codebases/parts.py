@@ -12,7 +12,18 @@ from torch import Tensor, nn
 
 from ..swap import Overrides
 
-__all__ = ["ARCHITECTURES", "Builder", "Built", "Features", "Parts", "Shape", "StateDict", "is_common", "is_head"]
+__all__ = [
+    "ARCHITECTURES",
+    "Builder",
+    "Built",
+    "Features",
+    "OwnRegisters",
+    "Parts",
+    "Shape",
+    "StateDict",
+    "is_common",
+    "is_head",
+]
 
 ARCHITECTURES = {
     (192, 12): ("vit_tiny", 3),
@@ -36,6 +47,19 @@ def is_head(plain: str) -> bool:
 
 
 @dataclass(frozen=True)
+class OwnRegisters:
+    """What a codebase's trainer does with register tokens that its ViTs are built with.
+
+    Attributes:
+        std: standard deviation of the normal distribution that they start from.
+        decay: whether its parameter groups give them weight decay.
+    """
+
+    std: float
+    decay: bool
+
+
+@dataclass(frozen=True)
 class Parts:
     """How to tell a ViT from its attributes, what its parts are called, and how further tokens enter it.
 
@@ -55,6 +79,7 @@ class Parts:
         layer_scales: of a block, the LayerScale modules of both branches.
         registers: the number of register tokens of its own, read from the instance.
         option: what its constructor calls them.
+        own_registers: how its own trainer starts and decays them; None where it has none, or says nothing of them.
         others: the number of further tokens before the patches (a distillation token).
         enter: (path, class layer) of each module that has to change for further registers to enter. The layers find
             them in ``self.attn_plugins_registers`` (``registers``).
@@ -79,6 +104,7 @@ class Parts:
     layer_scales: tuple[str, ...] = ("ls1", "ls2")
     registers: Callable[[Any], int] = lambda root: 0
     option: str = ""
+    own_registers: OwnRegisters | None = None
     others: Callable[[Any], int] = lambda root: 0
     enter: tuple[tuple[str, Overrides], ...] = ()
     uncounted: Callable[[Any], bool] = lambda root: False

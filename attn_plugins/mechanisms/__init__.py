@@ -8,7 +8,15 @@ patches.
 from ..codebases import ViT, find_vits
 from ..swap import add_layer
 from . import broadcasting, gated, last_vit, registers, specialization
-from .base import Mechanism, Owned, applied_mechanisms, lift_mechanisms, plan_mechanisms
+from .base import (
+    Mechanism,
+    Owned,
+    applied_mechanisms,
+    as_in_place,
+    as_its_trainer_has_it,
+    lift_mechanisms,
+    plan_mechanisms,
+)
 
 __all__ = [
     "Mechanism",
@@ -16,6 +24,8 @@ __all__ = [
     "ViT",
     "add_layer",
     "applied_mechanisms",
+    "as_in_place",
+    "as_its_trainer_has_it",
     "broadcasting",
     "find_vits",
     "gated",

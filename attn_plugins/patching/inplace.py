@@ -18,7 +18,7 @@ from ..codebases.fused import answer_functions
 from ..codebases.proof import ANSWERED
 from ..errors import UnsupportedModelError
 from ..functional.normalizer import build, keep_scales
-from ..mechanisms import plan_mechanisms
+from ..mechanisms import as_in_place, plan_mechanisms
 from ..record import RECORD
 from ..spec import Plugin, Spec, parse, settled
 from ..swap import PREFIX
@@ -92,6 +92,7 @@ def patch(
     if fitted is not None:
         parsed = fitted.spec_for(parsed)
     found = survey(model)
+    parsed = as_in_place(parsed, model)
     chosen = select_layers(found, _layers_of(parsed, layers, found))
     plugins = _plugins(parsed, chosen, found)
     freed = [site for site in found.layers if parsed.names_layers and site not in chosen]

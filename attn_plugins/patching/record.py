@@ -15,7 +15,7 @@ from .. import swap
 from ..codebases.base import NORMALIZER, SPEC, WHOLE, Layer
 from ..mechanisms import applied_mechanisms
 from ..record import RECORD, decode, encode
-from ..spec import Plugin, Spec, parse, settled
+from ..spec import Plugin, Spec, computed, parse, settled
 
 __all__ = [
     "METADATA_KEY",
@@ -25,6 +25,7 @@ __all__ = [
     "layer_spec",
     "lost",
     "refuse_others",
+    "same_model",
     "spec_of",
     "stamp",
     "write_records",
@@ -170,9 +171,14 @@ def _canonical(record: Mapping[str, Any]) -> Any:
 
 def _read(spec: Any) -> Any:
     try:
-        return settled(parse(spec), new=False)
+        return computed(settled(parse(spec), new=False))
     except ValueError:
         return spec  # nothing that is known here; compared as it is written
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two recorded specs compute the same with the same weights; how they are trained is not compared."""
+    return bool(_read(one) == _read(other))
 
 
 def _lost_message(gone: dict[str, str]) -> str:
@@ -235,7 +241,7 @@ def _agree(key: str, tensor: Any, spec: str) -> None:
             f"{key}: these weights were saved after the patch {record['spec']!r} was lost: nobody knows what they were "
             "trained with"
         )
-    if _read(record["spec"]) != _read(spec):
+    if not same_model(record["spec"], spec):
         raise ValueError(
             f"{key}: these weights were trained with {record['spec']!r} and this layer has {spec!r}: they mean "
             f"something only with their own attention. Patch the model with {record['spec']!r}; to load them on "

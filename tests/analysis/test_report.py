@@ -332,6 +332,29 @@ def test_damaged_probes_do_not_cost_the_analyses(
         assert "probe.json" in told and "token norms" not in told
 
 
+@pytest.mark.parametrize(
+    ("last", "says"),
+    [
+        ("3.pth=entmax15@1-3", "there are 3 attention layers"),
+        ("1.pth=entmax15+registers:num=2", "does not fit"),
+        ("3.pth=entmax15:scale=-1", "is no factor on the scores"),
+        ("wider.pth", "size=32 is no multiple of the patch size 12"),
+    ],
+)
+def test_what_the_last_model_cannot_do_is_told_before_the_first_is_examined(
+    run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], last: str, says: str
+) -> None:
+    folder, data = run
+    options = OPTIONS | {"patch_size": 12, "img_size": 36}
+    wider = timm.create_model("vit_tiny_patch16_224", num_classes=0, **options)
+    save(folder / "wider.pth", wider, arch="timm/vit_tiny_patch16_224", arch_options=options)
+    arguments = ["report", str(folder / "0.pth"), str(folder / "3.pth"), str(folder / last), "--data", str(data)]
+    assert main([*arguments, "--size", "32", "--limit", "2", "--out", str(tmp_path / "r.html")]) == 2
+    told = capsys.readouterr().err
+    assert says in told and "softmax, images" not in told
+    assert not (tmp_path / "r.html").exists()
+
+
 def test_tables_of_ones_own(tmp_path: Path, run: tuple[Path, Path]) -> None:
     folder, data = run
     (subject,) = from_checkpoints([folder / "0.pth"])
