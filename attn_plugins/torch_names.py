@@ -43,6 +43,7 @@ __all__ = [
     "tell_if_newer",
     "traceable",
     "untraced_shape",
+    "unwrapped",
     "without_side_effect_checks",
 ]
 
@@ -267,3 +268,14 @@ def set_reshard(function: Callable[..., Any]) -> None:
     import torch.distributed.fsdp._runtime_utils as runtime
 
     runtime._reshard = function
+
+
+_WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
+
+
+def unwrapped(name: str) -> str:
+    """The name of a parameter or module without what FSDP, checkpointing and ``torch.compile`` put into it."""
+    name += "."
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name.removesuffix(".")
