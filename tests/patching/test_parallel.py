@@ -137,7 +137,7 @@ def worker(rank: int, folder: str) -> None:
         layer = nn.TransformerEncoderLayer(32, 2, 64, batch_first=True)
         whole = attn_plugins.patch(nn.TransformerEncoder(layer, 1, enable_nested_tensor=False).eval(), "entmax15")
         told["inside"] = in_context_parallel(rank, whole)
-        told["inside, by SDPA"] = in_context_parallel(rank, attn_plugins.patch(TinyViT(), "entmax15"))
+        told["inside, by SDPA"] = in_context_parallel(rank, attn_plugins.patch(tiny_vit(), "entmax15"))
         if rank == 0:
             torch.save(told, f"{folder}/told.pt")
     finally:
