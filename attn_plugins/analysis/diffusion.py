@@ -236,8 +236,8 @@ def diffusion(model: nn.Module, batches: Iterable[Batch], boxes: bool = False) -
 
     Args:
         model: a ViT, patched or not, in eval mode, on the batches' device.
-        batches: images, with boxes (:meth:`.images.Images.batches`) for those measures that need them.
-        boxes: :data:`BOXED_MEASURES` instead of :data:`MEASURES`.
+        batches: images, with boxes (``images.Images.batches``) for those measures that need them.
+        boxes: ``BOXED_MEASURES`` instead of ``MEASURES``.
 
     Raises:
         UnsupportedModelError: the model is no ViT that features can be read from.

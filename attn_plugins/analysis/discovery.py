@@ -104,7 +104,7 @@ def kept_mass(weights: Tensor, mass: float = MASS) -> Tensor:
 
 
 class LostWatcher(Watcher):
-    """Takes LOST's boxes down while a model runs; :attr:`missing` says why where the model's keys are not known."""
+    """Takes LOST's boxes down while a model runs; ``missing`` says why where the model's keys are not known."""
 
     def __init__(self) -> None:
         self.missing: str | None = None

@@ -1,4 +1,4 @@
-"""The figures of what was found, but for those of :mod:`.measured` and :mod:`.picture_figures`."""
+"""The figures of what was found, but for those of ``measured`` and ``picture_figures``."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "difficult": True,
     }
 }  # fmt: skip
-"""Point-in-box as others measure it. `last-vit`: ChengShiest/LAST-ViT at 8c126e0, visualization/."""
+"""Point-in-box as others measure it. ``last-vit``: ChengShiest/LAST-ViT at 8c126e0, visualization/."""
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,19 @@ class Settings:
 
     Attributes:
         size: side of the images in pixels; a multiple of the patch size.
-        resize, bilinear: how pictures become squares, see :class:`.images.View`.
+        resize, bilinear: how pictures become squares, see ``images.View``.
         batch: images a forward.
         pictures: images that PCA and overlays show.
         limit: images that statistics are over; None for all.
-        norm: what stands before cosines with [CLS], see :data:`.watch.NORMS`.
-        hit: which patches lie in a box, see :data:`.pib.HITS`.
-        difficult, single, below: which boxes count, see :class:`.boxes.Rule`.
+        norm: what stands before cosines with [CLS], see ``watch.NORMS``.
+        hit: which patches lie in a box, see ``pib.HITS``.
+        difficult, single, below: which boxes count, see ``boxes.Rule``.
         norm_threshold: absolute norm above which a token is an outlier.
         layer: layer of the overlays, negative from the end.
         heads: heads of the overlays; None for the first four.
         background: classes of masks that are no foreground.
         ignored: classes of masks that do not count.
-        basis, foreground: of the PCA, see :func:`.pca.pca_rgb`.
+        basis, foreground: of the PCA, see ``pca.pca_rgb``.
         device: "cpu" or "cuda".
         seed: which images are drawn.
 
@@ -123,7 +123,7 @@ class Findings:
     """What was found in one model; what was not asked for is None.
 
     Attributes:
-        verified: what :func:`attn_plugins.verify` says of it; None for a model that is not patched.
+        verified: what ``attn_plugins.verify`` says of it; None for a model that is not patched.
         arch: its class, depth, width and patch size.
         features: last layer's patches of the pictures under the final norm, ``[N, h, w, C]``.
         overlay: what [CLS] looks at in them, ``[N, H, h, w]``.
@@ -163,7 +163,7 @@ def examine(
         subject: the model.
         images: what it is shown; boxes and masks may be of images of their own.
         settings: sizes and limits.
-        kinds: of :data:`KINDS`.
+        kinds: of ``KINDS``.
         first: what was found in the first of several models, with which drift compares.
 
     Raises:

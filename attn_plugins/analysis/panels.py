@@ -1,6 +1,6 @@
 """What figures are drawn with: lines and heat maps by layer, for two models and for fifty.
 
-Up to :data:`LINES` models are lines in one panel. More are heat maps, layer by model or by epoch, one of the value and
+Up to ``LINES`` models are lines in one panel. More are heat maps, layer by model or by epoch, one of the value and
 one of its spread, all on one scale. A panel is as wide as a phone, and no text in it is below 9 points, which are 9
 pixels there.
 """

@@ -21,7 +21,7 @@ _installed = False
 
 
 def tell_answers(network: nn.Module, spec: str) -> None:
-    """After the first optimizer step of any optimizer, or at the end without one, log the counts of `network`."""
+    """After the first optimizer step of any optimizer, or at the end without one, log the counts of ``network``."""
     global _installed
     _waiting[network] = spec
     if not _installed:
