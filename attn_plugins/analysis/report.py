@@ -13,14 +13,14 @@ from .compare import changes, changes_table
 from .diffusion import MEASURES as DIFFUSION
 from .exhibit import Exhibit
 from .figures import attention_exhibit, layers_exhibit, norms_exhibit, pib_exhibit
-from .findings import KINDS, NEEDS, Findings, Settings, examine, try_out
+from .findings import KINDS, NEEDS, Findings, Settings, examine
 from .images import MEAN, STD, Batch, Images, Sources
 from .layers import collect_layers
 from .measured import diffusion_exhibit, discovery_exhibit, drift_exhibit, reach_exhibit
 from .page import Section, page
 from .pib import PiB
 from .picture_figures import maps_exhibit, overlay_exhibit, pca_exhibit
-from .subjects import Subject
+from .subjects import Subject, try_out
 
 __all__ = ["exhibits", "provenance", "write_report"]
 
@@ -37,7 +37,7 @@ def exhibits(
         subjects: the models.
         images: what they are shown; boxes and masks may be of images of their own.
         settings: sizes and limits.
-        kinds: of :data:`.findings.KINDS`; of several, those are left out that need what there is not.
+        kinds: of ``findings.KINDS``; of several, those are left out that need what there is not.
 
     Raises:
         ValueError: no models, or no such kind.
@@ -49,7 +49,7 @@ def exhibits(
 def examine_all(
     subjects: Sequence[Subject], images: Images | Sources, settings: Settings, kinds: Sequence[str] = KINDS
 ) -> list[Findings]:
-    """Examine each model in turn, all tried out first; arguments and errors are those of :func:`exhibits`."""
+    """Examine each model in turn, all tried out first; arguments and errors are those of ``exhibits``."""
     if not subjects:
         raise ValueError("nothing to analyse: name at least one model or checkpoint")
     unknown = [kind for kind in kinds if kind not in KINDS]

@@ -22,7 +22,7 @@ def exportable(model: M) -> Iterator[M]:
     """Context in which patched attention is computed by torch's own operations alone, to be exported.
 
     No custom operator, ``autograd.Function`` or C kernel runs inside, so what is recorded there loads and runs where
-    this package is not installed::
+    this package is not installed:
 
         with attn_plugins.exportable(model):
             program = torch.export.export(model, (images,))            # torch.export.save(program, "model.pt2")

@@ -1,7 +1,7 @@
 """Token mechanisms: one file each, applied by ``patch`` under their name in the spec.
 
-A mechanism is a :class:`Mechanism`; the ViT that it is given tells it where a codebase keeps its norms, MLPs and
-projections, :mod:`attn_plugins.swap` swaps their classes, :mod:`.layout` tells which tokens are [CLS] and which are
+A mechanism is a ``Mechanism``; the ViT that it is given tells it where a codebase keeps its norms, MLPs and
+projections, ``attn_plugins.swap`` swaps their classes, ``layout`` tells which tokens are [CLS] and which are
 patches.
 """
 

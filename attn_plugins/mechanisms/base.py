@@ -66,7 +66,7 @@ class Mechanism:
         """Raise ``UnsupportedModelError`` for a ViT that this mechanism cannot change; change nothing."""
 
     def apply(self, vit: ViT) -> None:
-        """Change ``vit``: add class layers (:func:`attn_plugins.swap.add_layer`), and parameters where there are none.
+        """Change ``vit``: add class layers (``attn_plugins.swap.add_layer``), and parameters where there are none.
 
         What it stores on modules is named ``attn_plugins_<name of the mechanism>``, and further things
         ``attn_plugins_<name>__<what>``.

@@ -169,7 +169,7 @@ class _Tokens(Owned):
         return torch.cat([x[:, :1], self.tokens.to(x.dtype).expand(x.shape[0], -1, -1), x[:, 1:]], dim=1)
 
     def drop(self, x: Tensor, dim: int = 1) -> Tensor:
-        """The inverse of :meth:`insert`, along ``dim``."""
+        """The inverse of ``insert``, along ``dim``."""
         num = self.tokens.shape[1]
         return torch.cat([x.narrow(dim, 0, 1), x.narrow(dim, 1 + num, x.shape[dim] - 1 - num)], dim=dim)
 

@@ -70,6 +70,10 @@ def describe(model: nn.Module) -> Description:
     Args:
         model: any module, patched or not; it may be wrapped (DDP). It is not run.
 
+    Returns:
+        A line per layer, ``spec`` None where it is not patched, and ``note`` for what is not as it should be; it prints
+        as a table.
+
     Raises:
         UnsupportedModelError: the model has no attention that can be patched.
     """

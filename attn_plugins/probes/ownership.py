@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,15 @@ from torch import Tensor
 from ..results import backbone_differences
 from .backbone import FrozenViT
 
-__all__ = ["BackboneIdentityHook", "OwnedHead", "SizedHead", "identity_inside", "probe_model", "require_same_backbone"]
+__all__ = [
+    "BackboneIdentityHook",
+    "OwnedHead",
+    "SizedHead",
+    "identity_inside",
+    "joined",
+    "probe_model",
+    "require_same_backbone",
+]
 
 
 def require_same_backbone(theirs: Any, own: Mapping[str, Any]) -> None:
@@ -97,6 +105,17 @@ class SizedHead:
 
     def _init_decode_head(self, decode_head: Any) -> None:
         super()._init_decode_head({"in_channels": self.backbone.channels, **decode_head})  # type: ignore[misc]
+
+
+def joined(in_channels: Sequence[int]) -> dict[str, Any]:
+    """What mmseg's ``BaseDecodeHead`` is told for a head of all maps, resized to the first, that drops nothing."""
+    return {
+        "in_channels": list(in_channels),
+        "channels": sum(in_channels),
+        "in_index": list(range(len(in_channels))),
+        "input_transform": "resize_concat",
+        "dropout_ratio": 0,
+    }
 
 
 @HOOKS.register_module()

@@ -18,7 +18,7 @@ from mmseg.registry import HOOKS, METRICS, MODELS, TRANSFORMS
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
-from .ownership import OwnedHead, SizedHead, probe_model
+from .ownership import OwnedHead, SizedHead, joined, probe_model
 
 __all__ = ["BNLinearHead", "CheckLabels", "ClassCountHook", "GlobalBatchNorm", "ImageIoU", "LinearProbe"]
 
@@ -39,15 +39,7 @@ class BNLinearHead(BaseDecodeHead):
     """
 
     def __init__(self, in_channels: Sequence[int], num_classes: int, **kwargs: Any) -> None:
-        super().__init__(
-            in_channels=list(in_channels),
-            channels=sum(in_channels),
-            num_classes=num_classes,
-            in_index=list(range(len(in_channels))),
-            input_transform="resize_concat",
-            dropout_ratio=0,
-            **kwargs,
-        )
+        super().__init__(num_classes=num_classes, **joined(in_channels), **kwargs)
         self.bn = GlobalBatchNorm(self.channels)
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:

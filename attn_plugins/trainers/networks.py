@@ -1,6 +1,6 @@
 """What the lines inserted into a trainer call, and what the launcher does for a trainer without them.
 
-`patches/` holds those lines. They are few because the work is here: patch the networks as they are built, before
+``patches/`` holds those lines. They are few because the work is here: patch the networks as they are built, before
 anything (DDP, FSDP, an optimizer) takes hold of their parameters, and refuse weights of another spec.
 """
 
@@ -30,13 +30,13 @@ __all__ = ["before_load", "patch_networks", "spec_from"]
 def patch_networks(spec: str, *networks: nn.Module) -> None:
     """Patch student and teacher, or any networks that a trainer has just built, alike.
 
-    With `softmax` they compute as they are. Where the environment asks for a monitor, the one that an optimizer turns
-    out to train is watched. What a mechanism's spec leaves unsaid of its training (`std` and `decay` of `registers`) is
-    the codebase's own, and stands in the record. Either way their state dicts tell the spec from now on, and weights of
-    another are refused: that is how a resumed run notices that it was started with another one.
+    With ``softmax`` they compute as they are. Where the environment asks for a monitor, the one that an optimizer turns
+    out to train is watched. What a mechanism's spec leaves unsaid of its training (``std`` and ``decay`` of
+    ``registers``) is the codebase's own, and stands in the record. Either way their state dicts tell the spec from now
+    on, and weights of another are refused: that is how a resumed run notices that it was started with another one.
 
     Raises:
-        UnknownPluginError, UnsupportedModelError, ValueError: as `attn_plugins.patch`.
+        UnknownPluginError, UnsupportedModelError, ValueError: as ``attn_plugins.patch``.
     """
     read_own_checkpoints()
     asked_for = settled(parse(spec), new=True)
@@ -59,12 +59,12 @@ def patch_networks(spec: str, *networks: nn.Module) -> None:
 
 
 def spec_from(config: Any) -> str:
-    """`attn_plugins` of an argparse Namespace or an OmegaConf section; `softmax` where it is not set."""
+    """``attn_plugins`` of an argparse Namespace or an OmegaConf section; ``softmax`` where it is not set."""
     return getattr(config, "attn_plugins", None) or "softmax"
 
 
 def before_load(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Called before a trainer loads `path` into `model` its own way, which forgives what does not match.
+    """Called before a trainer loads ``path`` into ``model`` its own way, which forgives what does not match.
 
     A path that is not a file (a URL, nothing) is left to the trainer.
 

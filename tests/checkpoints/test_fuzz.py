@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Detected pickle protocol"),
     pytest.mark.filterwarnings("ignore:TypedStorage is deprecated"),
 ]
-CASES = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+CASES = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MODEL = bare()
 READERS: list[Callable[[Path], Any]] = [identify, recorded_spec, load_backbone_state, chosen_plugins]
 BUILDERS: Iterator[Callable[[Path], Any]] = itertools.cycle(

@@ -116,7 +116,7 @@ def test_a_run_resumes_with_its_spec_and_with_no_other(
     assert len(after) == 3
 
 
-@pytest.mark.nightly  # in the ordinary tier: two processes of DINOv3's trainer, and of one of our own
+@pytest.mark.nightly  # in the ordinary tier: two processes of trainers of our own
 @pytest.mark.timeout(900)
 def test_two_processes_train_what_plugins_learn_and_resume(upstream: Path, images: Path, tmp_path: Path) -> None:
     spec = "entmax_alpha+registers:num=2"

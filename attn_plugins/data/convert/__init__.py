@@ -29,7 +29,7 @@ CONVERTERS: dict[str, tuple[Converter, ...]] = {
 
 
 def shipped_as(dataset: str, source: Path) -> Converter | None:
-    """What recognises `source` as `dataset` the way it is shipped; None for no one."""
+    """What recognises ``source`` as ``dataset`` the way it is shipped; None for no one."""
     return next((converter for converter in CONVERTERS.get(dataset, ()) if converter.recognises(source)), None)
 
 
@@ -41,10 +41,10 @@ def convert(
     *,
     progress: Progress | None = None,
 ) -> tuple[Done, tuple[str, ...]]:
-    """Convert `source` into the data root `out`, or go on with what an earlier call began.
+    """Convert ``source`` into the data root ``out``, or go on with what an earlier call began.
 
     Args:
-        dataset: a name in :data:`CONVERTERS`.
+        dataset: a name in ``CONVERTERS``.
         source: what the data set's page ships, unpacked.
         out: the data root that the probe will be given: a folder that is empty or not there.
         options: what the user says beyond that.
@@ -56,7 +56,7 @@ def convert(
     Raises:
         ValueError: unknown data set or source, an option that is another converter's, or a file that cannot be used.
             What the source misses is said before anything is written.
-        FileExistsError: `out` holds something else; nothing was changed.
+        FileExistsError: ``out`` holds something else; nothing was changed.
     """
     source, out, options = Path(source), Path(out), options or Options()
     if dataset not in CONVERTERS:

@@ -12,7 +12,7 @@ from mmseg.models.utils import resize
 from mmseg.registry import MODELS
 from torch import Tensor
 
-from ..ownership import OwnedHead, SizedHead
+from ..ownership import OwnedHead, SizedHead, joined
 
 __all__ = ["DepthBinsHead", "DepthProbe"]
 
@@ -61,16 +61,7 @@ class DepthBinsHead(BaseDecodeHead):
         upsample: int = 4,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            in_channels=list(in_channels),
-            channels=sum(in_channels),
-            num_classes=n_bins,
-            in_index=list(range(len(in_channels))),
-            input_transform="resize_concat",
-            dropout_ratio=0,
-            init_cfg=None,
-            **kwargs,
-        )
+        super().__init__(num_classes=n_bins, init_cfg=None, **joined(in_channels), **kwargs)
         self.min_depth = min_depth
         self.max_depth = max_depth
         self.upsample = upsample

@@ -37,13 +37,19 @@ def test_every_config_trains_through_mim(
     assert [(e["split"], e["iter"]) for e in record["evaluations"]] == [("val", 2)]
 
 
-def test_a_nyuv2_head_is_tested_on_sunrgbd_through_mim(
-    backbone_file: Path, roots: dict[str, Path], tmp_path: Path
+@pytest.mark.parametrize("through_mim", [False, pytest.param(True, marks=pytest.mark.nightly)])
+def test_a_nyuv2_head_is_tested_on_sunrgbd(
+    through_mim: bool, backbone_file: Path, roots: dict[str, Path], tmp_path: Path
 ) -> None:
     here("nyuv2", options("nyuv2_linear4_depth", backbone_file, roots), tmp_path / "nyu").train()
     settings = options("sunrgbd_linear4_depth", backbone_file, roots)
     head = str(tmp_path / "nyu/iter_2.pth")
-    mim("test", "sunrgbd", settings, "--checkpoint", head, work_dir=tmp_path / "sun")
+    if through_mim:
+        mim("test", "sunrgbd", settings, "--checkpoint", head, work_dir=tmp_path / "sun")
+    else:
+        runner = here("sunrgbd", settings, tmp_path / "sun")
+        runner._load_from = head
+        runner.test()
     (row,) = collect([tmp_path])
     best = {key.split(" [")[0]: value for key, value in row.best.items()}
     assert set(best) == {"nyuv2", "sunrgbd"} and best["sunrgbd"] > 0
