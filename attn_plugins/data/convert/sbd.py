@@ -82,4 +82,9 @@ def _plan(source: Path, options: Options) -> Plan:
     return Plan(items, len(items), {**texts, f"{_SETS}/trainaug.txt": lines(augmented)}, tuple(lists), (note,))
 
 
-TRAINAUG = Converter("voc2012-sbd", f"{_VOC}/ and {_SBD[0]}/cls/*.mat (or {_SBD[1]}), which SBD is", _recognises, _plan)
+TRAINAUG = Converter(
+    "voc2012-sbd",
+    f"{_VOC}/ beside SBD, {_SBD[0]}/cls/*.mat (or {_SBD[1]}); VOC alone needs no conversion",
+    _recognises,
+    _plan,
+)
