@@ -2,7 +2,7 @@
 
 >>> attn_plugins.patch(model, "entmax15")
 
-The public names (:mod:`attn_plugins._public`), and torch with them, are imported when the first is asked for: what
+The public names (``attn_plugins._public``), and torch with them, are imported when the first is asked for: what
 needs neither, as ``attn-plugins --help``, does not wait for them.
 """
 

@@ -68,7 +68,7 @@ def _no_layers(part: str, spec: str) -> ValueError:
 
 
 def format_layers(layers: Iterable[int]) -> str:
-    """The shortest text from which :func:`read_layers` reads these indices, which are sorted."""
+    """The shortest text from which ``read_layers`` reads these indices, which are sorted."""
     indices = list(layers)
     starts = [indices[0], *(b for a, b in pairwise(indices) if b != a + 1)]
     ends = [*(a for a, b in pairwise(indices) if b != a + 1), indices[-1]]

@@ -65,13 +65,13 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 @contextmanager
 def written(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path beside `path` to write to; it takes the place of `path` when the context ends without an exception.
+    """A path beside ``path`` to write to; it takes the place of ``path`` when the context ends without an exception.
 
-    With any exception, Ctrl-C included, `path` stays what it was and nothing is left beside it. A file that is there
-    keeps its mode. A killed process leaves at most a hidden `.NAME.*.partial`.
+    With any exception, Ctrl-C included, ``path`` stays what it was and nothing is left beside it. A file that is there
+    keeps its mode. A killed process leaves at most a hidden ``.NAME.*.partial``.
 
     Raises:
-        FileExistsError: `path` is a link, a folder, a device or a pipe, of which nothing is replaced.
+        FileExistsError: ``path`` is a link, a folder, a device or a pipe, of which nothing is replaced.
         OSError: the folder is missing or cannot be written.
     """
     path = Path(path)
@@ -82,13 +82,13 @@ def written(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write `content` to `path`; errors as :func:`written`."""
+    """Write ``content`` to ``path``; errors as ``written``."""
     with written(path) as partial:
         partial.write_bytes(content)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` to `path` in UTF-8, line ends as they are; errors as :func:`written`."""
+    """Write ``text`` to ``path`` in UTF-8, line ends as they are; errors as ``written``."""
     write_bytes(path, text.encode())
 
 
@@ -97,7 +97,7 @@ def replace_together(contents: Mapping[Path, bytes]) -> None:
 
     New and old contents are both on the disk before the first file changes, so that a full one undoes nothing half.
     A killed process can leave some files old and some new, each whole, and others beside them, which
-    :func:`remove_abandoned` removes.
+    ``remove_abandoned`` removes.
 
     Raises:
         FileExistsError: one of them is a link, a folder, a device or a pipe.
@@ -138,7 +138,7 @@ def require_plain(path: Path) -> None:
 
 
 def remove_abandoned(path: Path) -> None:
-    """Remove what processes of this machine that are no more have left beside `path`."""
+    """Remove what processes of this machine that are no more have left beside ``path``."""
     for partial in path.parent.glob(f".{glob.escape(path.name[:40])}.*-*.partial"):
         left = re.fullmatch(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{16}\.partial", partial.name[1 + len(path.name[:40]) :])
         if left and left[1] == _machine() and not _runs(int(left[2])):
@@ -147,7 +147,7 @@ def remove_abandoned(path: Path) -> None:
 
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
-    """A new file beside `path`, of its mode; it is removed at the end if it is still there."""
+    """A new file beside ``path``, of its mode; it is removed at the end if it is still there."""
     # What mkstemp does, but the name is known before there is a file: an interrupt in between leaves nothing behind.
     partial = path.with_name(f".{path.name[:40]}.{_machine()}-{os.getpid()}-{secrets.token_hex(8)}.partial")
     try:

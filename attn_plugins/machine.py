@@ -30,7 +30,7 @@ def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
-    """`device`, the processor's `name`, its `threads` (None for a GPU) and the version of `torch`."""
+    """``device``, the processor's ``name``, its ``threads`` (None for a GPU) and the version of ``torch``."""
     import torch
 
     if device.startswith("cuda"):

@@ -66,7 +66,7 @@ def read_value(text: str) -> Value:
 
 
 def format_value(value: object) -> str:
-    """The text from which :func:`read_value` reads ``value``."""
+    """The text from which ``read_value`` reads ``value``."""
     if isinstance(value, bool):
         return str(value).lower()
     return str(value).replace("e+", "e")  # 1e+20: '+' joins plugins

@@ -1,4 +1,4 @@
-"""The modules that register a user's own plugins: ``--import MODULE``, and :data:`VARIABLE` for every process.
+"""The modules that register a user's own plugins: ``--import MODULE``, and ``VARIABLE`` for every process.
 
 Only the user's command line and environment name them, never a file.
 """

@@ -1,7 +1,7 @@
 """The record that travels with the weights: a small uint8 tensor in each patched attention layer.
 
 Only tensors survive what happens to a state dict (renamed keys, safetensors, torch.distributed.checkpoint, half
-precision, averaging), so what a layer computes is said by a tensor beside its weights: the buffer :data:`RECORD`.
+precision, averaging), so what a layer computes is said by a tensor beside its weights: the buffer ``RECORD``.
 Half a byte is kept in each element, in the middle of sixteen values, and a checksum at the end: casts to half
 precision and the rounding of moving averages change nothing, and an average over different specs is noticed.
 """
@@ -34,7 +34,7 @@ def encode(record: Mapping[str, Any]) -> Tensor:
 
 
 def decode(tensor: Tensor) -> dict[str, Any]:
-    """The mapping that :func:`encode` was given, from a tensor of any dtype and device.
+    """The mapping that ``encode`` was given, from a tensor of any dtype and device.
 
     Raises:
         ValueError: it is no record, or was damaged (the average of weights with different specs).

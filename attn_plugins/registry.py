@@ -27,7 +27,7 @@ UNREGISTERED = "unregistered"
 class Registry(Generic[T]):
     """Named objects of one kind.
 
-    Names come from :meth:`register`, or from the modules of ``ATTN_PLUGINS_IMPORT`` and the entry points of installed
+    Names come from ``register``, or from the modules of ``ATTN_PLUGINS_IMPORT`` and the entry points of installed
     packages, which are loaded the first time that a name is asked for. A name is looked up here and never imported or
     evaluated. Upper and lower case are the same; the lower case is the name.
 
@@ -216,7 +216,7 @@ def _check_callable(name: str, factory: Any) -> None:
 
 
 def register_mechanism(name: str) -> Callable[[T], T]:
-    """Decorator: register a token mechanism class (see :mod:`attn_plugins.mechanisms`).
+    """Decorator: register a token mechanism class (see ``attn_plugins.mechanisms``).
 
     Args:
         name: the name in spec strings, in any case; the lower case is the canonical one.

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parent
 
 
 def shipped(folder: str, holding: str) -> Path:
-    """Where `folder` (`patches`, `mmseg_configs`) is.
+    """Where ``folder`` (``patches``, ``mmseg_configs``) is.
 
     Args:
         folder: its name in the repository.

@@ -3,14 +3,14 @@
 Grammar: ``name[@layers][:key=value[,key=value]]``, joined with ``+``; one normalizer a layer, any number of mechanisms.
 The same string is used in Python, trainer flags, YAML, mmseg configs, checkpoint metadata and result tables.
 
-``entmax15@6-11`` is entmax15 in the attention layers 6 to 11, counted from 0 as :func:`attn_plugins.describe` lists
+``entmax15@6-11`` is entmax15 in the attention layers 6 to 11, counted from 0 as ``attn_plugins.describe`` lists
 them; the others keep their own softmax. ``sparsemax@0-2/9-11+entmax15@3-8`` gives each its own.
 ``entmax:alpha=1.1..1.5`` has a value for every layer, evenly from the first to the last of those that the name is for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -21,7 +21,7 @@ from .params import Value, check_params, format_value, plain_params, read_value
 from .registry import MECHANISMS, NORMALIZERS, UNREGISTERED
 from .unregistered import check_picklable, named, registered_since
 
-__all__ = ["Plugin", "Spec", "parse", "settled"]
+__all__ = ["Plugin", "Spec", "computed", "parse", "settled"]
 
 Factory = Callable[..., Any]
 """A callable normalizer: ``f(scores, dim=-1) -> weights``, or a module class called as ``cls(num_heads=H)``."""
@@ -57,6 +57,10 @@ class Plugin:
         params = [(key, value.at(index, count) if isinstance(value, Ramp) else value) for key, value in self.params]
         return Plugin(self.name, tuple(params), self.factory)
 
+    def having(self, params: Mapping[str, Value]) -> Plugin:
+        """The same with other parameters."""
+        return Plugin(self.name, tuple(sorted(params.items())), self.factory, self.layers)
+
     def __str__(self) -> str:
         name = f"{self.name}@{format_layers(self.layers)}" if self.layers else self.name
         if not self.params:
@@ -91,7 +95,7 @@ class Spec:
         """The one normalizer of all layers.
 
         Raises:
-            ValueError: it differs from layer to layer; :meth:`for_layers` tells.
+            ValueError: it differs from layer to layer; ``for_layers`` tells.
         """
         if self.by_layer:
             raise ValueError(f"{str(self)!r} says something for each layer of a model; here one normalizer applies")
@@ -131,7 +135,7 @@ class Spec:
         """The spec of one plugin.
 
         Args:
-            plugin: a registered name, with ``@layers`` if it is for some; or a callable as :func:`attn_plugins.patch`
+            plugin: a registered name, with ``@layers`` if it is for some; or a callable as ``attn_plugins.patch``
                 takes it.
             params: its parameters; what a spec string can say: bool, int, float or str (``"1.1..1.5"`` too).
 
@@ -174,8 +178,8 @@ def parse(spec: str | Spec | Factory) -> Spec:
     """Read a spec string and check every name and parameter against the registries.
 
     Args:
-        spec: e.g. ``"entmax15"``, ``"entmax:alpha=1.3+registers:num=4"``, names in any case; a :class:`Spec` is
-            returned as it is; a callable normalizer (see :func:`attn_plugins.patch`) becomes the spec of its
+        spec: e.g. ``"entmax15"``, ``"entmax:alpha=1.3+registers:num=4"``, names in any case; a ``Spec`` is
+            returned as it is; a callable normalizer (see ``attn_plugins.patch``) becomes the spec of its
             registered name, or ``unregistered:MODULE.QUALNAME``. Such a string is read only where that callable has
             been registered since: nothing is ever imported for it.
 
@@ -212,9 +216,22 @@ def settled(spec: Spec, *, new: bool) -> Spec:
 
     def said(plugin: Plugin) -> Plugin:
         settle = getattr(MECHANISMS.get(plugin.name), "settled", None)
-        return plugin if settle is None else Plugin(plugin.name, tuple(sorted(settle(plugin.kwargs, new=new).items())))
+        return plugin if settle is None else plugin.having(settle(plugin.kwargs, new=new))
 
     return Spec(spec.normalizers, tuple(map(said, spec.mechanisms)))
+
+
+def computed(spec: Spec) -> Spec:
+    """A spec without what says only how a mechanism's parameters start and are trained (``Mechanism.training_only``).
+
+    Models whose specs are equal so compute the same with the same weights.
+    """
+
+    def kept(plugin: Plugin) -> Plugin:
+        left_out = getattr(MECHANISMS.get(plugin.name), "training_only", ())
+        return plugin.having({name: value for name, value in plugin.params if name not in left_out})
+
+    return Spec(spec.normalizers, tuple(map(kept, spec.mechanisms)))
 
 
 def _assemble(plugins: Sequence[Plugin], spec: str) -> Spec:

@@ -3,7 +3,7 @@
 A patched module is of a subclass of its class, made at run time: isinstance, state_dict, attributes, hooks and the
 class's name stay as they were (FSDP's wrapping policies and transformers go by the name). The overrides of several
 plugins lie over each other as layers. What else a patch leaves are attributes, submodules and buffers, whose names
-begin with :data:`PREFIX`, and hooks, which are the functions marked by :func:`hook`.
+begin with ``PREFIX``, and hooks, which are the functions marked by ``hook``.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ COPIED = PREFIX + "copied"
 
 
 def hook(function: Any) -> Any:
-    """Mark a module-level function as one that :func:`add_hook` may leave on a module; it is pickled by its name."""
+    """Mark a module-level function as one that ``add_hook`` may leave on a module; it is pickled by its name."""
     function._attn_plugins_hook = True
     return function
 
@@ -251,7 +251,7 @@ def _is_ours(given: Any) -> bool:
 
 
 def remove(module: nn.Module) -> None:
-    """Take off ``module`` what a patch has left there: class layers, hooks, and what :data:`PREFIX` names."""
+    """Take off ``module`` what a patch has left there: class layers, hooks, and what ``PREFIX`` names."""
     _write(module, base_class(type(module)), {}, {store: {} for store in _STORES}, {store: {} for store in _HOOKS})
 
 
@@ -261,7 +261,7 @@ State = list[tuple[nn.Module, tuple[Any, ...]]]
 
 
 def snapshot(model: nn.Module) -> State:
-    """What patches have left on ``model``, to be given to :func:`restore`."""
+    """What patches have left on ``model``, to be given to ``restore``."""
     return [(module, _read(module)) for module in model.modules()]
 
 

@@ -43,6 +43,7 @@ __all__ = [
     "tell_if_newer",
     "traceable",
     "untraced_shape",
+    "unwrapped",
     "without_side_effect_checks",
 ]
 
@@ -272,7 +273,18 @@ def reshard() -> Callable[..., Any]:
 
 
 def set_reshard(function: Callable[..., Any]) -> None:
-    """Put ``function`` in the place of :func:`reshard`."""
+    """Put ``function`` in the place of ``reshard``."""
     import torch.distributed.fsdp._runtime_utils as runtime
 
     runtime._reshard = function
+
+
+_WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
+
+
+def unwrapped(name: str) -> str:
+    """The name of a parameter or module without what FSDP, checkpointing and ``torch.compile`` put into it."""
+    name += "."
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name.removesuffix(".")

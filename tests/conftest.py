@@ -24,9 +24,9 @@ for _variable in ("DINO_ROOT", "DINOV2_ROOT", "DINOV3_ROOT", "ATTN_PLUGINS_REAL_
     if not os.environ.get(_variable, "unset"):
         del os.environ[_variable]
 
-# A change is judged by the same draws every time; `make nightly` (--hypothesis-profile explore) draws new ones.
+# A change is judged by the same draws every time; `make nightly` (--hypothesis-profile explore) draws more new ones.
 settings.register_profile("same draws", derandomize=True, deadline=None)
-settings.register_profile("explore", deadline=None, print_blob=True)
+settings.register_profile("explore", deadline=None, print_blob=True, max_examples=300)
 settings.load_profile("same draws")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from patching.models import TinyViT
+from patching.models import tiny_vit
 from torch import Tensor, nn
 
 import attn_plugins
@@ -50,7 +50,7 @@ def images() -> Tensor:
     ],
 )
 def test_what_each_layer_gets(spec: str, expected: list[str | None]) -> None:
-    assert specs(attn_plugins.patch(TinyViT(DEPTH), spec)) == expected
+    assert specs(attn_plugins.patch(tiny_vit(DEPTH), spec)) == expected
 
 
 def test_it_is_what_layers_and_single_patches_do() -> None:
@@ -92,7 +92,7 @@ def test_unpatch_and_the_context_give_softmax_back() -> None:
     ],
 )
 def test_layers_that_do_not_exist_are_refused_before_anything_changes(spec: str, message: str) -> None:
-    model = TinyViT(DEPTH)
+    model = tiny_vit(DEPTH)
     with pytest.raises(ValueError, match=message):
         attn_plugins.patch(model, spec)
     assert specs(model) == [None] * DEPTH
@@ -101,7 +101,7 @@ def test_layers_that_do_not_exist_are_refused_before_anything_changes(spec: str,
 @pytest.mark.parametrize("spec", ["entmax15@1", "entmax:alpha=1.1..1.5"])
 def test_layers_are_named_in_one_place(spec: str) -> None:
     with pytest.raises(ValueError, match="name the layers in the spec"):
-        attn_plugins.patch(TinyViT(DEPTH), spec, layers=[1])
+        attn_plugins.patch(tiny_vit(DEPTH), spec, layers=[1])
     with pytest.raises(ValueError, match="here one normalizer applies"):
         attn_plugins.attention(*torch.rand(3, 1, 1, 2, 4), normalizer=spec)
 
@@ -141,9 +141,9 @@ def test_tensors_alone_tell_it(tmp_path: Path) -> None:
 
 
 def test_weights_of_other_layers_are_refused() -> None:
-    weights = attn_plugins.patch(TinyViT(DEPTH), "entmax:alpha=1.1..1.5").state_dict()
+    weights = attn_plugins.patch(tiny_vit(DEPTH), "entmax:alpha=1.1..1.5").state_dict()
     with pytest.raises(ValueError, match=r"trained with 'entmax:alpha=1.1' and this layer has 'entmax:alpha=1.2'"):
-        attn_plugins.patch(TinyViT(DEPTH), "entmax:alpha=1.2..1.5").load_state_dict(weights)
+        attn_plugins.patch(tiny_vit(DEPTH), "entmax:alpha=1.2..1.5").load_state_dict(weights)
 
 
 def test_a_file_whose_layers_contradict_the_whole_is_refused(tmp_path: Path) -> None:
@@ -156,12 +156,12 @@ def test_a_file_whose_layers_contradict_the_whole_is_refused(tmp_path: Path) -> 
 
 
 def test_trainers_patch_it_once_and_refuse_another() -> None:
-    student = TinyViT(DEPTH)
+    student = tiny_vit(DEPTH)
     patch_networks("entmax15@1-2", student)
     patch_networks("entmax15@1-2", student)
     with pytest.raises(ValueError, match="has 'entmax15@1-2' already"):
         patch_networks("entmax15", student)
-    same, other = TinyViT(DEPTH), TinyViT(DEPTH)
+    same, other = tiny_vit(DEPTH), tiny_vit(DEPTH)
     patch_networks("entmax15@1-2", same)
     patch_networks("entmax15@0-2", other)
     same.load_state_dict(student.state_dict())
@@ -183,6 +183,7 @@ def test_a_folder_of_transformers_tells_it(tmp_path: Path) -> None:
     assert torch.equal(again(images()).last_hidden_state, model(images()).last_hidden_state)
 
 
+@pytest.mark.slow
 def test_an_exported_program_computes_it() -> None:
     model = attn_plugins.patch(vit(), RAMP)
     with attn_plugins.exportable(model):

@@ -69,6 +69,7 @@ def test_passes():
 """
 
 
+@pytest.mark.slow
 def test_a_failed_check_is_told_by_its_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / ".ci"))
     compat = importlib.import_module("compat")

@@ -61,6 +61,7 @@ assert main(["env"]) == 0
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiler", [False, True])
 def test_without_what_linux_has(compiler: bool, tmp_path: Path) -> None:
     paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]

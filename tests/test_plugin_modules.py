@@ -64,7 +64,11 @@ def python(folder: Path, *arguments: str, variable: str = "", plugin: str = PLUG
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, cwd=folder)
 
 
-@pytest.mark.parametrize("where", ["flag", "flag first", "flag=", "variable", "both"])
+SPELLINGS = [pytest.param(spelling, marks=pytest.mark.nightly) for spelling in ("flag", "flag=")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["flag first", "variable", "both", *SPELLINGS])
 def test_a_command_knows_it(where: str, tmp_path: Path) -> None:
     arguments = {
         "flag": ["list", "--import", "lab_plugins"],
@@ -79,6 +83,7 @@ def test_a_command_knows_it(where: str, tmp_path: Path) -> None:
     assert ["mine:factor=2.0", "Softmax,", "sharper."] in lines and ["toy"] in lines
 
 
+@pytest.mark.slow
 def test_without_either_it_is_not_known(tmp_path: Path) -> None:
     done = python(tmp_path, "-c", COMMAND, "list")
     assert done.returncode == 0 and "mine" not in done.stdout
@@ -102,6 +107,7 @@ def test_every_command_takes_the_flag(tmp_path: Path) -> None:
     assert all(line.endswith("True") for line in lines), done.stdout
 
 
+@pytest.mark.slow
 def test_subprocesses_and_workers_know_it(tmp_path: Path) -> None:
     code = (
         "import subprocess, sys; from attn_plugins.cli import main\n"
@@ -114,6 +120,7 @@ def test_subprocesses_and_workers_know_it(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-2:] == ["fork 2", "spawn 2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", [True, False])
 def test_the_launcher_knows_it(flag: bool, tmp_path: Path) -> None:
     (tmp_path / "trainer.py").write_text(TRAINER)
@@ -124,6 +131,7 @@ def test_the_launcher_knows_it(flag: bool, tmp_path: Path) -> None:
     assert "mine" in done.stdout and "not patched" not in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("plugin", "name", "message"),
     [

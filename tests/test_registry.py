@@ -107,12 +107,14 @@ def run(code: str, environment: dict[str, str]) -> subprocess.CompletedProcess[s
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_an_installed_package_is_used_everywhere_by_name(tmp_path: Path) -> None:
     done = run(USE, install(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "relu:power=1" in done.stdout and "strange" in done.stdout
 
 
+@pytest.mark.slow
 def test_an_installed_package_brings_a_codebase(tmp_path: Path) -> None:
     environment = install(tmp_path, "[attn_plugins.codebases]\ntheirs = third_party:THEIRS\n")
     (tmp_path / "third_party.py").write_text(CODEBASE)
@@ -120,6 +122,7 @@ def test_an_installed_package_brings_a_codebase(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("entry_points", "message"),
     [

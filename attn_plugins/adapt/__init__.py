@@ -1,6 +1,6 @@
 """A pretrained backbone becomes sparse.
 
-:mod:`.calibrate` fits a factor on the scores of every head, in seconds; :func:`attn_plugins.adapt.distil` trains the
+``calibrate`` fits a factor on the scores of every head, in seconds; ``attn_plugins.adapt.distil`` trains the
 patched backbone to have the features that it had, on pictures without labels.
 """
 

@@ -56,7 +56,7 @@ class Likeness:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What :func:`calibrate` found; prints as a table.
+    """What ``calibrate`` found; prints as a table.
 
     Attributes:
         scales: the factors, for a file (``scales.write(FILE)``).
@@ -108,7 +108,7 @@ def calibrate(
         sparsity: share of attention weights that shall be exactly zero, over all layers; None for the nearest to
             softmax.
         held_out: images to measure on; those that the factors are fitted on by default.
-        curve: also measure factors for other shares of zeros (those of :data:`TRIED` that are within reach), which
+        curve: also measure factors for other shares of zeros (those of ``TRIED`` that are within reach), which
             takes as long again.
         progress: is called with (passes done, all of them).
 
@@ -151,6 +151,7 @@ def calibrate(
             "sizes": [_size(batch) for batch in fitted_on],
             "sparsity": sparsity,
             "held_out": held_out is not None,
+            "measured_on": len(shown[0]),
             "measured": [asdict(line) for line in after],
         }
         factors = tuple(tuple(round(value, 5) for value in row) for row in logs.exp().tolist())
@@ -193,7 +194,7 @@ class _Work:
 
 
 def likeness(vit: ViTFeatures, images: Tensor, softmax: tuple[Tensor, Tensor]) -> Likeness:
-    """Compare the features of a model as it is now with what :func:`features` gave of it with softmax."""
+    """Compare the features of a model as it is now with what ``features`` gave of it with softmax."""
     (patches, cls), zeros = _counted(vit, images)
     centred = (tokens - tokens.mean(1, keepdim=True) for tokens in (patches, softmax[0]))
     alike = _cosine(patches, softmax[0]), _cosine(*centred), _cosine(cls, softmax[1])

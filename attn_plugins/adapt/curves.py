@@ -63,7 +63,7 @@ class Curves:
         """``[L, H]``, the logarithms with the least weighted sum of errors at this share of zeros over all heads.
 
         That sum has one price of a zero for all heads (Lagrange's multiplier), which is found by bisection. Errors of
-        later layers weigh more, up to e**:data:`DEPTH` times.
+        later layers weigh more, up to e**``DEPTH`` times.
 
         Raises:
             ValueError: no factor that was tried makes so many or so few zeros.

@@ -33,7 +33,7 @@ DEFAULT_SIDE = 14
 
 @dataclass(frozen=True)
 class Distilled:
-    """What :func:`distil` did.
+    """What ``distil`` did.
 
     Attributes:
         spec: of the model now.
@@ -71,7 +71,7 @@ def distil(
     """Patch a pretrained ViT in place and train it, on pictures without labels, to have the features that it had.
 
     The teacher is a copy of the model as it was. By default factors on the scores are fitted first
-    (:func:`attn_plugins.calibrate`), and training begins from there. The same seed gives the same result, also where a
+    (``attn_plugins.calibrate``), and training begins from there. The same seed gives the same result, also where a
     run was killed and started again with the same ``folder``; on other numbers of processes the same up to rounding.
     Under ``torch.distributed`` every process calls it, with the model on its own device.
 
@@ -79,7 +79,7 @@ def distil(
         model: a ViT, with softmax or whatever it was trained with; put into eval mode, in which it also trains.
         files: pictures; a dozen of them are calibrated on.
         spec: what the model shall be patched with, token mechanisms included.
-        recipe: how, see :class:`attn_plugins.adapt.Recipe`.
+        recipe: how, see ``attn_plugins.adapt.Recipe``.
         folder: where snapshots are kept; None: nowhere.
         snapshot_minutes: time between two of them.
         workers: processes that read pictures; 0 reads them in this one.

@@ -52,7 +52,7 @@ class Measured:
 
 
 class Report:
-    """Measures a model as it goes through :func:`attn_plugins.adapt.distil`.
+    """Measures a model as it goes through ``attn_plugins.adapt.distil``.
 
     Args:
         model: as it is before; copied.

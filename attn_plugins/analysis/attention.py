@@ -166,7 +166,7 @@ def cls_attention(model: nn.Module, images: Tensor, layer: int = -1) -> Tensor:
     """What [CLS] looks at: its weights over the patches in one layer.
 
     Args:
-        model: as in :func:`statistics`.
+        model: as in ``statistics``.
         images: ``[B, 3, H, W]``, normalised.
         layer: index, negative from the end.
 

@@ -71,7 +71,7 @@ def _hsic(a: Tensor, b: Tensor) -> Tensor:
 
 
 class DriftWatcher(Watcher):
-    """Keeps the patches of the first :data:`IMAGES` images, or compares another model's with them.
+    """Keeps the patches of the first ``IMAGES`` images, or compares another model's with them.
 
     Args:
         reference: that of the first model; None for the first itself.

@@ -64,7 +64,7 @@ def mean_iou(confusion: Floats) -> Floats:
 
 
 class DenseWatcher(Watcher):
-    """Keeps the last layer's patches and their classes of up to :data:`LIMIT` images with masks.
+    """Keeps the last layer's patches and their classes of up to ``LIMIT`` images with masks.
 
     Args:
         last: index of the last layer.
@@ -121,7 +121,7 @@ def knn(patches: Tensor, labels: Tensor, classes: int) -> Tensor:
 
 
 def kmeans(patches: Tensor, labels: Tensor, classes: int, seed: int = 0) -> Tensor:
-    """Classes ``[N, P]`` of unit patches by as many clusters, matched to classes; arguments as :func:`knn`."""
+    """Classes ``[N, P]`` of unit patches by as many clusters, matched to classes; arguments as ``knn``."""
     from scipy.optimize import linear_sum_assignment
     from sklearn.cluster import KMeans
 

@@ -26,7 +26,7 @@ from .pib import HITS, PiB, PiBWatcher
 from .subjects import Subject
 from .watch import NORMS, Watcher, watch
 
-__all__ = ["KINDS", "NEEDS", "PRESETS", "Findings", "Settings", "examine"]
+__all__ = ["KINDS", "NEEDS", "PRESETS", "Findings", "Settings", "examine", "try_out"]
 
 KINDS = ("pca", "pib", "diffusion", "discovery", "attention", "maps", "norms", "drift")
 NEEDS = {"pib": "boxes", "discovery": "boxes or masks", "drift": "a second model"}
@@ -38,7 +38,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "difficult": True,
     }
 }  # fmt: skip
-"""Point-in-box as others measure it. `last-vit`: ChengShiest/LAST-ViT at 8c126e0, visualization/."""
+"""Point-in-box as others measure it. ``last-vit``: ChengShiest/LAST-ViT at 8c126e0, visualization/."""
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,19 @@ class Settings:
 
     Attributes:
         size: side of the images in pixels; a multiple of the patch size.
-        resize, bilinear: how pictures become squares, see :class:`.images.View`.
+        resize, bilinear: how pictures become squares, see ``images.View``.
         batch: images a forward.
         pictures: images that PCA and overlays show.
         limit: images that statistics are over; None for all.
-        norm: what stands before cosines with [CLS], see :data:`.watch.NORMS`.
-        hit: which patches lie in a box, see :data:`.pib.HITS`.
-        difficult, single, below: which boxes count, see :class:`.boxes.Rule`.
+        norm: what stands before cosines with [CLS], see ``watch.NORMS``.
+        hit: which patches lie in a box, see ``pib.HITS``.
+        difficult, single, below: which boxes count, see ``boxes.Rule``.
         norm_threshold: absolute norm above which a token is an outlier.
         layer: layer of the overlays, negative from the end.
         heads: heads of the overlays; None for the first four.
         background: classes of masks that are no foreground.
         ignored: classes of masks that do not count.
-        basis, foreground: of the PCA, see :func:`.pca.pca_rgb`.
+        basis, foreground: of the PCA, see ``pca.pca_rgb``.
         device: "cpu" or "cuda".
         seed: which images are drawn.
 
@@ -123,7 +123,7 @@ class Findings:
     """What was found in one model; what was not asked for is None.
 
     Attributes:
-        verified: what :func:`attn_plugins.verify` says of it; None for a model that is not patched.
+        verified: what ``attn_plugins.verify`` says of it; None for a model that is not patched.
         arch: its class, depth, width and patch size.
         features: last layer's patches of the pictures under the final norm, ``[N, h, w, C]``.
         overlay: what [CLS] looks at in them, ``[N, H, h, w]``.
@@ -149,6 +149,40 @@ class Findings:
     images: tuple[int, int, int] = (0, 0, 0)
 
 
+def _loaded(subject: Subject, settings: Settings) -> tuple[nn.Module, ViTFeatures]:
+    model = subject.load().to(settings.device)
+    features = ViTFeatures(model)
+    if settings.size % features.patch_size:
+        raise ValueError(
+            f"size={settings.size} is no multiple of the patch size {features.patch_size} of {subject.name}"
+        )
+    return model, features
+
+
+@torch.no_grad()
+def try_out(subject: Subject, settings: Settings, kinds: Collection[str] = KINDS) -> None:
+    """Load a model, show it one empty image and let it go: what cannot be examined is refused before anything is.
+
+    Raises:
+        ValueError: it cannot be built, loaded or patched so, cannot take images of this size, or has no such layer or
+            head.
+    """
+    try:
+        model, _ = _loaded(subject, settings)
+        blank = torch.zeros(1, 3, settings.size, settings.size, device=settings.device)
+        overlay = cls_attention(model, blank, settings.layer if "attention" in kinds else -1)
+        if "attention" in kinds:
+            _check_heads(overlay, subject, settings)
+    except ValueError as error:
+        raise ValueError(f"{subject.name} cannot be examined, and nothing was: {error}") from error
+
+
+def _check_heads(overlay: Tensor, subject: Subject, settings: Settings) -> None:
+    heads = overlay.shape[1]
+    if any(not 0 <= head < heads for head in settings.heads or ()):
+        raise ValueError(f"heads={settings.heads}: {subject.name} has heads 0 to {heads - 1}")
+
+
 @torch.no_grad()
 def examine(
     subject: Subject,
@@ -163,7 +197,7 @@ def examine(
         subject: the model.
         images: what it is shown; boxes and masks may be of images of their own.
         settings: sizes and limits.
-        kinds: of :data:`KINDS`.
+        kinds: of ``KINDS``.
         first: what was found in the first of several models, with which drift compares.
 
     Raises:
@@ -171,13 +205,8 @@ def examine(
             point-in-box is asked for where no image has a box.
     """
     sources = Sources.of(images)
-    model = subject.load().to(settings.device)
+    model, features = _loaded(subject, settings)
     verified = verdict(model, subject.name)
-    features = ViTFeatures(model)
-    if settings.size % features.patch_size:
-        raise ValueError(
-            f"size={settings.size} is no multiple of the patch size {features.patch_size} of {subject.name}"
-        )
     arch = f"{type(model).__name__}, {features.depth} blocks, width {features.embed_dim}, patch {features.patch_size}"
     seen, overlay, maps = _pictures(model, features, subject, sources.images, settings, kinds)
     watchers = _Watchers(kinds, settings, features.depth - 1, first)
@@ -286,9 +315,7 @@ def _pictures(
         seen = features(shown.pixels, [features.depth - 1])[0][0].permute(0, 2, 3, 1).float().cpu()
     if "attention" in kinds:
         overlay = cls_attention(model, shown.pixels, settings.layer).float().cpu()
-        heads = overlay.shape[1]
-        if any(not 0 <= head < heads for head in settings.heads or ()):
-            raise ValueError(f"heads={settings.heads}: {subject.name} has heads 0 to {heads - 1}")
+        _check_heads(overlay, subject, settings)
     looking = MapsWatcher(features.depth - 1)
     if "maps" in kinds:
         watch(model, [shown], [looking])

@@ -81,7 +81,7 @@ class Batch:
         boxes: for each image its boxes in these pixels; empty where none is known, allowed or left.
         objects: for each image its boxes in the picture's own pixels, and the picture's size; the same boxes, before
             anything is cut away.
-        masks: ``[B, S, S]`` of class numbers, int64, where :attr:`Images.masks` gives them.
+        masks: ``[B, S, S]`` of class numbers, int64, where ``Images.masks`` gives them.
     """
 
     pixels: Tensor
@@ -132,7 +132,7 @@ class Images:
         """Batches of squares; boxes and masks follow the pixels.
 
         Args:
-            view: how pictures become squares; a number is :class:`View` of that size.
+            view: how pictures become squares; a number is ``View`` of that size.
             batch: images in each.
             device: where pixels go.
             progress: told after each.

@@ -1,4 +1,4 @@
-"""The run that a :class:`attn_plugins.Monitor` wrote down, drawn."""
+"""The run that a ``attn_plugins.Monitor`` wrote down, drawn."""
 
 from __future__ import annotations
 

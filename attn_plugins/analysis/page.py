@@ -33,7 +33,7 @@ def page(
     made_by: Sequence[tuple[str, str]],
     folder: str | None = None,
 ) -> str:
-    """The whole document, from `templates/report.html`.
+    """The whole document, from ``templates/report.html``.
 
     Args:
         title: heading.

@@ -60,8 +60,8 @@ class PiB:
     """Point-in-box of one model, image by image.
 
     Attributes:
-        norm: what stood before the cosine, of :data:`.watch.NORMS`.
-        hit: what counts as a hit, of :data:`HITS`.
+        norm: what stood before the cosine, of ``watch.NORMS``.
+        hit: what counts as a hit, of ``HITS``.
         points: the patch chosen, row-major in the grid, ``[N, L]``.
         hits: whether it counts, ``[N, L]``.
         chance: share of the image's patches that would, ``[N]``.
@@ -165,8 +165,8 @@ class PiBWatcher(Watcher):
     """Takes point-in-box down while a model runs.
 
     Args:
-        norm: of :data:`.watch.NORMS`.
-        hit: of :data:`HITS`.
+        norm: of ``watch.NORMS``.
+        hit: of ``HITS``.
         view: how pictures became squares; only "overlap" asks.
 
     Raises:
@@ -239,8 +239,8 @@ def pib(
 
     Args:
         model: a ViT, patched or not, in eval mode, on the batches' device.
-        batches: images with boxes (:meth:`.images.Images.batches`); those without a box that counts are left out.
-        norm, hit, view: as :class:`PiBWatcher` takes them.
+        batches: images with boxes (``images.Images.batches``); those without a box that counts are left out.
+        norm, hit, view: as ``PiBWatcher`` takes them.
 
     Raises:
         UnsupportedModelError: the model is no ViT that features can be read from.

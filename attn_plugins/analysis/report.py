@@ -13,7 +13,7 @@ from .compare import changes, changes_table
 from .diffusion import MEASURES as DIFFUSION
 from .exhibit import Exhibit
 from .figures import attention_exhibit, layers_exhibit, norms_exhibit, pib_exhibit
-from .findings import KINDS, NEEDS, Findings, Settings, examine
+from .findings import KINDS, NEEDS, Findings, Settings, examine, try_out
 from .images import MEAN, STD, Batch, Images, Sources
 from .layers import collect_layers
 from .measured import diffusion_exhibit, discovery_exhibit, drift_exhibit, reach_exhibit
@@ -37,7 +37,7 @@ def exhibits(
         subjects: the models.
         images: what they are shown; boxes and masks may be of images of their own.
         settings: sizes and limits.
-        kinds: of :data:`.findings.KINDS`; of several, those are left out that need what there is not.
+        kinds: of ``findings.KINDS``; of several, those are left out that need what there is not.
 
     Raises:
         ValueError: no models, or no such kind.
@@ -49,7 +49,7 @@ def exhibits(
 def examine_all(
     subjects: Sequence[Subject], images: Images | Sources, settings: Settings, kinds: Sequence[str] = KINDS
 ) -> list[Findings]:
-    """Examine each model in turn; arguments and errors are those of :func:`exhibits`."""
+    """Examine each model in turn, all tried out first; arguments and errors are those of ``exhibits``."""
     if not subjects:
         raise ValueError("nothing to analyse: name at least one model or checkpoint")
     unknown = [kind for kind in kinds if kind not in KINDS]
@@ -60,6 +60,8 @@ def examine_all(
     wanted = [kind for kind in kinds if there.get(kind, True)]
     if not wanted:
         raise ValueError(f"{kinds[0]} needs {NEEDS[kinds[0]]}, and there are none")
+    for subject in subjects[1:]:  # the first shows itself at once
+        try_out(subject, settings, wanted)
     found: list[Findings] = []
     for subject in subjects:
         found.append(examine(subject, sources, settings, wanted, found[0] if found else None))

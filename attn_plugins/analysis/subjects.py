@@ -26,7 +26,7 @@ class Subject:
         name: how figures call it.
         load: makes it, in eval mode.
         spec: its plugin spec.
-        source: `recorded` in the file, `asked for`, or `assumed` where neither is: names of assumed ones say so.
+        source: ``recorded`` in the file, ``asked for``, or ``assumed`` where neither is: names of assumed ones say so.
         checkpoint: its file, if it has one.
         sha256: of the file.
         epoch: of its training, if known: models of one spec that have one make up a time series.
@@ -50,10 +50,10 @@ class Subject:
 def from_checkpoints(
     paths: Sequence[str | Path], arch: str = "auto", plugins: str = "auto", repo: str | None = None
 ) -> list[Subject]:
-    """Subjects from checkpoint files; what they are is read from the files (:mod:`attn_plugins.checkpoints`).
+    """Subjects from checkpoint files; what they are is read from the files (``attn_plugins.checkpoints``).
 
     Args:
-        paths: the files, in the order of the figures; `FILE=SPEC` shows one under another spec than it records, so
+        paths: the files, in the order of the figures; ``FILE=SPEC`` shows one under another spec than it records, so
             that a checkpoint can stand beside itself.
         arch: as ``FrozenViT`` takes it, e.g. "timm/vit_small_patch16_224"; "auto" asks the file.
         plugins: a spec, "auto" for the file's own.

@@ -18,7 +18,7 @@ from .recording import Answer, recorded
 __all__ = ["NORMS", "Tokens", "Watcher", "watch"]
 
 NORMS = ("none", "final", "own")
-"""What stands between a block's output and a measure: nothing; the model's final norm, as `get_intermediate_layers`
+"""What stands between a block's output and a measure: nothing; the model's final norm, as ``get_intermediate_layers``
 applies it to every layer; or the norm that this output goes through in the model, which is the next block's first norm,
 and behind the last block the final norm."""
 
@@ -37,7 +37,7 @@ class Tokens:
         self._normed = {"none": tokens}
 
     def under(self, norm: str) -> tuple[Tensor, Tensor]:
-        """Patches ``[B, h * w, C]`` and [CLS] ``[B, C]`` in float32, under one of :data:`NORMS`.
+        """Patches ``[B, h * w, C]`` and [CLS] ``[B, C]`` in float32, under one of ``NORMS``.
 
         Raises:
             UnsupportedModelError: the next block's norm is asked for and not known.

@@ -45,8 +45,14 @@ def register_backend(backend: Backend) -> Backend:
     """Make a kernel known: ``attention`` and every patched model use it for each call that it can run.
 
     Of several that can, the one registered last is used; those of this package come after all others, in the order
-    ``sdpa``, ``cpu``, ``triton``, ``reference``. Packages may also name a :class:`Backend` in the entry-point group
+    ``sdpa``, ``cpu``, ``triton``, ``reference``. Packages may also name a ``Backend`` in the entry-point group
     ``attn_plugins.backends``.
+
+    Args:
+        backend: its name is the one that ``attention(..., backend=)`` takes.
+
+    Returns:
+        The same record.
 
     Raises:
         ValueError: the name is taken, or is "auto".

@@ -75,7 +75,7 @@ _ensure_bound._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def resolve_normalizer(normalizer: NormalizerLike) -> Callable[..., Tensor]:
-    """A name or spec string becomes a :class:`Normalizer`; anything callable is used as it is.
+    """A name or spec string becomes a ``Normalizer``; anything callable is used as it is.
 
     Raises:
         UnknownPluginError: a name that is not registered.

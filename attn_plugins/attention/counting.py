@@ -1,6 +1,6 @@
 """How many attention calls this thread has answered, and for which layer: what proves that a patched layer ran.
 
-An observer (:func:`observed`) is told every answer, while :func:`attn_plugins.verify` runs. Watchers (:func:`watch`)
+An observer (``observed``) is told every answer, while ``attn_plugins.verify`` runs. Watchers (``watch``)
 are told what is about to be computed, and compute what they want to know of it themselves.
 """
 

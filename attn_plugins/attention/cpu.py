@@ -73,7 +73,7 @@ def run(call: AttentionCall) -> Tensor:
 
 
 class _Attention(torch.autograd.Function):
-    """:func:`.native.attention.attention` with its gradient, also under ``torch.func``."""
+    """``native.attention.attention`` with its gradient, also under ``torch.func``."""
 
     generate_vmap_rule = True
 
@@ -98,7 +98,7 @@ class _Attention(torch.autograd.Function):
 
 
 class _AttentionBackward(torch.autograd.Function):
-    """:func:`.native.attention.attention_backward`, which has no gradient itself, as torch's own kernels have none."""
+    """``native.attention.attention_backward``, which has no gradient itself, as torch's own kernels have none."""
 
     generate_vmap_rule = True
 

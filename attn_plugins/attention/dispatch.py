@@ -105,9 +105,9 @@ def attention(
         is_causal: query i sees keys 0..i; not together with ``attn_mask``.
         scale: factor on the scores, 1/sqrt(D) if None.
         enable_gqa: key and value may have fewer heads, each shared by H / H_kv query heads.
-        normalizer: registered name or spec string ("entmax:alpha=1.3"), :class:`Normalizer`, a module such as
-            :class:`EntmaxAlpha`, or any callable ``(scores, dim=-1) -> weights``.
-        backend: "auto", or the name of one to insist on: one of :func:`attn_plugins.register_backend`'s, or "sdpa",
+        normalizer: registered name or spec string ("entmax:alpha=1.3"), ``Normalizer``, a module such as
+            ``EntmaxAlpha``, or any callable ``(scores, dim=-1) -> weights``.
+        backend: "auto", or the name of one to insist on: one of ``attn_plugins.register_backend``'s, or "sdpa",
             "cpu", "triton", "reference", which is the order in which "auto" asks them; those registered come first.
         return_weights: also return the weights ``[..., H, N, S]`` (before dropout); not for packed batches.
 

@@ -26,7 +26,7 @@ Peer = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def peers(normalizers: Iterable[str] = NORMALIZERS) -> dict[str, Peer]:
-    """Functions of query, key, value by name, :data:`BASELINE` first; the entmax package joins where installed."""
+    """Functions of query, key, value by name, ``BASELINE`` first; the entmax package joins where installed."""
     found: dict[str, Peer] = {BASELINE: F.scaled_dot_product_attention, "softmax, composed": composed(torch.softmax)}
     for name in normalizers:
         found[name] = bind_backend(name, "auto")
@@ -40,7 +40,7 @@ def peers(normalizers: Iterable[str] = NORMALIZERS) -> dict[str, Peer]:
 
 
 def bind_backend(normalizer: str, backend: str) -> Peer:
-    """:func:`attn_plugins.attention` with everything but the tensors chosen."""
+    """``attn_plugins.attention`` with everything but the tensors chosen."""
     return lambda q, k, v: attention(q, k, v, normalizer=normalizer, backend=backend)
 
 
@@ -64,7 +64,7 @@ def bench_attention(
         device: "cpu".
 
     Returns:
-        The dictionary that :func:`.report.table` prints.
+        The dictionary that ``report.table`` prints.
 
     Raises:
         RuntimeError: two peers that should agree do not.

@@ -61,7 +61,7 @@ def bench_cuda(
         steps: also time whole training steps (needs timm; DINO's own if ``DINO_ROOT`` is set).
 
     Returns:
-        What :func:`cuda_table` prints: machine, versions, ceilings, and per shape and peer medians, spread and
+        What ``cuda_table`` prints: machine, versions, ceilings, and per shape and peer medians, spread and
         peak bytes, or the reason why a peer did not run.
 
     Raises:
@@ -159,7 +159,7 @@ def _peak(function: Callable[[], object], device: torch.device) -> int:
 
 
 def cuda_table(result: Mapping[str, Any]) -> str:
-    """The result of :func:`bench_cuda` as text."""
+    """The result of ``bench_cuda`` as text."""
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     rates = result["ceilings"]
     lines = [

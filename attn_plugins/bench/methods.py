@@ -29,7 +29,7 @@ def bench_methods(
         device: "cpu" or "cuda".
 
     Returns:
-        The dictionary that :func:`.report.table` prints, with the names of Table 1.
+        The dictionary that ``report.table`` prints, with the names of Table 1.
     """
     specs = [spec for spec in METHODS.values() if spec != BASELINE]
     result = bench_step(arch, specs, batch, repeats, device)

@@ -1,4 +1,4 @@
-"""What a :class:`attn_plugins.Monitor` costs: the step that it looks at beside the same step."""
+"""What a ``attn_plugins.Monitor`` costs: the step that it looks at beside the same step."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def bench_monitor(
         every: steps from one observation to the next, for the share of the whole run.
 
     Returns:
-        The dictionary that :func:`monitor_table` prints.
+        The dictionary that ``monitor_table`` prints.
     """
     import timm
     import timm.data
@@ -77,7 +77,7 @@ def bench_monitor(
 
 
 def monitor_table(result: dict[str, Any]) -> str:
-    """:func:`.report.table`, and the share of a run's time."""
+    """``report.table``, and the share of a run's time."""
     return (
         f"{table(result)}\nlooking takes {result['looking_ms']:.1f} ms: every {result['settings']['every']} steps, "
         f"{100 * result['share']:.3f} % of the run"

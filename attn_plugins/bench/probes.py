@@ -34,16 +34,16 @@ def bench_probes(
 
     Args:
         arch: architecture, random weights.
-        probe: config whose head and losses are used: `voc2012`, `ade20k`, `cityscapes`, `nyuv2` or `kitti`.
+        probe: config whose head and losses are used: ``voc2012``, ``ade20k``, ``cityscapes``, ``nyuv2`` or ``kitti``.
         size: pixels of a side.
         batch: images per step.
         spec: plugins of the backbone.
         repeats: samples of each.
-        device: `cpu` or `cuda`.
+        device: ``cpu`` or ``cuda``.
 
     Returns:
-        The dictionary that :func:`.report.table` prints; `peers` also have `images_per_s`, and the two whole
-        steps `peak_mib`: of a process that does nothing else on a CPU (imports included), of the allocator on a GPU.
+        The dictionary that ``report.table`` prints; ``peers`` also have ``images_per_s``, and the two whole
+        steps ``peak_mib``: of a process that does nothing else on a CPU (imports included), of the allocator on a GPU.
     """
     settings: dict[str, Any] = {"arch": arch, "probe": probe, "size": size, "batch": batch, "spec": spec}
     steps = _steps(device=device, **settings)

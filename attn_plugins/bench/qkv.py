@@ -25,7 +25,7 @@ def capture(model: nn.Module, images: Tensor, layers: Sequence[int]) -> dict[str
     """What the attention of ``layers`` is given, in the order in which they run, counted from 0.
 
     Args:
-        model: any that :func:`attn_plugins.patch` knows, as it computes unpatched.
+        model: any that ``attn_plugins.patch`` knows, as it computes unpatched.
         images: ``[B, 3, H, W]``, normalised.
         layers: which.
 
@@ -66,7 +66,7 @@ def write_qkv(path: Path, layers: dict[str, Layer], **told: str) -> None:
 
 
 def read_layers(path: Path) -> dict[str, Layer]:
-    """What :func:`write_qkv` wrote.
+    """What ``write_qkv`` wrote.
 
     Raises:
         ValueError: it is another file.

@@ -54,7 +54,7 @@ class Case:
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=self.kind == "causal", scale=self.scale)
 
     def ours(self, q: Tensor, k: Tensor, v: Tensor, backend: str = "auto") -> Tensor:
-        """:func:`attn_plugins.attention`."""
+        """``attn_plugins.attention``."""
         normalizer: Any = EntmaxAlpha(q.shape[1]) if self.normalizer == "entmax_alpha" else self.normalizer
         mask: Any = self._lengths() if self.kind == "packed" else self._mask()
         options: dict[str, Any] = {"is_causal": self.kind == "causal", "scale": self.scale, "backend": backend}
@@ -110,7 +110,7 @@ def cases(tokens: Iterable[int] = TOKENS, device: str = "cpu") -> list[Case]:
 
 
 def read_qkv(path: Path, normalizers: Iterable[str] = ("entmax15",)) -> list[Case]:
-    """The layers in a file of :func:`.qkv.write_qkv`, each with each normalizer.
+    """The layers in a file of ``qkv.write_qkv``, each with each normalizer.
 
     Raises:
         ValueError: it is no such file.
@@ -125,7 +125,7 @@ def read_qkv(path: Path, normalizers: Iterable[str] = ("entmax15",)) -> list[Cas
 
 
 def cpu_clock(function: Callable[[], object]) -> float:
-    """A :data:`.timing.Clock` of this thread's processor time: what other programs take does not count."""
+    """A ``timing.Clock`` of this thread's processor time: what other programs take does not count."""
     started = time.thread_time()
     function()
     return (time.thread_time() - started) * 1e3

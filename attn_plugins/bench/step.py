@@ -35,7 +35,7 @@ def bench_step(
         device: "cpu".
 
     Returns:
-        The dictionary that :func:`.report.table` prints.
+        The dictionary that ``report.table`` prints.
     """
     import timm
     import timm.data

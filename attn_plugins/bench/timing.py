@@ -42,14 +42,14 @@ class Timing:
 
 
 def wall_clock(function: Callable[[], object]) -> float:
-    """A :data:`Clock` for work that is done when the function returns."""
+    """A ``Clock`` for work that is done when the function returns."""
     started = time.perf_counter()
     function()
     return (time.perf_counter() - started) * 1e3
 
 
 def cuda_clock(function: Callable[[], object], calls: int = 1) -> float:
-    """A :data:`Clock` for work on a GPU: CUDA events around ``calls`` calls, the mean of one."""
+    """A ``Clock`` for work on a GPU: CUDA events around ``calls`` calls, the mean of one."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     for _ in range(calls):

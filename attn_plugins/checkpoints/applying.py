@@ -24,9 +24,9 @@ class Choice:
 
     Attributes:
         spec: their spec.
-        source: `recorded` in the file, `asked for` by the caller, or `assumed`.
-        layers: {attention layer: its spec} where only these are patched; empty for all of them with `spec`.
-        order: the normalizer of each attention layer, None for one that is not patched; empty as `layers`.
+        source: ``recorded`` in the file, ``asked for`` by the caller, or ``assumed``.
+        layers: {attention layer: its spec} where only these are patched; empty for all of them with ``spec``.
+        order: the normalizer of each attention layer, None for one that is not patched; empty as ``layers``.
     """
 
     spec: str
@@ -48,11 +48,11 @@ def choose(
     """The plugins for a checkpoint.
 
     Args:
-        said: what it records: `spec`, `layers` and `order`, as `Told` and `CheckpointInfo` have them.
-        plugins: what the caller asks for; `auto` for what is recorded.
+        said: what it records: ``spec``, ``layers`` and ``order``, as ``Told`` and ``CheckpointInfo`` have them.
+        plugins: what the caller asks for; ``auto`` for what is recorded.
         learned: keys in the file that are parameters of plugins.
         where: the file, for messages.
-        other_spec: take `plugins` even where the file records another spec.
+        other_spec: take ``plugins`` even where the file records another spec.
 
     Raises:
         CheckpointError: the two contradict each other; or nothing is recorded or asked for although the file holds
@@ -100,11 +100,11 @@ def _check_whole(spec: str, where: str) -> None:
 
 
 def apply_plugins(model: nn.Module, choice: Choice, where: str) -> None:
-    """Patch `model`: the layers that are recorded with what is recorded for each, or all with the spec.
+    """Patch ``model``: the layers that are recorded with what is recorded for each, or all with the spec.
 
     Raises:
         CheckpointError: layers are recorded that the model lacks, or plugins that it cannot have.
-        ValueError: plugins were asked for that it cannot have: as `attn_plugins.patch`.
+        ValueError: plugins were asked for that it cannot have: as ``attn_plugins.patch``.
     """
     paths = [site.path for site in find_attention(model)] if choice.layers or choice.order else []
     own = {flat_key(path + ".").removesuffix("."): path for path in paths}

@@ -20,7 +20,7 @@ def builders() -> dict[str, Builder]:
 
 
 def builder_of(called: str) -> Builder | None:
-    """How the codebase that tensors told (`Shape.codebase`) is built; None where they do not tell enough."""
+    """How the codebase that tensors told (``Shape.codebase``) is built; None where they do not tell enough."""
     return next((codebase.building for codebase in CODEBASES.values() if codebase.called == called), None)
 
 
@@ -28,7 +28,7 @@ def construct(arch: str, shape: Shape | None, repo: str | os.PathLike[str] | Non
     """A ViT of a codebase, sized as a checkpoint's tensors are.
 
     Args:
-        arch: `FAMILY/NAME`, as `timm/NAME`, `dinov1/vit_small`, `dinov2/…`, `dinov3/…`.
+        arch: ``FAMILY/NAME``, as ``timm/NAME``, ``dinov1/vit_small``, ``dinov2/…``, ``dinov3/…``.
         shape: what the tensors tell; None for the architecture's own sizes.
         repo: checkout of the official repository; None for what the environment names, or timm's own code.
         options: further arguments of the constructor; they win.
@@ -48,12 +48,12 @@ def construct(arch: str, shape: Shape | None, repo: str | os.PathLike[str] | Non
 
 
 def fitting(tensors: Mapping[str, Tensor], shape: Shape) -> list[str]:
-    """The `FAMILY/NAME`s whose parameters have the names and shapes of a checkpoint's, position embedding aside."""
+    """The ``FAMILY/NAME``s whose parameters have the names and shapes of a checkpoint's, position embedding aside."""
     return [f"{family}/{name}" for family, known in builders().items() for name in known.fitting(tensors, shape)]
 
 
 def told_by(config: Mapping[str, Any]) -> tuple[str, Any] | None:
-    """(`FAMILY/NAME`, arguments) that a `config.json` beside the weights tells; None if it tells none."""
+    """(``FAMILY/NAME``, arguments) that a ``config.json`` beside the weights tells; None if it tells none."""
     for family, known in builders().items():
         said = known.told(config)
         if said is not None:

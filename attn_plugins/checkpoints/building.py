@@ -39,26 +39,28 @@ def build(
     """Build a ViT, patch it and load a checkpoint into it, strictly.
 
     Args:
-        arch: `timm/NAME`, `transformers/FOLDER`, `dinov1/vit_small`, `dinov2/…`, `dinov3/…`; `auto` takes it from
-            the checkpoint. What is named here is built, whatever the checkpoint's tensors look like.
-        checkpoint: the file or folder; None for `transformers/FOLDER`, which holds its weights, or for random weights.
-        plugins: a spec, or `auto` for what the checkpoint records; where it records nothing, softmax is assumed, with
+        arch: ``timm/NAME``, ``transformers/FOLDER``, ``dinov1/vit_small``, ``dinov2/…``, ``dinov3/…``; ``auto`` takes
+            it from the checkpoint. What is named here is built, whatever the checkpoint's tensors look like.
+        checkpoint: the file or folder; None for ``transformers/FOLDER``, which holds its weights, or for random
+            weights.
+        plugins: a spec, or ``auto`` for what the checkpoint records; where it records nothing, softmax is assumed, with
             a warning. Layers that are recorded one by one are patched one by one.
-        repo: checkout of the official repository for `dinov*/`; default `DINO_ROOT`, `DINOV2_ROOT`, `DINOV3_ROOT`.
-        other_spec: take `plugins` even where the checkpoint records another spec, to show what that does.
-        options: passed to the model's constructor (`img_size=`, `patch_size=`).
+        repo: checkout of the official repository for ``dinov*/``; by default ``DINO_ROOT``, ``DINOV2_ROOT`` or
+            ``DINOV3_ROOT`` names it.
+        other_spec: take ``plugins`` even where the checkpoint records another spec, to show what that does.
+        options: passed to the model's constructor (``img_size=``, ``patch_size=``).
 
     Returns:
         The model in eval mode without gradients, and what identifies it:
 
-        - `arch`; `checkpoint` and the `sha256` of that file;
-        - `plugins`, and `plugins_source`: `recorded`, `asked for` or `assumed`;
-        - `plugins_recorded`: what the file records, None where it is silent;
-        - `plugin_layers`: {attention layer: normalizer, None where it is not patched}, or None where all are alike;
-        - `digest`: equal for backbones that compute the same.
+        - ``arch``; ``checkpoint`` and the ``sha256`` of that file;
+        - ``plugins``, and ``plugins_source``: ``recorded``, ``asked for`` or ``assumed``;
+        - ``plugins_recorded``: what the file records, None where it is silent;
+        - ``plugin_layers``: {attention layer: normalizer, None where it is not patched}, or None where all are alike;
+        - ``digest``: equal for backbones that compute the same.
 
     Raises:
-        CheckpointError: the file is not readable, contradicts `plugins`, does not record the spec of the plugins that
+        CheckpointError: the file is not readable, contradicts ``plugins``, does not record the spec of the plugins that
             it holds parameters of, names an architecture that only the user may choose, or has keys that are missing,
             unexpected or of another shape, all listed.
         ValueError: unknown architecture.
@@ -89,9 +91,9 @@ def build(
 def chosen_plugins(
     checkpoint: str | os.PathLike[str], plugins: str = "auto", *, other_spec: bool = False
 ) -> tuple[Choice, str | None]:
-    """The plugins that `build` gives a checkpoint, and what it records, without building anything.
+    """The plugins that ``build`` gives a checkpoint, and what it records, without building anything.
 
-    Arguments, errors and warnings are those of `build`.
+    Arguments, errors and warnings are those of ``build``.
     """
     contents = read(checkpoint, mmap=True)
     if _transformers_folder("auto", checkpoint) is not None:

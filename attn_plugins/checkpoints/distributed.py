@@ -41,9 +41,9 @@ _CLASSES = {
 
 
 def read_distributed(folder: Path) -> dict[str, Any]:
-    """The state dict of a folder that `torch.distributed.checkpoint.save` wrote, whole and on the CPU.
+    """The state dict of a folder that ``torch.distributed.checkpoint.save`` wrote, whole and on the CPU.
 
-    Tensors of every process are put together. Of what is no tensor only the plugin spec and `args` are read.
+    Tensors of every process are put together. Of what is no tensor only the plugin spec and ``args`` are read.
 
     Raises:
         CheckpointError: the folder is damaged, or its metadata asks for something outside the allow-list, in which

@@ -1,4 +1,4 @@
-"""transformers: folders of `save_pretrained` loaded with their plugins, and models built from a stored config."""
+"""transformers: folders of ``save_pretrained`` loaded with their plugins, and models built from a stored config."""
 
 from __future__ import annotations
 
@@ -39,27 +39,27 @@ def from_pretrained(
     trust_remote_code: bool = False,
     **options: Any,
 ) -> Any:
-    """Load a transformers model that was patched when `save_pretrained` wrote it, and patch it as it was.
+    """Load a transformers model that was patched when ``save_pretrained`` wrote it, and patch it as it was.
 
     >>> attn_plugins.patch(model, "entmax_alpha+registers:num=4")
     >>> model.save_pretrained("FOLDER")
     >>> model = attn_plugins.from_pretrained("FOLDER")
 
-    What plugins have learned comes back bit for bit. `AutoModel.from_pretrained` knows nothing of plugins: it would
+    What plugins have learned comes back bit for bit. ``AutoModel.from_pretrained`` knows nothing of plugins: it would
     give the model with softmax.
 
     Args:
-        folder: what `save_pretrained` or `push_to_hub` wrote: a folder, or a repository of the hub.
-        model_class: class of transformers to load it with; by default `AutoModel`.
-        plugins: a spec, or `auto` for the one that the folder records.
+        folder: what ``save_pretrained`` or ``push_to_hub`` wrote: a folder, or a repository of the hub.
+        model_class: class of transformers to load it with; by default ``AutoModel``.
+        plugins: a spec, or ``auto`` for the one that the folder records.
         trust_remote_code: run code that the folder brings along; as in transformers.
-        options: passed to the class's `from_pretrained`; `revision` of a repository.
+        options: passed to the class's ``from_pretrained``; ``revision`` of a repository.
 
     Returns:
         The model, in eval mode.
 
     Raises:
-        CheckpointError: the folder is damaged, records two specs, another than `plugins`, or none although parameters
+        CheckpointError: the folder is damaged, records two specs, another than ``plugins``, or none although parameters
             of plugins lie in it; or tensors are missing or left over. All are listed.
 
     Warns:
@@ -82,7 +82,7 @@ def load_folder(
     other_spec: bool = False,
     **options: Any,
 ) -> tuple[Any, Choice]:
-    """`from_pretrained` of a folder, and which plugins were chosen."""
+    """``from_pretrained`` of a folder, and which plugins were chosen."""
     state = read(folder)
     said = told_by_folder(folder, state)
     choice = choose(said, plugins, plugin_keys(state), str(folder), other_spec=other_spec)
@@ -96,10 +96,10 @@ def load_folder(
 
 
 def told_by_folder(folder: str | os.PathLike[str], state: Mapping[str, Any]) -> Told:
-    """What the tensors and `config.json` of a folder of `save_pretrained` say of its spec.
+    """What the tensors and ``config.json`` of a folder of ``save_pretrained`` say of its spec.
 
     Raises:
-        CheckpointError: it is no such folder, a record is damaged, the two contradict each other, or `config.json`
+        CheckpointError: it is no such folder, a record is damaged, the two contradict each other, or ``config.json``
             tells a spec that no tensor does.
     """
     config = config_beside(folder)
@@ -181,7 +181,7 @@ def _load_plugins(model: nn.Module, state: Mapping[str, Tensor], where: str) -> 
 
 
 def _names_in_file(model: Any, names: Iterable[str], state: Mapping[str, Any]) -> dict[str, str]:
-    """{name in the folder: name in the model}: `save_pretrained` writes the names of transformers' earlier releases."""
+    """{name in the folder: name in the model}: ``save_pretrained`` writes names of transformers' earlier releases."""
     own = list(names)
     stored = {name: name for name in own}
     if importlib.util.find_spec("transformers.core_model_loading") is not None:  # before, the names are the model's
@@ -217,7 +217,7 @@ def from_config(config: Mapping[str, Any], state: Mapping[str, Tensor], where: s
     and what could fetch or run something is left out.
 
     Args:
-        config: as `config_of` gave it.
+        config: as ``config_of`` gave it.
         state: the tensors that will be loaded, which tell whether there is a pooling layer.
         where: the file, for messages.
 

@@ -32,12 +32,12 @@ class CheckpointInfo:
             not mean softmax.
         spec_source: where it says so.
         section: where in the file the backbone's state dict lies ("" for a flat file).
-        prefix: what precedes the backbone's keys there, as `module.backbone.`.
+        prefix: what precedes the backbone's keys there, as ``module.backbone.``.
         keys: {key in the section: key of the unwrapped, unchunked backbone}.
         heads: the same of heads and of what only training needs.
         others: the other (section, prefix) pairs that hold a backbone.
         arch: how the file says it is built (``timm/vit_tiny_patch16_224``); None where it does not.
-        arch_options: what it says that the constructor was given besides. Neither is to be trusted: see `build`.
+        arch_options: what it says that the constructor was given besides. Neither is to be trusted: see ``build``.
         config: of a transformers model, what it says of its config.
         layers: {attention layer: spec}, as the layers' own records say.
         order: the normalizer of each attention layer, of older files whose layers differ.
@@ -83,16 +83,16 @@ class CheckpointInfo:
 def identify(path: str | os.PathLike[str], key: str | None = None) -> CheckpointInfo:
     """Say what a checkpoint is, without loading its tensors into memory and without running anything in it.
 
-    Reads DINOv1's `checkpoint.pth`, DINOv2's and DINOv3's `teacher_checkpoint.pth` (and the run's `config.yaml`),
-    released weights, state dicts exported by lightly-train or timm, the files of `attn_plugins.checkpoints.save`, and
-    what `read` reads besides.
+    Reads DINOv1's ``checkpoint.pth``, DINOv2's and DINOv3's ``teacher_checkpoint.pth`` (and the run's ``config.yaml``),
+    released weights, state dicts exported by lightly-train or timm, the files of ``attn_plugins.checkpoints.save``, and
+    what ``read`` reads besides.
 
     Args:
         path: the file or folder.
-        key: which backbone, where there are several: `teacher` or `student`. By default the averaged one.
+        key: which backbone, where there are several: ``teacher`` or ``student``. By default the averaged one.
 
     Raises:
-        CheckpointError: the file cannot be read safely, holds no ViT, holds several and `key` picks none, or
+        CheckpointError: the file cannot be read safely, holds no ViT, holds several and ``key`` picks none, or
             tells two specs.
     """
     info = identify_loaded(read(path, mmap=True), Path(path), key)
@@ -102,7 +102,7 @@ def identify(path: str | os.PathLike[str], key: str | None = None) -> Checkpoint
 
 
 def identify_loaded(checkpoint: Any, path: Path, key: str | None = None) -> CheckpointInfo:
-    """`identify` for contents that were read already; what is no known ViT says so in `shape.problem`."""
+    """``identify`` for contents that were read already; what is no known ViT says so in ``shape.problem``."""
     found = candidates(checkpoint)
     section, prefix = _pick(list(found), key, ", ".join(map(str, list(checkpoint)[:8])), path)
     state = found[section, prefix]
@@ -131,7 +131,7 @@ def identify_loaded(checkpoint: Any, path: Path, key: str | None = None) -> Chec
 def recorded_spec(path: str | os.PathLike[str]) -> tuple[str | None, list[str]]:
     """The spec that a file says it was trained with, None if it says nothing, and all the keys of its state dicts.
 
-    Unlike `identify` it takes any network: a ResNet's checkpoint has a spec as little as an architecture known here.
+    Unlike ``identify`` it takes any network: a ResNet's checkpoint has a spec as little as an architecture known here.
 
     Raises:
         CheckpointError: the file cannot be read safely, or tells two specs.
@@ -157,7 +157,7 @@ def _anywhere(checkpoint: Any, where: str, config: Mapping[str, Any]) -> Told:
 
 
 def _construction(checkpoint: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """`arch`, `arch_options` and `config`, from our own entry, timm's `config.json` or transformers'."""
+    """``arch``, ``arch_options`` and ``config``, from our own entry, timm's ``config.json`` or transformers'."""
     ours = checkpoint.get(METADATA_KEY)
     built = ours if isinstance(ours, Mapping) else {}
     arch, options, transformers = built.get("arch"), built.get("arch_options", {}), built.get("config")

@@ -36,15 +36,15 @@ FOLDERS = (OF_TRANSFORMERS, OF_CONFIG)
 
 @dataclass(frozen=True)
 class Keeping:
-    """How a model that was built from a checkpoint will be written; :meth:`of` finds it before there is any work.
+    """How a model that was built from a checkpoint will be written; ``of`` finds it before there is any work.
 
     Attributes:
         form: ``state dict`` (of ``torch.save``, under the names of the checkpoint and in its place there),
             ``safetensors``, ``folder with config.json`` (timm's), ``transformers folder``, or ``attn_plugins``: a file
-            of :func:`save`.
+            of ``save``.
         path: where to.
         checkpoint: what the model was built from.
-        told: what :func:`build` told of it.
+        told: what ``build`` told of it.
     """
 
     form: str
@@ -54,7 +54,7 @@ class Keeping:
 
     @classmethod
     def of(cls, path: Path, model: nn.Module, checkpoint: Path, told: Mapping[str, Any]) -> Keeping:
-        """The format of ``checkpoint`` where a model can be written so, and otherwise a file of :func:`save`.
+        """The format of ``checkpoint`` where a model can be written so, and otherwise a file of ``save``.
 
         The latter is for what a trainer or torch.distributed wrote with more in it than one backbone, for
         architectures whose names are not the file's, and for a file (``--out FILE.pt``) made of a folder.

@@ -14,6 +14,7 @@ from ..codebases import CODEBASES, Codebase, Shape, StateDict
 from ..codebases.parts import is_head
 from ..record import RECORD
 from ..swap import PREFIX
+from ..torch_names import unwrapped
 from .errors import CheckpointError
 
 __all__ = [
@@ -29,12 +30,11 @@ __all__ = [
 ]
 
 _CHUNKED = re.compile(r"\bblocks\.(\d+)\.(\d+)\.")
-_WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
 _NESTED = 3  # how deep state dicts lie in a file: {"app": {"model": {...}}}
 
 
 def sections(checkpoint: Any) -> dict[str, Mapping[str, Any]]:
-    """{name: mapping} of what a loaded checkpoint holds, "" for the file itself and `app.model` for one inside another.
+    """{name: mapping} of what a loaded checkpoint holds, "" for the file itself, ``app.model`` for one inside another.
 
     Raises:
         CheckpointError: the file is no mapping.
@@ -80,16 +80,16 @@ def backbone_keys(state: Mapping[str, Any], prefix: str) -> tuple[dict[str, str]
 
 
 def is_record(key: object) -> bool:
-    """Whether a key is that of a layer's record (:mod:`attn_plugins.record`)."""
+    """Whether a key is that of a layer's record (``attn_plugins.record``)."""
     return isinstance(key, str) and (key == RECORD or key.endswith("." + RECORD))
 
 
 def flat_key(key: str) -> str:
-    """A key as a plain block list would have it: `blocks.1.7.norm1.weight` → `blocks.7.norm1.weight`.
+    """A key as a plain block list would have it: ``blocks.1.7.norm1.weight`` → ``blocks.7.norm1.weight``.
 
     DINOv2 pads each chunk with identities so that the second number is the block's own index.
     """
-    return _CHUNKED.sub(r"blocks.\2.", _unwrapped(key))
+    return _CHUNKED.sub(r"blocks.\2.", unwrapped(key))
 
 
 def shape_of(state: Mapping[str, Any], keys: Mapping[str, str], heads: Mapping[str, str] | None = None) -> Shape:
@@ -97,7 +97,7 @@ def shape_of(state: Mapping[str, Any], keys: Mapping[str, str], heads: Mapping[s
 
     Args:
         state: the state dict that holds them.
-        keys: `backbone_keys` of it.
+        keys: ``backbone_keys`` of it.
         heads: the keys of its heads.
 
     Raises:
@@ -116,7 +116,7 @@ def shape_of(state: Mapping[str, Any], keys: Mapping[str, str], heads: Mapping[s
     architecture, num_heads = names.architectures.get(
         (embed_dim, depth), (f"vit(embed_dim={embed_dim}, depth={depth})", None)
     )
-    chunks = {match[1] for match in map(_CHUNKED.search, map(_unwrapped, keys)) if match}
+    chunks = {match[1] for match in map(_CHUNKED.search, map(unwrapped, keys)) if match}
     grid = square_grid(tensors)
     return Shape(
         codebase=codebase.called,
@@ -136,7 +136,7 @@ def shape_of(state: Mapping[str, Any], keys: Mapping[str, str], heads: Mapping[s
 
 
 def square_grid(tensors: Mapping[str, Tensor]) -> tuple[int, int] | None:
-    """(G, P) of a position embedding `[1, P + G², D]`, P positions of prefix tokens; None if it is none, or unclear.
+    """(G, P) of a position embedding ``[1, P + G², D]``, P positions of prefix tokens; None if it is none, or unclear.
 
     How many prefix tokens have a position is told by the other tokens: DeiT's distillation token has one, timm's
     registers come with positions for patches alone. Without either [CLS] has one; 25 positions are then 4 x 6 patches
@@ -174,12 +174,6 @@ def _stem(key: object) -> str | None:
         return None
     stems = (name for _, names in _known() for name in names.stems)
     return next((name for name in stems if key == name or key.endswith("." + name)), None)
-
-
-def _unwrapped(key: str) -> str:
-    for wrapper in _WRAPPERS:
-        key = key.replace(wrapper, "")
-    return key
 
 
 def _known() -> list[tuple[Codebase, StateDict]]:

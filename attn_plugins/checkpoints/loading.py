@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..patching.record import spec_of
+from ..mechanisms.registers import decided
+from ..patching.record import same_model, spec_of
 from .errors import CheckpointError
 from .identity import CheckpointInfo, identify_loaded
 from .layout import flat_key, is_record, sections, square_grid
@@ -26,12 +27,12 @@ def load_backbone_state(
     """The backbone's tensors under the names of an unwrapped, unchunked model, on the CPU, and what they are.
 
     Args:
-        path: the file or folder; see `identify` for what is read.
+        path: the file or folder; see ``identify`` for what is read.
         spec: the plugin spec that the caller is going to use; None for "whatever the file says".
-        key: `teacher` or `student`, where the file holds both and the teacher is not what is wanted.
+        key: ``teacher`` or ``student``, where the file holds both and the teacher is not what is wanted.
 
     Raises:
-        CheckpointError: as `identify`, or `spec` contradicts the file.
+        CheckpointError: as ``identify``, or ``spec`` contradicts the file.
     """
     state, _, info = backbone_and_heads(path, key)
     if info.shape.problem:
@@ -55,7 +56,7 @@ def backbone_and_heads(
 
 
 def load_backbone(model: nn.Module, path: str | os.PathLike[str], *, key: str | None = None) -> CheckpointInfo:
-    """Fill `model` from a checkpoint: every parameter of it, or an error and nothing changed.
+    """Fill ``model`` from a checkpoint: every parameter of it, or an error and nothing changed.
 
     Block chunks are rearranged to the model's own and a position embedding of another grid is resized
     (bicubic). The model must be patched with the spec that the file was trained with.
@@ -63,27 +64,28 @@ def load_backbone(model: nn.Module, path: str | os.PathLike[str], *, key: str | 
     Args:
         model: a ViT backbone, without its DDP or FSDP wrapper.
         path: the file.
-        key: as in `load_backbone_state`.
+        key: as in ``load_backbone_state``.
 
     Returns:
         What was loaded.
 
     Raises:
-        CheckpointError: as `load_backbone_state`; the model is patched with another spec than the file's; or
+        CheckpointError: as ``load_backbone_state``; the model is patched with another spec than the file's; or
             keys
             are missing, unexpected or of another shape: all of them are listed.
     """
     state, info = load_backbone_state(path, spec=spec_of(model) or "softmax", key=key)
     own = model.state_dict()
     ours = told({}, [("", own)], type(model).__name__).layers
-    if info.layers and ours and info.layers != ours:
-        differing = sorted(layer for layer in {**ours, **info.layers} if ours.get(layer) != info.layers.get(layer))
+    told_of = {**ours, **info.layers} if info.layers and ours else {}
+    differing = sorted(layer for layer in told_of if not same_model(ours.get(layer, ""), info.layers.get(layer, "")))
+    if differing:
         raise CheckpointError(
             f"{path} records other plugins than the {type(model).__name__} has in the layers {differing}: "
             f"{[info.layers.get(layer) for layer in differing]} for {[ours.get(layer) for layer in differing]}"
         )
-    renamed = {flat_key(name): name for name in own}
-    adapted = {renamed.get(name, name): tensor for name, tensor in state.items()}
+    renamed = {decided(flat_key(name)): name for name in own}
+    adapted = {renamed.get(decided(name), name): tensor for name, tensor in state.items()}
     if "pos_embed" in own and "pos_embed" in adapted:
         adapted["pos_embed"] = resize_pos_embed(state, own)
     wrong = misfit(adapted, {name: tensor for name, tensor in own.items() if not name.startswith("head.")})

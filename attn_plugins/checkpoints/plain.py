@@ -31,7 +31,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def config_beside(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """`config.json` of a folder that timm or transformers wrote, or of the weights in it; {} of any other file."""
+    """``config.json`` of a folder that timm or transformers wrote, or of the weights in it; {} of any other file."""
     path = Path(path)
     folder = path.parent if path.name in WEIGHTS else path
     config = folder / "config.json"

@@ -21,11 +21,10 @@ __all__ = ["allowed_globals", "read", "refusal", "safe_globals"]
 
 
 def allowed_globals() -> list[Any]:
-    """What a checkpoint may hold beside tensors: settings, paths, and the numpy scalars that schedules leave
-    behind.
+    """What a checkpoint may hold beside tensors: settings, paths, and the numpy scalars that schedules leave.
 
-    Constructing any of them runs no code of the file's choosing. DINOv1's `checkpoint.pth` needs all three:
-    its `args` is a Namespace (with a Path in it under submitit), its learning rates are `numpy.float64`.
+    Constructing any of them runs no code of the file's choosing. DINOv1's ``checkpoint.pth`` needs all three:
+    its ``args`` is a Namespace (with a Path in it under submitit), its learning rates are ``numpy.float64``.
     """
     allowed: list[Any] = [argparse.Namespace]
     for path in (pathlib.PosixPath, pathlib.PurePosixPath):
@@ -43,15 +42,15 @@ def allowed_globals() -> list[Any]:
 
 
 def safe_globals() -> Any:
-    """A context in which `torch.load(weights_only=True)` takes `allowed_globals` as well."""
+    """A context in which ``torch.load(weights_only=True)`` takes ``allowed_globals`` as well."""
     return torch_names.safe_globals(allowed_globals())
 
 
 def read(path: str | os.PathLike[str], *, mmap: bool = False) -> Any:
     """The contents of a checkpoint, on the CPU.
 
-    Read are files of `torch.save`, safetensors (one file, or the index of several), and folders: of
-    torch.distributed.checkpoint, of timm's and transformers' `save_pretrained`, and of accelerate.
+    Read are files of ``torch.save``, safetensors (one file, or the index of several), and folders: of
+    torch.distributed.checkpoint, of timm's and transformers' ``save_pretrained``, and of accelerate.
 
     Args:
         path: the file or folder.
@@ -96,7 +95,7 @@ def _read_folder(path: pathlib.Path, mmap: bool) -> Any:
 
 
 def _read_shards(index: pathlib.Path, mmap: bool) -> dict[str, Any]:
-    """The tensors of `*.index.json`, which says in which file beside it each of them is."""
+    """The tensors of ``*.index.json``, which says in which file beside it each of them is."""
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise CheckpointError(f"{index} is no index of weights: it has no weight_map of file names")
@@ -142,7 +141,7 @@ def _damaged(path: pathlib.Path, kind: str, error: Exception) -> CheckpointError
 
 
 def refusal(what: str, text: str) -> str:
-    """The message for something that torch's safe unpickler refused with `text`."""
+    """The message for something that torch's safe unpickler refused with ``text``."""
     wanted = re.search(r"GLOBAL:? ([\w.]+)", text)
     if wanted is None:
         return (

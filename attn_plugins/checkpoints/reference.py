@@ -1,4 +1,4 @@
-"""`FILE=SPEC`: a checkpoint and what it is to be shown under."""
+"""``FILE=SPEC``: a checkpoint and what it is to be shown under."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["reference"]
 
 
 def reference(text: str | os.PathLike[str]) -> tuple[Path, str | None]:
-    """(path, spec) of `FILE=SPEC`, the spec None for a plain `FILE`; a path that exists is a path, whatever is in it.
+    """(path, spec) of ``FILE=SPEC``, the spec None for a plain ``FILE``.
 
-    A spec has `=` itself (`FILE=registers:num=4`), and so may a path: of the places to part them at, the first is
-    taken that leaves a path which exists, or the first of all.
+    A path that exists is a path, whatever is in it. A spec has ``=`` itself (``FILE=registers:num=4``), and so may a
+    path: of the places to part them at, the first is taken that leaves a path which exists, or the first of all.
 
     Raises:
         ValueError: what follows the path is no spec.

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..patching.record import METADATA_KEY
+from ..patching.record import METADATA_KEY, same_model
 from ..record import records_in
-from ..spec import parse, settled
+from ..spec import computed, parse, settled
 from ..swap import PREFIX
 from .errors import CheckpointError
 from .layout import flat_key, is_record
@@ -28,7 +28,7 @@ class Told:
     Attributes:
         spec: the canonical plugin spec; where layers differ, that of the last patch; None if nothing is said.
         source: the place that is believed.
-        layers: {attention layer, as `blocks.3.attn`: its spec}, as the layers' own records say; empty without them.
+        layers: {attention layer, as ``blocks.3.attn``: its spec}, as the layers' own records say; empty without them.
         order: of files before there were such records, where layers differ: the normalizer of each attention layer,
             None for one that is not patched; otherwise empty.
     """
@@ -42,13 +42,13 @@ class Told:
 def told(
     checkpoint: Any, states: Iterable[tuple[str, State]], where: str, config: Mapping[str, Any] | None = None
 ) -> Told:
-    """Collect what a loaded checkpoint says of its spec: in tensors, metadata, arguments, our own entry, `config.json`.
+    """Collect what a loaded checkpoint says of its spec: in tensors, metadata, arguments, our entry, ``config.json``.
 
     Args:
         checkpoint: its contents.
         states: (prefix of the backbone, state dict that holds it).
         where: the file, for messages.
-        config: `config.json` beside it.
+        config: ``config.json`` beside it.
 
     Raises:
         CheckpointError: a record is damaged, or two places contradict each other.
@@ -70,8 +70,8 @@ def told(
         places["config.json"] = _spec_in(config[METADATA_KEY], f"config.json of {where}")
     recorded = list(dict.fromkeys(canonical(spec, where) for spec in wholes))
     others = {place: canonical(spec, where) for place, spec in places.items()}
-    contradicting = {place: spec for place, spec in others.items() if recorded and spec not in recorded}
-    if contradicting or len(set(others.values())) > 1 or len({_mechanisms(spec) for spec in recorded}) > 1:
+    contradicting = recorded and any(not any(same_model(spec, own) for own in recorded) for spec in others.values())
+    if contradicting or len(set(map(_meant, others.values()))) > 1 or len(set(map(_mechanisms, recorded))) > 1:
         said = {"the layers' records": " and ".join(recorded)} if recorded else {}
         raise CheckpointError(
             f"{where} tells more than one spec: {said | places}. It was put together from different runs."
@@ -79,7 +79,8 @@ def told(
     result.layers = {layer: canonical(spec, where) for layer, spec in result.layers.items()}
     if recorded:
         result.order = ()
-        result.spec, result.source = next(iter(others.values()), recorded[-1]), "the layers' records"
+        exact = [spec for spec in others.values() if spec in recorded]
+        result.spec, result.source = next(iter(exact), recorded[-1]), "the layers' records"
     elif others:
         result.source, result.spec = next(iter(others.items()))
     return result
@@ -99,7 +100,7 @@ def config_of_run(path: Path, inside: str | None) -> tuple[str, str] | None:
     for config in (folder / "config.yaml", output / "config.yaml"):
         if config.is_file():
             spec = _spec_in_yaml(config, path)
-            if spec is not None and inside is not None and canonical(spec, str(config)) != inside:
+            if spec is not None and inside is not None and not same_model(canonical(spec, str(config)), inside):
                 warnings.warn(
                     f"{path} itself tells {inside!r}, which is used, and {config} {spec!r}: the config is of another "
                     "run, or was written anew since",
@@ -139,7 +140,7 @@ def agree(recorded: str | None, requested: str | None, where: str) -> str | None
 
 def repeats(requested: str, recorded: str) -> bool:
     """Whether a spec that is asked for is the recorded one, in canonical form; what it leaves unsaid may be either."""
-    return recorded in {str(settled(parse(requested), new=new)) for new in (False, True)}
+    return any(same_model(str(settled(parse(requested), new=new)), recorded) for new in (False, True))
 
 
 def canonical(spec: str, where: str) -> str:
@@ -167,8 +168,12 @@ def _unregistered(spec: str) -> bool:
     return "unregistered:" in spec
 
 
+def _meant(spec: str) -> str:
+    return spec if _unregistered(spec) else str(computed(parse(spec)))
+
+
 def _mechanisms(spec: str) -> tuple[str, ...]:
-    return () if _unregistered(spec) else tuple(map(str, parse(spec).mechanisms))
+    return () if _unregistered(spec) else tuple(map(str, computed(parse(spec)).mechanisms))
 
 
 def _records(state: State, prefix: str, where: str) -> dict[str, dict[str, Any]]:
@@ -186,7 +191,7 @@ def _records(state: State, prefix: str, where: str) -> dict[str, dict[str, Any]]
 
 
 def _metadata(state: State, prefix: str, where: str) -> Mapping[str, Any] | None:
-    """The record in `_metadata`, which torch keeps beside a state dict's tensors."""
+    """The record in ``_metadata``, which torch keeps beside a state dict's tensors."""
     modules = getattr(state, "_metadata", {})
     if not isinstance(modules, Mapping):
         raise CheckpointError(f"the _metadata of a state dict in {where} is {type(modules).__name__}, no mapping")

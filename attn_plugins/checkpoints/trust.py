@@ -26,7 +26,7 @@ _LARGEST = 1e5
 
 
 def trusted_arch(arch: str, where: str) -> str:
-    """`arch` as a file tells it, if it names an architecture of timm or of the official code.
+    """``arch`` as a file tells it, if it names an architecture of timm or of the official code.
 
     Raises:
         CheckpointError: it is anything else, which only the user may ask for.

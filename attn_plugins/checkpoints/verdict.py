@@ -22,7 +22,7 @@ def verified(model: nn.Module) -> Verification | None:
     """Show a ViT a small picture of noise and say what every patched layer did; None for one that is not patched.
 
     Args:
-        model: a ViT that :class:`attn_plugins.codebases.features.ViTFeatures` reads.
+        model: a ViT that ``attn_plugins.codebases.features.ViTFeatures`` reads.
 
     Raises:
         UnsupportedModelError: a patched layer computed no attention that could be answered.

@@ -24,7 +24,7 @@ def save(
     arch_options: dict[str, Any] | None = None,
     **extra: Any,
 ) -> Path:
-    """Write a model's weights and the spec that it is patched with, for `identify` and `load_backbone`.
+    """Write a model's weights and the spec that it is patched with, for ``identify`` and ``load_backbone``.
 
     The file appears under its name only when it is complete: a reader or a killed job never sees half of it.
 
@@ -40,7 +40,7 @@ def save(
         The path.
 
     Raises:
-        ValueError: `extra` uses a name that the format has taken.
+        ValueError: ``extra`` uses a name that the format has taken.
     """
     taken = extra.keys() & {"model", METADATA_KEY}
     if taken:

@@ -9,7 +9,7 @@ from typing import Any
 __all__ = ["add_parser", "add_subject_options", "add_view_options", "find_data", "run"]
 
 NORMS, HITS, PRESETS = ("none", "final", "own"), ("centre", "overlap"), ("last-vit",)
-"""What `analysis` knows, without importing it."""
+"""What ``analysis`` knows, without importing it."""
 KINDS = {
     "pib": "share of images whose patch most like [CLS] lies on the object, per layer (Figure 2a)",
     "pca": "principal components of patch features as colours (Figure 1)",

@@ -1,4 +1,4 @@
-"""`attn-plugins apply`: put `--attn_plugins` into an official DINO checkout."""
+"""``attn-plugins apply``: put ``--attn_plugins`` into an official DINO checkout."""
 
 from __future__ import annotations
 

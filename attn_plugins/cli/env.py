@@ -1,4 +1,4 @@
-"""`attn-plugins env`: what a bug report should say about the machine."""
+"""``attn-plugins env``: what a bug report should say about the machine."""
 
 from __future__ import annotations
 

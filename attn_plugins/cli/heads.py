@@ -21,7 +21,7 @@ Head = tuple[tuple[int, ...] | None, float | None]
 
 
 def add_sweep_options(group: argparse._ArgumentGroup) -> None:
-    """`--learning-rates` and `--layers`."""
+    """``--learning-rates`` and ``--layers``."""
     group.add_argument(
         "--learning-rates", type=float, nargs="+", metavar="R", help="a head for each, one backbone pass"
     )
@@ -69,7 +69,7 @@ def require_sweepable(config: Config) -> None:
 
 
 def run_sweep(config: Config, args: argparse.Namespace, work_dir: Path) -> int:
-    """Train every head in a folder of its own below `work_dir`; print them, the best last."""
+    """Train every head in a folder of its own below ``work_dir``; print them, the best last."""
     from ..probes.run.command import mim_command
     from ..probes.run.folder import write_config
     from ..results import FILE_NAME, main_metric, read_result

@@ -1,4 +1,4 @@
-"""`attn-plugins inspect`: what is this checkpoint."""
+"""``attn-plugins inspect``: what is this checkpoint."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def _fast_scale(args: argparse.Namespace, found: Found) -> tuple[int, int] | Non
     """What images of segmentation are resized to; None of the others, which the fast probe takes as they are.
 
     Raises:
-        ValueError: `--size` for one of those.
+        ValueError: ``--size`` for one of those.
     """
     if args.masks is None:
         if args.size is not None:
@@ -213,7 +213,7 @@ def _parted(args: argparse.Namespace, names: Sequence[str], found: Found) -> tup
 
 
 def data_name(images: Path) -> str:
-    """The folder's name; of `camvid/images`, its parent's."""
+    """The folder's name; of ``camvid/images``, its parent's."""
     folder = images.absolute()
     while folder.name.lower() in ("images", "imgs", "image", "img", "jpegimages", "rgb") and folder.parent.name:
         folder = folder.parent

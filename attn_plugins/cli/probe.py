@@ -18,7 +18,7 @@ from .heads import add_sweep_options, is_sweep, require_sweepable, run_sweep
 __all__ = ["add_parser", "run"]
 
 QUICK = 50
-"""Iterations of `--quick`."""
+"""Iterations of ``--quick``."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -149,7 +149,7 @@ def _run_named(args: argparse.Namespace) -> int:
 
 
 def common_options(args: argparse.Namespace) -> dict[str, Any]:
-    """`--cfg-options` that every probe takes, those of the command line last."""
+    """``--cfg-options`` that every probe takes, those of the command line last."""
     options: dict[str, Any] = {"model.backbone.checkpoint": args.checkpoint}
     for name, value in (("arch", args.arch), ("plugins", args.plugins), ("autocast", args.amp)):
         if value:
@@ -174,7 +174,7 @@ def check_kind(args: argparse.Namespace) -> None:
     """Refuse kinds of probes that exclude each other.
 
     Raises:
-        ValueError: `--fast` with `--finetune`, or options of the latter alone.
+        ValueError: ``--fast`` with ``--finetune``, or options of the latter alone.
     """
     if args.fast and args.finetune:
         raise ValueError("--fast keeps features of a backbone that stays as it is: leave it out, or --finetune")
@@ -183,7 +183,7 @@ def check_kind(args: argparse.Namespace) -> None:
 
 
 def finetune(config: Any, args: argparse.Namespace) -> None:
-    """Change a config as `--finetune` asks; before the options of the command line, which have the last word."""
+    """Change a config as ``--finetune`` asks; before the options of the command line, which have the last word."""
     from ..probes.tuning import LAYER_DECAY, make_finetune
 
     make_finetune(config, LAYER_DECAY if args.layer_decay is None else args.layer_decay, args.drop_path or 0.0)
@@ -206,12 +206,12 @@ def _changed_config(config: Path, options: dict[str, Any], args: argparse.Namesp
 
 
 def work_dir_of(probe: str, checkpoint: str) -> Path:
-    """`work_dirs/PROBE/checkpoint-1f0c94ab`."""
+    """``work_dirs/PROBE/checkpoint-1f0c94ab``."""
     return Path("work_dirs") / probe / name_of(Path(checkpoint))
 
 
 def name_of(checkpoint: Path) -> str:
-    """`checkpoint-1f0c94ab`: name and contents of a file, or of a folder's files; every DINO run has the same name."""
+    """``checkpoint-1f0c94ab``: name and contents of a file or of a folder's files; every DINO run has the same name."""
     digest = hashlib.sha256()
     for file in sorted(checkpoint.rglob("*")) if checkpoint.is_dir() else [checkpoint]:
         if file.is_file():

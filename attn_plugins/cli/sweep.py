@@ -104,7 +104,7 @@ def _table(folders: Sequence[Path]) -> str:
 
 
 def _words(parser: argparse.ArgumentParser, args: argparse.Namespace, without: Sequence[str]) -> list[str]:
-    """The options that were given, but for some, as words of a command; `--import` among them."""
+    """The options that were given, but for some, as words of a command; ``--import`` among them."""
     words = [word for name in imported_names() for word in ("--import", name)]
     for action in parser._actions:
         value = getattr(args, action.dest, action.default)

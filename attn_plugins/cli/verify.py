@@ -1,4 +1,4 @@
-"""`attn-plugins verify`: does this checkpoint compute what it says."""
+"""``attn-plugins verify``: does this checkpoint compute what it says."""
 
 from __future__ import annotations
 

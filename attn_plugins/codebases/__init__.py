@@ -1,7 +1,7 @@
-"""One file per codebase, whose record answers whatever is asked about it (:class:`.base.Codebase`).
+"""One file per codebase, whose record answers whatever is asked about it (``base.Codebase``).
 
-Upstream's own forward runs, and the attention calls in it are answered by :func:`attn_plugins.attention`. A forward
-of ours takes its place only where the code is known to be exactly that one (:mod:`.exact`).
+Upstream's own forward runs, and the attention calls in it are answered by ``attn_plugins.attention``. A forward
+of ours takes its place only where the code is known to be exactly that one (``exact``).
 
 | adapter | reaches |
 |---|---|

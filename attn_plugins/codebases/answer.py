@@ -1,4 +1,4 @@
-"""Answer the attention calls that a module's own code makes by :func:`attn_plugins.attention`, and count them."""
+"""Answer the attention calls that a module's own code makes by ``attn_plugins.attention``, and count them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Answering(Following, TorchFunctionMode):
     """Inside this context, the attention that the code of ``module`` computes uses its normalizer.
 
     Calls are caught however the code names them (``F.``, an import, an attribute), and softmax where it runs over
-    the scores that a product of two activations has made (:mod:`.flow`). Anything else runs as it is. It is local to
+    the scores that a product of two activations has made (``flow``). Anything else runs as it is. It is local to
     the thread, and is traced by torch.compile(fullgraph=True).
 
     Args:
@@ -87,7 +87,7 @@ class Answering(Following, TorchFunctionMode):
         return out
 
     def function(self, name: str, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """A call of a Python function that was made to ask (:mod:`.fused`)."""
+        """A call of a Python function that was made to ask (``fused``)."""
         if self.covered:
             return original(*args, **kwargs)
         if name == "checkpoint":

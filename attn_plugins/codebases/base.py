@@ -84,7 +84,7 @@ class Adapter:
         name: shown by ``describe``.
         matches: tells from a module's class whether this adapter knows it.
         overrides: methods of the patched subclass, made from the original class. They find this layer's
-            normalizer in ``self.attn_plugins_normalizer`` and call :func:`attn_plugins.attention`; a ``forward``
+            normalizer in ``self.attn_plugins_normalizer`` and call ``attn_plugins.attention``; a ``forward``
             during which that is never called raises.
         check: raises ``UnsupportedModelError`` for a module that has an option the adapter cannot honour.
         num_heads: number of heads of a module, or None; asked for only by learnable normalizers.
@@ -151,6 +151,12 @@ def _proving_setattr(base: Any) -> Callable[[Any, str, Any], None]:
 def register_adapter(adapter: Adapter) -> Adapter:
     """Make an adapter known; of several that match a class, the one registered last is used.
 
+    Args:
+        adapter: how attention of some class is patched; ``describe`` shows its name.
+
+    Returns:
+        The same record.
+
     Raises:
         ValueError: the name is taken.
     """
@@ -179,7 +185,7 @@ class Codebase:
     Attributes:
         name: for messages.
         adapters: how its attention is patched, the most general first; most attention needs none of its own
-            (:mod:`.generic`).
+            (``generic``).
         vits: kinds of its ViTs, for token mechanisms; of several that know one, the first is used.
         features: where features are read.
         state: what the keys of its checkpoints are called.
@@ -221,7 +227,13 @@ CODEBASES: Registry[Codebase] = Registry("codebase", "attn_plugins.codebases", _
 def register_codebase(codebase: Codebase) -> Codebase:
     """Make a codebase known, and with it its adapters; of several that know a model, the last one is used.
 
-    Packages may name a :class:`Codebase` in the entry-point group ``attn_plugins.codebases`` instead.
+    Packages may name a ``Codebase`` in the entry-point group ``attn_plugins.codebases`` instead.
+
+    Args:
+        codebase: all that is asked about it.
+
+    Returns:
+        The same record.
 
     Raises:
         ValueError: its name, or that of an adapter, is taken.

@@ -44,13 +44,14 @@ class Checkout:
         """A ViT from the checkout's own code, sized as the checkpoint's tensors are.
 
         Args:
-            name: `vit_small`, `vit_base`, …
+            name: ``vit_small``, ``vit_base``, …
             shape: what the checkpoint tells; None for the codebase's defaults.
-            repo: the checkout; None for what the environment names, or else the code of `without`.
+            repo: the checkout; None for what the environment names, or else the code of ``without``.
             options: further arguments of its constructor; they win.
 
         Raises:
-            ValueError: `repo` is no checkout of it, it has no architecture of that name, or none with these positions.
+            ValueError: ``repo`` is no checkout of it, it has no architecture of that name, or none with these
+                positions.
         """
         root = self._root(repo)
         if root is None:

@@ -32,7 +32,7 @@ from .timm import NAMES, same
 __all__ = ["DINOV1"]
 
 ATTENTION = {"ece17395074fbc11"}
-"""Digests (:mod:`.exact`) of ``Attention.forward``: facebookresearch/dino 7c446df, bytedance/ibot."""
+"""Digests (``exact``) of ``Attention.forward``: facebookresearch/dino 7c446df, bytedance/ibot."""
 BLOCK = {"e1110184fdba2daf"}
 """Of ``Block.forward``: facebookresearch/dino 7c446df."""
 

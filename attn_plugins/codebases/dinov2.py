@@ -2,7 +2,7 @@
 
 That is: official DINOv2 (xformers, with a ``BlockDiagonalMask`` for nested batches of crops), DINOv2 before
 June 2025, lightly-train's DINOv2, MAE's and other forks of timm 0.4 to 0.6 (softmax over materialised weights),
-where the code is exactly theirs. Official DINOv2's ``Attention`` of today calls SDPA and is left to :mod:`.generic`,
+where the code is exactly theirs. Official DINOv2's ``Attention`` of today calls SDPA and is left to ``generic``,
 as are forks that changed anything.
 
 Modifications:
@@ -28,7 +28,7 @@ from .base import Adapter, Codebase
 from .checkout import Checkout
 from .exact import digest_of
 from .packing import packing
-from .parts import Builder, Features, Parts, Shape, StateDict
+from .parts import Builder, Features, OwnRegisters, Parts, Shape, StateDict
 from .qkv import attend
 from .registers import native
 from .timm import same
@@ -41,7 +41,7 @@ FORWARDS = {
     "72bb8e9cb37919d2",  # Attention: timm 0.4.12, and with it MAE
     "75f33abbba615501",  # Attention: timm 0.5.4 and 0.6.13
 }
-"""Digests (:mod:`.exact`) of ``forward``."""
+"""Digests (``exact``) of ``forward``."""
 
 
 def _matches(cls: type) -> bool:
@@ -76,7 +76,6 @@ def scales_inside(base: Any) -> dict[str, Any]:
 
     Mirrors ``NestedTensorBlock.forward_nested`` of facebookresearch/dinov2 at b8931f7.
     """
-
     if not hasattr(base, "forward_nested"):
         return {}
 
@@ -130,6 +129,8 @@ DINOV2 = Codebase(
             # Read from the instance: a patched class answers with further registers added.
             registers=lambda root: int(vars(root).get("num_register_tokens") or 0),
             option="num_register_tokens",
+            # dinov2/models/vision_transformer.py (init_weights); utils/param_groups.py spares biases, norms and gammas.
+            own_registers=OwnRegisters(std=1e-6, decay=True),
             enter=(("", _registers_enter),),
             packs=packing,
             scales=scales_inside,

@@ -1,4 +1,4 @@
-"""Official DINOv3 and lightly-train's. Its attention calls SDPA and is left to :mod:`.generic`."""
+"""Official DINOv3 and lightly-train's. Its attention calls SDPA and is left to ``generic``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from .base import Codebase
 from .checkout import Checkout
 from .packing import packing
-from .parts import Builder, Features, Parts, Shape, StateDict
+from .parts import Builder, Features, OwnRegisters, Parts, Shape, StateDict
 from .registers import native
 from .timm import same_rotary
 
@@ -51,6 +51,8 @@ DINOV3 = Codebase(
             # Read from the instance: a patched class answers with further registers added.
             registers=lambda root: int(vars(root).get("n_storage_tokens") or 0),
             option="n_storage_tokens",
+            # dinov3/models/vision_transformer.py (init_weights); train/param_groups.py says otherwise and decays them.
+            own_registers=OwnRegisters(std=0.02, decay=True),
             enter=(("", _registers_enter),),
             packs=packing,
             cls_norms=("cls_norm", "local_cls_norm"),

@@ -35,7 +35,7 @@ def center_pad(images: Tensor, multiple: int) -> Tensor:
     """Zero-pad H and W to multiples of the patch size, the odd pixel at the end (DINOv2, hub/utils.py).
 
     Args:
-        images: `[B, 3, H, W]`.
+        images: ``[B, 3, H, W]``.
         multiple: patch size in pixels.
     """
     pads: list[int] = []
@@ -48,7 +48,7 @@ def center_pad(images: Tensor, multiple: int) -> Tensor:
 class ViTFeatures:
     """Reads a ViT's block outputs while its own forward runs, so that any patched model can be read.
 
-    Patch tokens are the last `h·w` tokens of a block's output and [CLS] is the first; whatever stands between
+    Patch tokens are the last ``h·w`` tokens of a block's output and [CLS] is the first; whatever stands between
     (registers) is dropped.
 
     Args:
@@ -102,7 +102,7 @@ class ViTFeatures:
         return [self.norm, *([cls_norm] if isinstance(cls_norm, nn.Module) else [])]
 
     def stop_after(self, layer: int) -> None:
-        """Drop the blocks behind `layer`, whose features nobody asks for (they stay where blocks are chunked)."""
+        """Drop the blocks behind ``layer``, whose features nobody asks for (they stay where blocks are chunked)."""
         path, found = self._container
         if len(found) == self.depth:
             parent, _, name = path.rpartition(".")
@@ -111,15 +111,15 @@ class ViTFeatures:
         self.blocks = self.blocks[: layer + 1]
 
     def __call__(self, images: Tensor, layers: Sequence[int], norm: bool = True) -> list[tuple[Tensor, Tensor]]:
-        """Features of the given layers; equal to the upstream `get_intermediate_layers(reshape=True)`.
+        """Features of the given layers; equal to the upstream ``get_intermediate_layers(reshape=True)``.
 
         Args:
-            images: `[B, 3, H, W]`, normalised; H and W are multiples of the patch size.
+            images: ``[B, 3, H, W]``, normalised; H and W are multiples of the patch size.
             layers: 0-based block indices.
             norm: apply the model's final norm to every layer's tokens.
 
         Returns:
-            For each layer, patch tokens `[B, C, H/patch, W/patch]` and [CLS] `[B, C]`.
+            For each layer, patch tokens ``[B, C, H/patch, W/patch]`` and [CLS] ``[B, C]``.
         """
         h, w = (size // self.patch_size for size in images.shape[-2:])
         outputs: dict[int, Tensor] = {}
@@ -136,7 +136,7 @@ class ViTFeatures:
 
         Args:
             images: as in calling.
-            seen: called as `seen(layer, tokens)` with all tokens `[B, N, C]`, before any norm.
+            seen: called as ``seen(layer, tokens)`` with all tokens ``[B, N, C]``, before any norm.
             layers: 0-based block indices; None: all.
 
         Raises:
@@ -164,7 +164,7 @@ class ViTFeatures:
                 handle.remove()
 
     def final_norm(self, tokens: Tensor, patches: int) -> Tensor:
-        """The model's final norm of a block's output `[B, N, C]`, of which the last `patches` tokens are patches."""
+        """The final norm of a block's output ``[B, N, C]``, of which the last ``patches`` tokens are patches."""
         _, cls_norm = _first(self.model, (self._places.cls_norm,))
         if cls_norm is not None:
             prefix = tokens.shape[1] - patches

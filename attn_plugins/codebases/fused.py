@@ -180,7 +180,7 @@ def _asked(index: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def answer_functions() -> None:
-    """Let ``torch.utils.checkpoint.checkpoint`` and the functions of :data:`ANSWERS` that are loaded now ask first."""
+    """Let ``torch.utils.checkpoint.checkpoint`` and the functions of ``ANSWERS`` that are loaded now ask first."""
     redirect("checkpoint", torch.utils.checkpoint.checkpoint)
     for module_name in [key for key in list(sys.modules) if key.partition(".")[0] in FUSED_ROOTS]:
         for name in ANSWERS:

@@ -1,4 +1,4 @@
-"""Any module whose code computes attention, found by what the code does (:mod:`.recognise`).
+"""Any module whose code computes attention, found by what the code does (``recognise``).
 
 ``sdpa``: a method calls ``F.scaled_dot_product_attention``, ``F.multi_head_attention_forward``, or xformers' or
 flash-attn's functions. This covers official DINOv3 (``compute_attention``, so ``forward`` and ``forward_list``),

@@ -1,4 +1,4 @@
-"""What the record of a codebase is made of: plain data and callables, which :mod:`.base` puts together."""
+"""What the record of a codebase is made of: plain data and callables, which ``base`` puts together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,18 @@ from torch import Tensor, nn
 
 from ..swap import Overrides
 
-__all__ = ["ARCHITECTURES", "Builder", "Built", "Features", "Parts", "Shape", "StateDict", "is_common", "is_head"]
+__all__ = [
+    "ARCHITECTURES",
+    "Builder",
+    "Built",
+    "Features",
+    "OwnRegisters",
+    "Parts",
+    "Shape",
+    "StateDict",
+    "is_common",
+    "is_head",
+]
 
 ARCHITECTURES = {
     (192, 12): ("vit_tiny", 3),
@@ -36,6 +47,19 @@ def is_head(plain: str) -> bool:
 
 
 @dataclass(frozen=True)
+class OwnRegisters:
+    """What a codebase's trainer does with register tokens that its ViTs are built with.
+
+    Attributes:
+        std: standard deviation of the normal distribution that they start from.
+        decay: whether its parameter groups give them weight decay.
+    """
+
+    std: float
+    decay: bool
+
+
+@dataclass(frozen=True)
 class Parts:
     """How to tell a ViT from its attributes, what its parts are called, and how further tokens enter it.
 
@@ -55,9 +79,10 @@ class Parts:
         layer_scales: of a block, the LayerScale modules of both branches.
         registers: the number of register tokens of its own, read from the instance.
         option: what its constructor calls them.
+        own_registers: how its own trainer starts and decays them; None where it has none, or says nothing of them.
         others: the number of further tokens before the patches (a distillation token).
         enter: (path, class layer) of each module that has to change for further registers to enter. The layers find
-            them in ``self.attn_plugins_registers`` (:mod:`.registers`).
+            them in ``self.attn_plugins_registers`` (``registers``).
         uncounted: whether tokens are counted where registers cannot be told of.
         packs: class layer of blocks that pack batches into one row of tokens, which notes their sizes.
         scales: class layer of blocks that read their LayerScale's parameter instead of calling it, which calls it.
@@ -79,6 +104,7 @@ class Parts:
     layer_scales: tuple[str, ...] = ("ls1", "ls2")
     registers: Callable[[Any], int] = lambda root: 0
     option: str = ""
+    own_registers: OwnRegisters | None = None
     others: Callable[[Any], int] = lambda root: 0
     enter: tuple[tuple[str, Overrides], ...] = ()
     uncounted: Callable[[Any], bool] = lambda root: False
@@ -124,17 +150,17 @@ class Shape:
     """What the tensors alone tell about a ViT.
 
     Attributes:
-        codebase: whose modules have these keys: `dino`, `dinov2`, `dinov3`, `timm`, `mae` or `transformers`. DINOv1,
-            iBOT and timm name theirs alike; a classifier decides for timm. lightly-train's own models are DINOv2's
-            or DINOv3's.
-        architecture: `vit_small`, …; `vit(embed_dim=…, depth=…)` where nobody has named it.
+        codebase: whose modules have these keys: ``dino``, ``dinov2``, ``dinov3``, ``timm``, ``mae`` or
+            ``transformers``. DINOv1, iBOT and timm name theirs alike; a classifier decides for timm. lightly-train's
+            own models are DINOv2's or DINOv3's.
+        architecture: ``vit_small``, …; ``vit(embed_dim=…, depth=…)`` where nobody has named it.
         num_heads: attention heads of that architecture; None where the shape leaves it open.
         grid: side of the position embedding's grid, in patches; None where positions are rotary or no square grid.
         positions: tokens that have a position embedding; None where positions are rotary.
         registers: native register (storage) tokens.
-        ffn: `mlp` or `swiglu`.
+        ffn: ``mlp`` or ``swiglu``.
         layer_scale: whether blocks scale their residuals.
-        chunks: block chunks of the saved model (DINOv2's `block_chunks`), 0 for a plain list.
+        chunks: block chunks of the saved model (DINOv2's ``block_chunks``), 0 for a plain list.
         problem: why this is no Vision Transformer that is known here; None if it is one.
     """
 

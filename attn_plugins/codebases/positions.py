@@ -21,9 +21,9 @@ class OfficialPositions:
     by more than rounding. The models with registers are resampled with antialiasing and no offset.
 
     Args:
-        model: timm VisionTransformer built with `dynamic_img_size=False`; its `pos_embed` is `[1, P + G², C]`.
+        model: timm VisionTransformer built with ``dynamic_img_size=False``; its ``pos_embed`` is ``[1, P + G², C]``.
         offset: what is added to the grid before the scale is taken (0.1, or 0 for the size itself).
-        antialias: as in `F.interpolate`.
+        antialias: as in ``F.interpolate``.
     """
 
     def __init__(self, model: Any, offset: float = 0.1, antialias: bool = False) -> None:
@@ -35,7 +35,7 @@ class OfficialPositions:
         model.patch_embed.strict_img_size = False
 
     def prepare(self, images: Tensor) -> None:
-        """Set the model's position embedding for `images [B, 3, H, W]`."""
+        """Set the model's position embedding for ``images [B, 3, H, W]``."""
         patch = self.model.patch_embed.patch_size[0]
         h, w = (size // patch for size in images.shape[-2:])
         if (h, w) != self.grid:
@@ -74,8 +74,8 @@ def positions_by_tensors(model: Any) -> Iterator[None]:
     before after it. A model that resamples otherwise is left as it is.
 
     Args:
-        model: the official DINOv1's or DINOv2's ViT, which has `interpolate_pos_encoding(x, rows, columns)`, or one of
-            timm that has `OfficialPositions`.
+        model: the official DINOv1's or DINOv2's ViT, which has ``interpolate_pos_encoding(x, rows, columns)``, or one
+            of timm that has ``OfficialPositions``.
     """
     official = getattr(model, "official_positions", None)
     if isinstance(official, OfficialPositions):
@@ -123,17 +123,17 @@ def _side(patch_size: Any) -> int:
 
 
 def resampled(tokens: Tensor, h: int, w: int, offset: float, antialias: bool) -> Tensor:
-    """Position embeddings on another grid, as DINO's code and `F.interpolate` compute them, by two matrix products.
+    """Position embeddings on another grid, as DINO's code and ``F.interpolate`` compute them, by two matrix products.
 
     Args:
-        tokens: `[1, P + G², C]`.
+        tokens: ``[1, P + G², C]``.
         h: rows of the new grid; a number, or a symbol of an export.
         w: columns.
         offset: what is added to the grid before the scale is taken, 0.1 or 0.
-        antialias: as in `F.interpolate`.
+        antialias: as in ``F.interpolate``.
 
     Returns:
-        `[1, P + h·w, C]`; for h = w = G, `tokens`.
+        ``[1, P + h·w, C]``; for h = w = G, ``tokens``.
     """
     side = math.isqrt(tokens.shape[1])
     prefix = tokens.shape[1] - side * side
@@ -147,14 +147,14 @@ def resampled(tokens: Tensor, h: int, w: int, offset: float, antialias: bool) ->
 
 
 def _unless(same: Tensor, matrix: Tensor) -> Tensor:
-    """`matrix [to, from]`; the identity where `same` is true."""
+    """``matrix [to, from]``; the identity where ``same`` is true."""
     places = torch.arange(matrix.shape[0], device=matrix.device)[:, None]
     kept = (places == torch.arange(matrix.shape[1], device=matrix.device)).to(matrix.dtype)
     return torch.where(same, kept, matrix)
 
 
 def _bicubic(places: Tensor, side: int, offset: float) -> Tensor:
-    """Weights `[to, from]` of bicubic resampling, A = -0.75, borders repeated, as torch computes it."""
+    """Weights ``[to, from]`` of bicubic resampling, A = -0.75, borders repeated, as torch computes it."""
     scale = side / (places[-1] + 1 + offset)
     source = scale * (places + 0.5) - 0.5
     low = source.floor()
@@ -166,7 +166,7 @@ def _bicubic(places: Tensor, side: int, offset: float) -> Tensor:
 
 
 def _antialiased(places: Tensor, side: int, offset: float) -> Tensor:
-    """Weights `[to, from]` of bicubic resampling with antialiasing, A = -0.5, as Pillow and torch compute it."""
+    """Weights ``[to, from]`` of bicubic resampling with antialiasing, A = -0.5, as Pillow and torch compute it."""
     scale = side / (places[-1] + 1 + offset)
     wide = scale.clamp(min=1)
     centre = (scale * (places + 0.5))[:, None]

@@ -23,7 +23,7 @@ ANSWERED = PREFIX + "answered"
 
 
 def answered(method: Callable[..., Any]) -> Callable[..., Any]:
-    """``method`` of an attention module, run inside :class:`Answering` with that module's normalizer."""
+    """``method`` of an attention module, run inside ``Answering`` with that module's normalizer."""
 
     def traced(self: Any, *args: Any, **kwargs: Any) -> Any:
         mode = Answering(self, traced=True)

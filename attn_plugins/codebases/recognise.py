@@ -5,7 +5,7 @@ a call of ``scaled_dot_product_attention``, or a product of two activations, a s
 are resolved to the objects that they stand for (globals, closures, attributes of the instance), helpers and
 other methods are followed, so a function that only bears a known name is read like any other.
 
-What is found here says where to look, and is proved when the model runs (:mod:`.answer`).
+What is found here says where to look, and is proved when the model runs (``answer``).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Follow scores and weights through the torch functions that a layer's code calls (:mod:`.flow` has the rules)."""
+"""Follow scores and weights through the torch functions that a layer's code calls (``flow`` has the rules)."""
 
 from __future__ import annotations
 

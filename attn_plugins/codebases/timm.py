@@ -1,6 +1,6 @@
 """timm: its ``VisionTransformer`` and ``Eva``, which build most architectures, those of the DINO codebases too.
 
-Their attention calls SDPA, or multiplies in the same method, and is left to :mod:`.generic`.
+Their attention calls SDPA, or multiplies in the same method, and is left to ``generic``.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def same(name: str, shape: Shape | None, options: Mapping[str, Any], renamed: bo
 
 
 def same_rotary(name: str, shape: Shape | None, options: Mapping[str, Any]) -> Built:
-    """As `same`, with rotary positions: timm builds it by `Eva` in its own sizes."""
+    """As ``same``, with rotary positions: timm builds it by ``Eva`` in its own sizes."""
     import timm
     from timm.models import eva
 

@@ -46,7 +46,7 @@ class ViT:
 
     @property
     def cls_token(self) -> nn.Parameter:
-        """``[1, 1, C]``"""
+        """``[1, 1, C]``."""
         token: nn.Parameter = attrgetter(self.known.cls_token)(self.root)
         return token
 

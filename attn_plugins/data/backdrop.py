@@ -1,7 +1,7 @@
 """What stands behind the objects: a floor in perspective, and a sky with hills or a wall.
 
-One camera looks along the horizontal at height `camera_height`; the row of the horizon is drawn per scene. A floor
-point at row y is `focal * camera_height / (y - horizon)` metres away.
+One camera looks along the horizontal at height ``camera_height``; the row of the horizon is drawn per scene. A floor
+point at row y is ``focal * camera_height / (y - horizon)`` metres away.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Backdrop:
     farthest: float
 
     def floor_row(self, distance: float) -> float:
-        """Row at which something `distance` metres away touches the floor."""
+        """Row at which something ``distance`` metres away touches the floor."""
         return self.horizon + self.focal * self.camera_height / distance
 
 
@@ -81,7 +81,7 @@ def _noise_tile() -> Array:
 
 
 def smooth_noise(rng: np.random.Generator, x: Array, y: Array, scale: float) -> Array:
-    """Smooth noise in [0, 1] at positions x, y (same shape); one tile spans 1 / `scale` units."""
+    """Smooth noise in [0, 1] at positions x, y (same shape); one tile spans 1 / ``scale`` units."""
     offset = rng.integers(_TILE, size=2)
     # float32 positions on a distant floor reach 1e4 tiles' pixels: int32 is enough and the mask keeps them periodic.
     ix = (x * np.float32(scale * _TILE)).astype(np.int32) + offset[0]
@@ -174,7 +174,7 @@ def _wall(
     camera_height: float,
     end: float,
 ) -> Array:
-    """A lit wall at `end` metres with a skirting board, [H, W, 3]."""
+    """A lit wall at ``end`` metres with a skirting board, [H, W, 3]."""
     foot = horizon + focal * camera_height / end
     metres = focal / end
     paint = colour(rng, (0.08, 0.4), (0.55, 0.88))

@@ -33,10 +33,10 @@ def check(dataset: str, root: str | Path, own: bool = False) -> list[Problem]:
     """Problems of a data root; an empty list when there are none. Whatever is in it, nothing is raised for it.
 
     Args:
-        dataset: a name in `attn_plugins.data.layouts.LAYOUTS`.
+        dataset: a name in ``attn_plugins.data.layouts.LAYOUTS``.
         root: the data root that a probe's config would be given.
         own: the data are not the official release: its counts and sizes are not asked for. Nor are they of scenes
-            that `attn-plugins data make` wrote.
+            that ``attn-plugins data make`` wrote.
 
     Raises:
         ValueError: unknown data set.

@@ -27,7 +27,7 @@ _BROKEN = (
 
 
 def is_image_file(path: Path) -> bool:
-    """Whether a path is a file with a picture's suffix; `._x.jpg`, which macOS leaves beside `x.jpg`, is none."""
+    """Whether a path is a file with a picture's suffix; ``._x.jpg``, which macOS leaves beside ``x.jpg``, is none."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith("._") and path.is_file()
 
 
@@ -43,7 +43,7 @@ class TurnedImageError(ImageError):
 
 
 def read_image(path: str | Path, *, exif: bool, over: Callable[[], Size] | None = None) -> NDArray[np.uint8]:
-    """A picture `[H, W, 3]`, RGB, 0 to 255.
+    """A picture ``[H, W, 3]``, RGB, 0 to 255.
 
     Args:
         path: the file.
@@ -53,7 +53,7 @@ def read_image(path: str | Path, *, exif: bool, over: Callable[[], Size] | None 
 
     Raises:
         ImageError: missing or damaged, which is said of the file by name; a kind of picture whose values have no
-            known range; or the picture is turned by EXIF and `over` does not fit the turned one, or fits both.
+            known range; or the picture is turned by EXIF and ``over`` does not fit the turned one, or fits both.
     """
     path = Path(path)
     if not path.is_file():
@@ -62,7 +62,7 @@ def read_image(path: str | Path, *, exif: bool, over: Callable[[], Size] | None 
 
 
 def decode_image(content: bytes, name: str, *, exif: bool, over: Callable[[], Size] | None = None) -> NDArray[np.uint8]:
-    """`read_image` for the bytes of a file; `name` is for messages."""
+    """``read_image`` for the bytes of a file; ``name`` is for messages."""
     if not content:
         raise ImageError(f"cannot read image {name}: the file is empty")
     picture = opened(io.BytesIO(content), name)
@@ -79,7 +79,7 @@ def opened(file: io.BytesIO | Path, name: str) -> Image.Image:
     """A picture read to its last byte, as it is stored.
 
     Raises:
-        ImageError: it cannot be; `name` is named.
+        ImageError: it cannot be; ``name`` is named.
     """
     lenient = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # some training libraries switch it on for the whole process

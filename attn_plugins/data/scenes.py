@@ -1,6 +1,6 @@
 """Rendered scenes with exact ground truth: textured objects standing on a floor, indoors or under a sky.
 
-Every scene comes from `np.random.default_rng([seed, index])` alone, so scene 7 is the same picture whether ten or ten
+Every scene comes from ``np.random.default_rng([seed, index])`` alone, so scene 7 is the same picture whether ten or ten
 thousand are rendered, in any order and in any process.
 
     >>> scene = render(seed=0, index=7, size=(224, 224))
@@ -30,7 +30,7 @@ _HUE_SPREAD = 0.1
 
 
 class Box(NamedTuple):
-    """The visible part of one object: `mask[ymin:ymax, xmin:xmax]`, 0-based pixels, maxima exclusive."""
+    """The visible part of one object: ``mask[ymin:ymax, xmin:xmax]``, 0-based pixels, maxima exclusive."""
 
     label: int
     xmin: int
@@ -46,8 +46,8 @@ class Scene:
     Attributes:
         image: [H, W, 3] uint8, RGB.
         mask: [H, W] uint8, class id 1..20 where an object is seen, 0 elsewhere.
-        instances: [H, W] uint8, i + 1 where the object of `boxes[i]` is seen, 0 elsewhere.
-        stuff: [H, W] uint8, `backdrop.FLOOR | SKY | HILLS | WALL` where no object is, 0 elsewhere.
+        instances: [H, W] uint8, i + 1 where the object of ``boxes[i]`` is seen, 0 elsewhere.
+        stuff: [H, W] uint8, ``backdrop.FLOOR | SKY | HILLS | WALL`` where no object is, 0 elsewhere.
         boxes: one for each visible object, nearest last.
         depth: [H, W] float32, metres along the optical axis, in (0, far]; the sky is at far.
         label: the scene's class, that of its main object: 1..20.
@@ -82,7 +82,7 @@ def scenes(
     indoor: bool | None = None,
     far: float = 80.0,
 ) -> Iterator[Scene]:
-    """Scenes `start` to `start + count - 1` of a seed; the arguments are those of `render`."""
+    """Scenes ``start`` to ``start + count - 1`` of a seed; the arguments are those of ``render``."""
     for index in range(start, start + count):
         yield render(seed, index, size, indoor=indoor, far=far)
 

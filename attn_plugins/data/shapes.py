@@ -1,7 +1,7 @@
 """The twenty object classes: an outline and a family of textures each, in object coordinates u, v in [-1, 1].
 
 A class is told apart by what it is shaped like and how it is patterned. Its colour only tends to something: every
-object's hue is drawn widely around `ObjectClass.hue`, its second colour is any. u points right, v points down.
+object's hue is drawn widely around ``ObjectClass.hue``, its second colour is any. u points right, v points down.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class ObjectClass(NamedTuple):
     """One class of objects.
 
     Attributes:
-        outline, pattern: what `outline` and `pattern` below call them.
+        outline, pattern: what ``outline`` and ``pattern`` below call them.
         aspect: width divided by height.
         tilt: largest rotation, radians.
         hue: in [0, 1], where the first colour's hue is most often found.
@@ -60,7 +60,7 @@ CLASSES: tuple[ObjectClass, ...] = (
 
 
 def _polygon(angle: Array, sides: int, turn: float = 0.0, sharpness: float = 14.0) -> Array:
-    """Radius of a rounded regular polygon with a side's normal at `turn`: a p-norm over the side normals."""
+    """Radius of a rounded regular polygon with a side's normal at ``turn``: a p-norm over the side normals."""
     normals = turn + 2 * np.pi * np.arange(sides, dtype=np.float32) / sides
     facing = np.maximum(np.cos(angle[..., None] - normals), 0)
     radius: Array = (facing**sharpness).sum(-1) ** (-1 / sharpness)
@@ -92,7 +92,7 @@ def outline(name: str, u: Array, v: Array) -> tuple[Array, Array, Array]:
     """How far every point lies from the middle of the shape.
 
     Args:
-        name: an outline named in `CLASSES`.
+        name: an outline named in ``CLASSES``.
         u, v: [h, w] object coordinates.
 
     Returns:
@@ -110,7 +110,7 @@ def outline(name: str, u: Array, v: Array) -> tuple[Array, Array, Array]:
 
 
 def lowest(name: str, turn: float) -> float:
-    """Largest v of a shape turned by `turn` radians: what it stands on."""
+    """Largest v of a shape turned by ``turn`` radians: what it stands on."""
     if name == "ring":
         return 1.0
     angle = np.linspace(-np.pi, np.pi, 128, dtype=np.float32)
@@ -121,7 +121,7 @@ def pattern(name: str, u: Array, v: Array, noise: Array, frequency: float) -> Ar
     """Share of the second colour at every point, [h, w] in [0, 1].
 
     Args:
-        name: a pattern named in `CLASSES`.
+        name: a pattern named in ``CLASSES``.
         u, v: [h, w] object coordinates.
         noise: [h, w] smooth noise in [0, 1], already sampled in object coordinates.
         frequency: cycles over half the object.

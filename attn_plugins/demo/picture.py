@@ -21,7 +21,7 @@ GAP, HEAD = 6, 26
 
 
 def load_images(files: Sequence[Path]) -> Tensor:
-    """Image files of one size as `[N, 3, H, W]`, normalised with ImageNet's mean and standard deviation."""
+    """Image files of one size as ``[N, 3, H, W]``, normalised with ImageNet's mean and standard deviation."""
     stack = np.stack([np.asarray(Image.open(file).convert("RGB"), np.float32) / 255 for file in files])
     images = (torch.from_numpy(stack) - torch.tensor(MEAN)) / torch.tensor(STD)
     return images.permute(0, 3, 1, 2)

@@ -60,7 +60,7 @@ def write_columns(folder: Path, seed: int) -> dict[str, Path]:
 def probe_voc(
     spec: str, checkpoint: Path, data: Path, work_dir: Path, iterations: int, crop: tuple[int, int], say: Say
 ) -> float:
-    """mIoU, in percent, of `mim train mmseg voc2012_linear.py`; read from its work dir if it is finished.
+    """mIoU, in percent, of ``mim train mmseg voc2012_linear.py``; read from its work dir if it is finished.
 
     Raises:
         ValueError: mim failed; the message names its output.
@@ -95,7 +95,7 @@ def probe_columns(
     """The other six columns on one backbone, in this process: a dozen interpreters would start longer than they run.
 
     Returns:
-        {probe: its metric}, as `attn-plugins table` reports it.
+        {probe: its metric}, as ``attn-plugins table`` reports it.
     """
     values = {}
     for name in COLUMN_PROBES:

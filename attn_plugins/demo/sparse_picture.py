@@ -114,7 +114,7 @@ def draw_sparse(
 
 
 def attention_colours(weights: Tensor) -> Image.Image:
-    """``[h, w]`` weights as colours: pale to dark red by their square root; :data:`ZERO` where exactly zero."""
+    """``[h, w]`` weights as colours: pale to dark red by their square root; ``ZERO`` where exactly zero."""
     share = (weights / weights.max().clamp_min(torch.finfo(weights.dtype).tiny)).sqrt().numpy()
     colours = (255 * matplotlib.colormaps["YlOrRd"](share)[..., :3]).round().astype(np.uint8)
     colours[(weights == 0).numpy()] = ZERO

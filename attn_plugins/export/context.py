@@ -22,7 +22,7 @@ def exportable(model: M) -> Iterator[M]:
     """Context in which patched attention is computed by torch's own operations alone, to be exported.
 
     No custom operator, ``autograd.Function`` or C kernel runs inside, so what is recorded there loads and runs where
-    this package is not installed::
+    this package is not installed:
 
         with attn_plugins.exportable(model):
             program = torch.export.export(model, (images,))            # torch.export.save(program, "model.pt2")
@@ -31,7 +31,7 @@ def exportable(model: M) -> Iterator[M]:
             graph = torch.fx.symbolic_trace(model.blocks[0].attn)
 
     softmax is ``F.scaled_dot_product_attention``. The entmax family is solved by sorting (alpha 1.5 and 2) or by a
-    fixed number of halvings, and two Newton steps (:mod:`attn_plugins.functional.plain`): in float32 less than 1e-6
+    fixed number of halvings, and two Newton steps (``attn_plugins.functional.plain``): in float32 less than 1e-6
     from the exact weights for entmax15 and sparsemax, 2e-6 for alpha >= 1.05, and 1e-5 below that. Other normalizers
     run as they are, and export if torch can export them. Gradients are those of the kernels.
 

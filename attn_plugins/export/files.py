@@ -39,7 +39,7 @@ def require_free(paths: Sequence[Path | None], force: bool) -> None:
     """Refuse to write over files.
 
     Raises:
-        FileExistsError: one is there and `force` is false, or is no regular file.
+        FileExistsError: one is there and ``force`` is false, or is no regular file.
         FileNotFoundError: the folder of one is missing.
     """
     for path in filter(None, paths):
@@ -61,15 +61,15 @@ def write_graph(
 ) -> None:
     """Record a graph, write it beside its name, run what was written, and give it its name if it computes the same.
 
-    The batch is free in what is written. So are height and width without `size`.
+    The batch is free in what is written. So are height and width without ``size``.
 
     Args:
-        graph: of `graph_of`.
+        graph: of ``graph_of``.
         onnx: file to write for onnxruntime and others.
-        program: file to write for `torch.export.load`.
+        program: file to write for ``torch.export.load``.
         size: height and width, to fix them.
         opset: of ONNX; default torch's.
-        tolerance: see `TOLERANCE`.
+        tolerance: see ``TOLERANCE``.
         progress: takes a line for each run that was compared.
 
     Raises:

@@ -32,7 +32,7 @@ class Graph:
     """A module to export, and what is said of it.
 
     Attributes:
-        module: `images [B, 3, H, W]` to a tuple of tensors, in eval mode.
+        module: ``images [B, 3, H, W]`` to a tuple of tensors, in eval mode.
         vit: the patched ViT in it.
         outputs: their names.
         size: the height and width that the model was made for.
@@ -60,7 +60,7 @@ def graph_of(
         source: a probe's work dir, checkpoint or bundle; or a backbone's file or folder.
         checkpoint: the backbone of a probe, where it is not found by its digest.
         normalisation: mean and standard deviation, RGB, 0 to 255, of a backbone that shall take pixels.
-        backbone: `arch`, `plugins` and `repo` of a backbone.
+        backbone: ``arch``, ``plugins`` and ``repo`` of a backbone.
 
     Raises:
         ValueError: options of the one for the other; the probe's backbone is not found.
@@ -92,7 +92,7 @@ class _OnPixels(nn.Module):
             self.register_buffer(name, None if values is None else torch.tensor(values).view(3, 1, 1))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """`images [B, 3, H, W]`, float32, to the outputs."""
+        """``images [B, 3, H, W]``, float32, to the outputs."""
         with self._positions():
             return self.compute(images if self.mean is None or self.std is None else (images - self.mean) / self.std)
 

@@ -1,4 +1,4 @@
-"""The gradients of :mod:`.ops`: differentiable again, and usable under ``torch.func``."""
+"""The gradients of ``ops``: differentiable again, and usable under ``torch.func``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Entmax", "EntmaxPerRow"]
 
 
 class Entmax(torch.autograd.Function):
-    """``(scores [..., n], alpha: float) -> weights [..., n]``"""
+    """``(scores [..., n], alpha: float) -> weights [..., n]``."""
 
     generate_vmap_rule = True
 
@@ -35,7 +35,7 @@ class Entmax(torch.autograd.Function):
 
 
 class _EntmaxBackward(torch.autograd.Function):
-    """``(weights [..., n], grad [..., n], alpha: float) -> the scores' gradient [..., n]``"""
+    """``(weights [..., n], grad [..., n], alpha: float) -> the scores' gradient [..., n]``."""
 
     generate_vmap_rule = True
 
@@ -62,7 +62,7 @@ class _EntmaxBackward(torch.autograd.Function):
 
 
 class EntmaxPerRow(torch.autograd.Function):
-    """``(scores [..., n], alpha broadcasting to [..., 1]) -> weights [..., n]``"""
+    """``(scores [..., n], alpha broadcasting to [..., 1]) -> weights [..., n]``."""
 
     generate_vmap_rule = True
 

@@ -76,7 +76,7 @@ def entmax(scores: Tensor, alpha: float = 1.5, dim: int = -1) -> Tensor:
 
     Args:
         scores: ``[..., n, ...]``, floating point.
-        alpha: 1 or more and finite; 1 is :func:`softmax`, the limit, 1.5 :func:`entmax15`, 2 :func:`sparsemax`.
+        alpha: 1 or more and finite; 1 is ``softmax``, the limit, 1.5 ``entmax15``, 2 ``sparsemax``.
         dim: the dimension that holds the n scores of a row.
 
     Raises:
@@ -88,7 +88,7 @@ def entmax(scores: Tensor, alpha: float = 1.5, dim: int = -1) -> Tensor:
 
 
 def entmax_alpha(scores: Tensor, alpha: Tensor, dim: int = -1) -> Tensor:
-    """:func:`entmax` with a tensor of alphas, and a gradient to it.
+    """``entmax`` with a tensor of alphas, and a gradient to it.
 
     The gradient is exact, by implicit differentiation: Correia et al. 2019, arXiv 1909.00015, equation 9.
 

@@ -41,7 +41,7 @@ def _compiled(tensor: Tensor, alpha: float) -> bool:
 
 @torch.library.custom_op("attn_plugins::entmax_alpha", mutates_args=())
 def entmax_alpha(scores: Tensor, alpha: Tensor) -> Tensor:
-    """As :func:`entmax` with ``alpha`` in (1, 2] that broadcasts to ``[..., 1]``."""
+    """As ``entmax`` with ``alpha`` in (1, 2] that broadcasts to ``[..., 1]``."""
     if scores.numel() == 0:
         return torch.empty(scores.shape, dtype=scores.dtype, device=scores.device)
     return solve(scores, alpha).contiguous()

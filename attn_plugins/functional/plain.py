@@ -43,7 +43,7 @@ class _Asked:
 
 @contextlib.contextmanager
 def computed() -> Iterator[None]:
-    """Inside, :func:`wanted` is true."""
+    """Inside, ``wanted`` is true."""
     with _Asked.lock:
         _Asked.depth += 1
     try:
@@ -54,7 +54,7 @@ def computed() -> Iterator[None]:
 
 
 def asked() -> bool:
-    """Whether this runs inside :func:`computed`."""
+    """Whether this runs inside ``computed``."""
     return _Asked.depth > 0
 
 

@@ -37,7 +37,7 @@ class ScoreScale(nn.Module):
         """What the scores are multiplied by: a number, or a tensor that broadcasts to ``[..., H, N, 1]``.
 
         Args:
-            call: the :class:`attn_plugins.AttentionCall`.
+            call: the ``attn_plugins.AttentionCall``.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say by what scores are multiplied")
 

@@ -7,7 +7,7 @@ For alpha <= 2, p >= 1 and g is convex and decreasing, so Newton from tau = -1, 
 and never passes it. For sparsemax this is Michelot's projection; for entmax-1.5 it is exact as soon as all scores
 of the support are equal. How many steps at most: convexity gives, for one step,
 :math:`g(\tau')/g(\tau) + g'(\tau')/g'(\tau) \le 1`, so the product g |g'| falls to a quarter or less. It starts at
-:math:`n^{2/p}` or below, and |g'| >= 1 throughout, so after k steps :math:`g \le 4^{-k} n^{2/p}`: 26 steps reach
+:math:`n^{2/p}`` or below, and |g'| >= 1 throughout, so after k steps :math:``g \le 4^{-k} n^{2/p}`: 26 steps reach
 float64's resolution from n = 1 (46 from n = 10^6, sparsemax). Rows of real scores take four to eight.
 
 For alpha > 2, g is not convex; Newton is kept inside a bracket that shrinks by bisection when it must.

@@ -1,4 +1,4 @@
-"""`python -m attn_plugins.launch`, the address of the launcher; see :mod:`attn_plugins.trainers.launch`."""
+"""``python -m attn_plugins.launch``, the address of the launcher; see ``attn_plugins.trainers.launch``."""
 
 from ..trainers.launch import main, patch_as_built
 

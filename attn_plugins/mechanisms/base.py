@@ -9,14 +9,24 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..codebases.base import Layer
+from ..codebases.parts import Parts
 from ..codebases.vit import ViT, find_vits
 from ..registry import MECHANISMS
-from ..spec import Plugin
+from ..spec import Plugin, Spec, computed
 from ..swap import PREFIX, remove_layers
 from ..swap import starts as _starts  # noqa: F401 - the name that pickles of release 0.1 hold
 from .layout import LAYOUT
 
-__all__ = ["Mechanism", "Owned", "Plan", "applied_mechanisms", "lift_mechanisms", "plan_mechanisms"]
+__all__ = [
+    "Mechanism",
+    "Owned",
+    "Plan",
+    "applied_mechanisms",
+    "as_in_place",
+    "as_its_trainer_has_it",
+    "lift_mechanisms",
+    "plan_mechanisms",
+]
 
 APPLIED = PREFIX + "mechanisms"
 
@@ -29,11 +39,14 @@ class Mechanism:
         order: of those that change the same module, the one with the lower order is nearer to the original;
             what replaces a computation comes before what acts on its output.
         adds_parameters: whether it does.
+        training_only: names of parameters of a spec that say how what it adds starts and is trained, and nothing of
+            what a model computes: weights of specs that differ in no others are exchanged.
     """
 
     extra_tokens: int = 0
     order: int = 1
     adds_parameters: bool = True
+    training_only: tuple[str, ...] = ()
 
     @classmethod
     def settled(cls, params: Mapping[str, Any], *, new: bool) -> dict[str, Any]:
@@ -44,11 +57,16 @@ class Mechanism:
         """
         return dict(params)
 
+    @classmethod
+    def trained(cls, params: Mapping[str, Any], known: Parts) -> dict[str, Any]:
+        """Parameters with what they leave unsaid as a codebase's own trainer has it, which is about to run."""
+        return dict(params)
+
     def check(self, vit: ViT) -> None:
         """Raise ``UnsupportedModelError`` for a ViT that this mechanism cannot change; change nothing."""
 
     def apply(self, vit: ViT) -> None:
-        """Change ``vit``: add class layers (:func:`attn_plugins.swap.add_layer`), and parameters where there are none.
+        """Change ``vit``: add class layers (``attn_plugins.swap.add_layer``), and parameters where there are none.
 
         What it stores on modules is named ``attn_plugins_<name of the mechanism>``, and further things
         ``attn_plugins_<name>__<what>``.
@@ -110,6 +128,38 @@ def plan_mechanisms(model: nn.Module, plugins: Sequence[Plugin]) -> Plan:
             setattr(vit.root, APPLIED, tuple(plugins))
 
     return Plan(apply, any(mechanism.adds_parameters for mechanism in new))
+
+
+def as_its_trainer_has_it(spec: Spec, network: nn.Module) -> Spec:
+    """``spec`` for a network that a trainer has just built: what mechanisms leave unsaid is the codebase's own.
+
+    Raises:
+        UnsupportedModelError: it names mechanisms, and the network has no ViT that they know.
+    """
+    if not spec.mechanisms:
+        return spec
+    known = find_vits(network)[0].known
+
+    def said(plugin: Plugin) -> Plugin:
+        trained = getattr(MECHANISMS.get(plugin.name), "trained", None)
+        return plugin if trained is None else plugin.having(trained(plugin.kwargs, known))
+
+    return Spec(spec.normalizers, tuple(map(said, spec.mechanisms)))
+
+
+def as_in_place(spec: Spec, model: nn.Module) -> Spec:
+    """``spec`` with what its mechanisms leave unsaid of their training as the same mechanisms of ``model`` have it.
+
+    So patching again, by the short name, keeps what a trainer has taught them.
+    """
+    before = {plugin.name: plugin for plugin in applied_mechanisms(model)}
+
+    def said(plugin: Plugin) -> Plugin:
+        there = before.get(plugin.name, plugin)
+        same = computed(Spec(mechanisms=(there,))) == computed(Spec(mechanisms=(plugin,)))
+        return plugin.having({**there.kwargs, **plugin.kwargs}) if same else plugin
+
+    return Spec(spec.normalizers, tuple(map(said, spec.mechanisms)))
 
 
 def applied_mechanisms(model: nn.Module) -> tuple[Plugin, ...]:

@@ -78,7 +78,7 @@ def smoothed_features(x: Tensor, sigma: float | None = None) -> Tensor:
     """One feature per image from its patches, as the authors' code did in 2025: the mean of all, low-passed.
 
     Their commits 434f6ce to cac8b9f, cls_pretrain/conf.py, compute a selection and do not use it; the filter is that of
-    :func:`selected_features`.
+    ``selected_features``.
 
     Args:
         x: ``[B, N, C]``, patch features.
@@ -101,7 +101,7 @@ VARIANTS: dict[str, Callable[..., Tensor]] = {
     "434f6ce": smoothed_features,
     "8c126e0": selected_features,
 }
-"""What `last_vit` computes, under the name of the paper or of the commit of ChengShiest/LAST-ViT that brought it."""
+"""What ``last_vit`` computes, under the name of the paper or of the commit of ChengShiest/LAST-ViT that brought it."""
 OPTIONS = {"paper": ("k", "sigma", "eps"), "434f6ce": ("sigma",), "8c126e0": ("k", "sigma")}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ..attention.proxies import is_proxy
 from ..codebases import dinov1, dinov2, dinov3, timm, transformers
+from ..codebases.parts import Parts
 from ..codebases.vit import ViT
 from ..errors import UnsupportedModelError
 from ..functional.plain import sizes
@@ -18,7 +20,10 @@ from ..registry import register_mechanism
 from ..swap import add_layer
 from .base import Mechanism, Owned
 
-__all__ = ["Registers"]
+__all__ = ["Registers", "decided"]
+
+STD, DECAY = 1e-6, False
+"""What is meant where nothing is said: by a file, and by a patch that no trainer makes."""
 
 
 @register_mechanism("registers")
@@ -33,18 +38,30 @@ class Registers(Mechanism):
 
     Args:
         num: how many.
-        std: standard deviation of the normal distribution that they start from: 1e-6 in DINOv2 and timm, 0.02 in
-            DINOv3.
-        decay: whether trainers that go by names decay them: DINOv2 and DINOv3 decay theirs, timm does not, nor do we
-            by default.
+        std: standard deviation of the normal distribution that they start from. None: 1e-6, as in timm; in a trainer
+            that the flag or the launcher patches, what its codebase gives registers of its own: 1e-6 in DINOv2, 0.02 in
+            DINOv3. The record says it then.
+        decay: whether trainers that go by names decay them. None: no, as in timm; in such a trainer as its codebase
+            does: DINOv2 and DINOv3 decay theirs. Their key in a state dict ends in ``weight`` if so and in ``bias``
+            otherwise; either is loaded where the other is held.
     """
 
-    def __init__(self, num: int = 4, std: float = 1e-6, decay: bool = False) -> None:
+    training_only = ("std", "decay")
+
+    def __init__(self, num: int = 4, std: float | None = None, decay: bool | None = None) -> None:
         if not isinstance(num, int) or num < 1:
             raise ValueError(f"registers: num={num!r}; use a whole number of at least 1")
-        if not 0 < std < math.inf:
+        std, decay = STD if std is None else std, DECAY if decay is None else decay
+        if isinstance(std, bool) or not isinstance(std, (int, float)) or not 0 < std < math.inf:
             raise ValueError(f"registers: std={std!r}; use a finite number above 0, such as 1e-6 or 0.02")
+        if not isinstance(decay, bool):
+            raise ValueError(f"registers: decay={decay!r}; it is true or false")
         self.extra_tokens, self.std, self.decay = num, std, decay
+
+    @classmethod
+    def trained(cls, params: Mapping[str, Any], known: Parts) -> dict[str, Any]:
+        own = known.own_registers
+        return dict(params) if own is None else {"std": own.std, "decay": own.decay, **params}
 
     def check(self, vit: ViT) -> None:
         name, option = type(vit.root).__qualname__, vit.known.option
@@ -113,13 +130,18 @@ def _proves(base: Any) -> dict[str, Any]:
     return {"forward": forward}
 
 
+def decided(key: str) -> str:
+    """A key of a state dict as it would be if its registers were not decayed; other keys as they are."""
+    return key.replace("attn_plugins_registers.register_tokens.weight", "attn_plugins_registers.register_tokens.bias")
+
+
 class _Tokens(Owned):
     """Trainers go by names: ``register_tokens`` gets the first layer's learning rate, ``.bias`` no weight decay."""
 
     # Models that were pickled before there was a choice have these.
-    std, key = 1e-6, "bias"
+    std, key = STD, "bias"
 
-    def __init__(self, num: int, channels: int, std: float = 1e-6, decay: bool = False) -> None:
+    def __init__(self, num: int, channels: int, std: float, decay: bool) -> None:
         super().__init__()
         self.std, self.key = std, "weight" if decay else "bias"
         self.register_tokens = nn.ParameterDict({self.key: nn.Parameter(torch.empty(1, num, channels))})
@@ -128,9 +150,17 @@ class _Tokens(Owned):
     def reset_parameters(self) -> None:
         nn.init.normal_(self.tokens, std=self.std)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # Whether they are decayed in training makes no other tokens of them.
+        opposite = "bias" if self.key == "weight" else "weight"
+        held, other = (f"{prefix}register_tokens.{key}" for key in (self.key, opposite))
+        if held not in state_dict and other in state_dict:
+            state_dict[held] = state_dict.pop(other)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     @property
     def tokens(self) -> Tensor:
-        """``[1, num, C]``"""
+        """``[1, num, C]``."""
         tokens: Tensor = self.register_tokens[self.key]
         return tokens
 
@@ -139,7 +169,7 @@ class _Tokens(Owned):
         return torch.cat([x[:, :1], self.tokens.to(x.dtype).expand(x.shape[0], -1, -1), x[:, 1:]], dim=1)
 
     def drop(self, x: Tensor, dim: int = 1) -> Tensor:
-        """The inverse of :meth:`insert`, along ``dim``."""
+        """The inverse of ``insert``, along ``dim``."""
         num = self.tokens.shape[1]
         return torch.cat([x.narrow(dim, 0, 1), x.narrow(dim, 1 + num, x.shape[dim] - 1 - num)], dim=dim)
 

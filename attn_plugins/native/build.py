@@ -52,7 +52,7 @@ def load() -> ctypes.CDLL:
     """The library of kernels, compiled if this machine has not compiled it yet.
 
     Raises:
-        RuntimeError: it cannot be had; ask :func:`unavailable` first.
+        RuntimeError: it cannot be had; ask ``unavailable`` first.
     """
     library, reason = _load()
     if library is None:
@@ -101,7 +101,7 @@ def _share_openmp() -> None:
 
 
 def _openmp_runtimes(maps: str) -> list[str]:
-    """Files of OpenMP runtimes in `/proc/self/maps`, whose sixth column is a path, spaces and all."""
+    """Files of OpenMP runtimes in ``/proc/self/maps``, whose sixth column is a path, spaces and all."""
     paths = {columns[5] for line in maps.splitlines() if len(columns := line.split(maxsplit=5)) == 6}
     return sorted(path for path in paths if re.search(r"/lib(gomp|iomp5|omp)\b[^/]*\.so[^/ ]*$", path))
 

@@ -23,7 +23,7 @@ __all__ = ["Description", "LayerInfo", "describe"]
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """One line of :func:`describe`.
+    """One line of ``describe``.
 
     Attributes:
         path: the module's name in the model.
@@ -44,7 +44,7 @@ class LayerInfo:
 
 
 class Description(list[LayerInfo]):
-    """The lines of :func:`describe`; prints as a table.
+    """The lines of ``describe``; prints as a table.
 
     Attributes:
         mechanisms: the token mechanisms of the model.
@@ -66,6 +66,13 @@ def describe(model: nn.Module) -> Description:
 
     Attention layers come first, in the order that ``layers=`` counts them; then pooling heads and attention
     that no adapter knows.
+
+    Args:
+        model: any module, patched or not; it may be wrapped (DDP). It is not run.
+
+    Returns:
+        A line per layer, ``spec`` None where it is not patched, and ``note`` for what is not as it should be; it prints
+        as a table.
 
     Raises:
         UnsupportedModelError: the model has no attention that can be patched.

@@ -18,7 +18,7 @@ from ..codebases.fused import answer_functions
 from ..codebases.proof import ANSWERED
 from ..errors import UnsupportedModelError
 from ..functional.normalizer import build, keep_scales
-from ..mechanisms import plan_mechanisms
+from ..mechanisms import as_in_place, plan_mechanisms
 from ..record import RECORD
 from ..spec import Plugin, Spec, parse, settled
 from ..swap import PREFIX
@@ -68,7 +68,7 @@ def patch(
             ``"blocks.3"``), or a predicate ``(name, module) -> bool``. None means all, except pooling heads:
             they are patched only by a name or a predicate. Token mechanisms are those of the last spec, for the
             whole ViT, whatever ``layers`` says. Not for a spec that says something for each layer.
-        scales: factors on the scores of every head that were fitted to this backbone (:func:`attn_plugins.calibrate`):
+        scales: factors on the scores of every head that were fitted to this backbone (``attn_plugins.calibrate``):
             a file, or the name of one that comes with the package, ``"dinov2_vits14"``. The spec gets
             ``scale=per_head``.
         other_backbone: take ``scales`` even where they were fitted on another one.
@@ -92,6 +92,7 @@ def patch(
     if fitted is not None:
         parsed = fitted.spec_for(parsed)
     found = survey(model)
+    parsed = as_in_place(parsed, model)
     chosen = select_layers(found, _layers_of(parsed, layers, found))
     plugins = _plugins(parsed, chosen, found)
     freed = [site for site in found.layers if parsed.names_layers and site not in chosen]
@@ -137,7 +138,13 @@ def patch(
 
 
 def unpatch(model: M) -> M:
-    """Undo :func:`patch`: the original classes again, plugin parameters removed, outputs as before bit for bit.
+    """Undo ``patch``: the original classes again, plugin parameters removed, outputs as before bit for bit.
+
+    Args:
+        model: the module that was patched, or one that contains it; one that is not patched stays as it is.
+
+    Returns:
+        The same model.
 
     Raises:
         ValueError: another library has made a subclass of a patched class since (``fully_shard`` on the
@@ -158,7 +165,12 @@ def unpatch(model: M) -> M:
 def patched(model: M, spec: str | Spec | Callable[..., Any], layers: Layers = None, **options: Any) -> Iterator[M]:
     """Context in which ``model`` is patched; what it was before, patched or not, comes back at the end.
 
-    Args (``options`` are ``scales`` and ``other_backbone``) and errors are those of :func:`patch`.
+    Args:
+        model, spec, layers: as ``patch`` takes them.
+        options: ``scales`` and ``other_backbone``, as ``patch`` takes them.
+
+    Raises:
+        UnknownPluginError, UnsupportedModelError, ValueError: as ``patch``; nothing is changed.
     """
     before = swap.snapshot(model)
     try:
@@ -168,7 +180,7 @@ def patched(model: M, spec: str | Spec | Callable[..., Any], layers: Layers = No
 
 
 def _layers_of(spec: Spec, layers: Layers, found: Survey) -> Layers:
-    """What ``layers`` is to :func:`select_layers`, where the spec may name them instead.
+    """What ``layers`` is to ``select_layers``, where the spec may name them instead.
 
     Raises:
         ValueError: layers are given although the spec tells them apart, or it names one that there is not.

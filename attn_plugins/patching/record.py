@@ -1,6 +1,6 @@
 """A patched model's state dict tells its spec, and weights of another spec are refused.
 
-Twice: as a tensor in every patched layer (:mod:`attn_plugins.record`), which survives whatever happens to a state
+Twice: as a tensor in every patched layer (``attn_plugins.record``), which survives whatever happens to a state
 dict, and beside the tensors, in the ``_metadata`` mapping where PyTorch keeps the versions of modules.
 """
 
@@ -15,7 +15,8 @@ from .. import swap
 from ..codebases.base import NORMALIZER, SPEC, WHOLE, Layer
 from ..mechanisms import applied_mechanisms
 from ..record import RECORD, decode, encode
-from ..spec import Plugin, Spec, parse, settled
+from ..spec import Plugin, Spec, computed, parse, settled
+from ..torch_names import unwrapped
 
 __all__ = [
     "METADATA_KEY",
@@ -25,6 +26,7 @@ __all__ = [
     "layer_spec",
     "lost",
     "refuse_others",
+    "same_model",
     "spec_of",
     "stamp",
     "write_records",
@@ -50,17 +52,20 @@ def is_lost(module: nn.Module) -> bool:
 def lost(model: nn.Module) -> dict[str, str]:
     """{path: what happened} of the layers of ``model`` that were patched and are not any more."""
     modules = dict(model.named_modules())
+    # Wrappers that came since put themselves between the names; of one name the module inside is the last.
+    plain = {unwrapped(path): module for path, module in modules.items()}
     found = {}
     for path, module in modules.items():
         if is_lost(module):
             exchanged = f"its class was exchanged for {type(module).__module__}.{type(module).__qualname__}"
             found[path] = "a forward was set on the instance" if "forward" in vars(module) else exchanged
         for inner in vars(module).get(PATCHED, ()):
-            where = ".".join(name for name in (path, inner) if name)
-            if where not in modules:
+            where = unwrapped(".".join(name for name in (path, inner) if name))
+            layer = plain.get(where)
+            if layer is None:
                 found[where] = "the layer was removed"
-            elif NORMALIZER not in (*vars(modules[where]), *modules[where]._modules):
-                found[where] = f"the layer was replaced by a {type(modules[where]).__qualname__}"
+            elif NORMALIZER not in (*vars(layer), *layer._modules):
+                found[where] = f"the layer was replaced by a {type(layer).__qualname__}"
     return found
 
 
@@ -91,7 +96,7 @@ def write_records(model: nn.Module, spec: Spec) -> None:
 
 
 def forget_record(module: nn.Module) -> None:
-    """Take off ``module`` what :func:`write_records` has put there."""
+    """Take off ``module`` what ``write_records`` has put there."""
     for name in (SPEC, WHOLE):
         vars(module).pop(name, None)
     module._buffers.pop(RECORD, None)
@@ -170,9 +175,14 @@ def _canonical(record: Mapping[str, Any]) -> Any:
 
 def _read(spec: Any) -> Any:
     try:
-        return settled(parse(spec), new=False)
+        return computed(settled(parse(spec), new=False))
     except ValueError:
         return spec  # nothing that is known here; compared as it is written
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two recorded specs compute the same with the same weights; how they are trained is not compared."""
+    return bool(_read(one) == _read(other))
 
 
 def _lost_message(gone: dict[str, str]) -> str:
@@ -235,7 +245,7 @@ def _agree(key: str, tensor: Any, spec: str) -> None:
             f"{key}: these weights were saved after the patch {record['spec']!r} was lost: nobody knows what they were "
             "trained with"
         )
-    if _read(record["spec"]) != _read(spec):
+    if not same_model(record["spec"], spec):
         raise ValueError(
             f"{key}: these weights were trained with {record['spec']!r} and this layer has {spec!r}: they mean "
             f"something only with their own attention. Patch the model with {record['spec']!r}; to load them on "

@@ -38,7 +38,7 @@ class Scales:
     Attributes:
         spec: what they were fitted for, ``"entmax15:scale=per_head"``.
         layers: for each attention layer, in the order of ``describe``, the factors of its heads.
-        backbone: what :func:`fingerprint` told of the model that they were fitted on.
+        backbone: what ``fingerprint`` told of the model that they were fitted on.
         fitted: how: pictures, sizes, sparsity, what was measured.
     """
 

@@ -149,7 +149,7 @@ def _inside(path: str, outer: str) -> bool:
 
 
 def select_layers(found: Survey, layers: Layers) -> list[Site]:
-    """The sites that ``layers`` names (see :func:`attn_plugins.patch`).
+    """The sites that ``layers`` names (see ``attn_plugins.patch``).
 
     Raises:
         UnsupportedModelError: nothing is named and the model has pooling heads only.

@@ -72,14 +72,14 @@ class LayerCheck:
 
 
 class Verification(list[LayerCheck]):
-    """The lines of :func:`verify`; prints as a table.
+    """The lines of ``verify``; prints as a table.
 
     Attributes:
         spec: what the model says it is patched with.
         softmax: largest difference between the model patched with softmax and the model with upstream's own softmax,
             relative to the largest value; mechanisms stay on both.
         unanswered: attention that computed softmax in this forward and that no adapter knows: ``path (Class)``. Layers
-            that ``layers=`` left as they are stand in :func:`describe`.
+            that ``layers=`` left as they are stand in ``describe``.
     """
 
     spec: str = ""
@@ -102,7 +102,7 @@ class Verification(list[LayerCheck]):
 
     @property
     def ok(self) -> bool:
-        """Whether there is nothing in :attr:`problems`."""
+        """Whether there is nothing in ``problems``."""
         return not self.problems
 
     def record(self) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def verify(model: nn.Module, *inputs: Any, **kwargs: Any) -> Verification:
     in eval mode without gradients, and leaves the random number generators, buffers, modes and the model as they were.
 
     Args:
-        model: patched with :func:`attn_plugins.patch`, without a wrapper that shards or compiles it.
+        model: patched with ``attn_plugins.patch``, without a wrapper that shards or compiles it.
         inputs, kwargs: what its forward takes, e.g. images ``[B, 3, H, W]``.
 
     Returns:
@@ -160,7 +160,7 @@ def verify(model: nn.Module, *inputs: Any, **kwargs: Any) -> Verification:
 
 
 def verify_run(model: nn.Module, run: Callable[[], Any]) -> Verification:
-    """:func:`verify` by a function that runs ``model`` once and returns its output, for models with other entries."""
+    """``verify`` by a function that runs ``model`` once and returns its output, for models with other entries."""
     for path, module in model.named_modules():
         wrapper = REFUSED & {cls.__name__ for cls in type(module).__mro__}
         if wrapper or vars(module).get("_compiled_call_impl") is not None:

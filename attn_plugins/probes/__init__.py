@@ -1,4 +1,4 @@
-"""Linear probes on frozen ViTs, registered in mmseg; configs get them by `custom_imports`."""
+"""Linear probes on frozen ViTs, registered in mmseg; configs get them by ``custom_imports``."""
 
 from . import operators  # noqa: F401  # isort: split  # before anything of mmseg is imported
 from .backbone import FrozenViT

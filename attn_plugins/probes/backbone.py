@@ -32,18 +32,18 @@ class FrozenViT(BaseModule):
     """Features of a frozen ViT.
 
     The ViT is held outside the module tree: no parameter of it reaches the optimizer, DDP or a state dict. What
-    identifies it is `identity`, which `BackboneIdentityHook` writes into the probe's checkpoints.
+    identifies it is ``identity``, which ``BackboneIdentityHook`` writes into the probe's checkpoints.
 
     Args:
-        checkpoint: file with the backbone; see `attn_plugins.checkpoints`.
-        arch: `auto` (from the checkpoint), `timm/NAME`, `transformers/FOLDER`, `dinov1/vit_small`, `dinov2/…`,
-            `dinov3/…`.
-        plugins: spec of the attention plugins, `auto` for the checkpoint's own.
-        repo: checkout of the official code for `dinov*/…`, default from DINO_ROOT, DINOV2_ROOT, DINOV3_ROOT.
-        out_indices: 0-based blocks, negative from the end, or `four` for four evenly spaced ones.
+        checkpoint: file with the backbone; see ``attn_plugins.checkpoints``.
+        arch: ``auto`` (from the checkpoint), ``timm/NAME``, ``transformers/FOLDER``, ``dinov1/vit_small``,
+            ``dinov2/…``, ``dinov3/…``.
+        plugins: spec of the attention plugins, ``auto`` for the checkpoint's own.
+        repo: checkout of the official code for ``dinov*/…``, default from DINO_ROOT, DINOV2_ROOT, DINOV3_ROOT.
+        out_indices: 0-based blocks, negative from the end, or ``four`` for four evenly spaced ones.
         norm: apply the final norm to every layer.
-        cls_token: `none`; `concat`: [CLS] broadcast over the grid and appended to the channels; `tuple`: beside.
-        autocast: `bf16` or `fp16` for the backbone's forward; features come out as float32.
+        cls_token: ``none``; ``concat``: [CLS] broadcast over the grid and appended to the channels; ``tuple``: beside.
+        autocast: ``bf16`` or ``fp16`` for the backbone's forward; features come out as float32.
         arch_options: arguments of the architecture's constructor.
         random_init: accept that there is no checkpoint and use random weights (a baseline, or a test).
 
@@ -51,7 +51,7 @@ class FrozenViT(BaseModule):
         tuned: whether the ViT is trained too: never of this class.
         channels: channels of each output.
         identity: arch, plugins, checkpoint and digests of what was loaded; layers, norm, cls_token and autocast; and
-            `features_digest` of all that decides a feature.
+            ``features_digest`` of all that decides a feature.
 
     Raises:
         ValueError: no checkpoint, a layer that does not exist, an unknown option.
@@ -115,10 +115,11 @@ class FrozenViT(BaseModule):
         """Features of every layer asked for.
 
         Args:
-            images: `[B, 3, H, W]`, normalised; any H and W, centre-padded to multiples of the patch size.
+            images: ``[B, 3, H, W]``, normalised; any H and W, centre-padded to multiples of the patch size.
 
         Returns:
-            For each layer `[B, C, h, w]`; `[B, 2C, h, w]` with `concat`; `([B, C, h, w], [B, C])` with `tuple`.
+            For each layer ``[B, C, h, w]``; ``[B, 2C, h, w]`` with ``concat``; ``([B, C, h, w], [B, C])`` with
+            ``tuple``.
         """
         return self._features(images)
 

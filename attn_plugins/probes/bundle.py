@@ -39,8 +39,8 @@ def write_bundle(path: Path, predictor: Predictor) -> Path:
     """Write a loaded probe and its backbone's tensors into one file.
 
     Args:
-        path: ends in `.safetensors`.
-        predictor: as `load` gives it.
+        path: ends in ``.safetensors``.
+        predictor: as ``load`` gives it.
 
     Raises:
         ValueError: another suffix, or a backbone that its tensors alone do not describe: a folder of transformers.

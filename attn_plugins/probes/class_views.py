@@ -18,10 +18,10 @@ __all__ = ["StoredClasses"]
 
 @DATASETS.register_module()
 class StoredClasses(StoredViews):
-    """`StoredViews` of images with a class: the centre crop of each, and mirrored.
+    """``StoredViews`` of images with a class: the centre crop of each, and mirrored.
 
-    An entry's `inputs` are [CLS] of each layer and the mean patch of the last one, `[C · (layers + 1)]`, float32; all
-    of them are held in memory.
+    An entry's ``inputs`` are [CLS] of each layer and the mean patch of the last one, ``[C · (layers + 1)]``, float32;
+    all of them are held in memory.
 
     Args:
         dataset: config of the data set, without a pipeline.
@@ -60,7 +60,7 @@ class StoredClasses(StoredViews):
         return {"inputs": self.vectors[int(index)], "data_samples": sample}
 
     def fill(self, backbone: FrozenViT, mean: Tensor, std: Tensor) -> int:
-        """As `StoredViews.fill`; then all features are read."""
+        """As ``StoredViews.fill``; then all features are read."""
         computed = super().fill(backbone, mean, std)
         self.vectors = torch.stack([self._vector(keys) for keys in self.keys])
         return computed

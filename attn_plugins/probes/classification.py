@@ -42,11 +42,11 @@ class ImageNetFolder(BaseDataset):
     Classes count the sorted class folders from 0.
 
     Args:
-        data_prefix: `img_path`, the folder of the split.
-        ann_file: lines `FILE CLASS` with class numbers; without it, or where there is no such file, a folder a class.
-        kwargs: of mmengine's `BaseDataset`.
+        data_prefix: ``img_path``, the folder of the split.
+        ann_file: lines ``FILE CLASS`` with class numbers; without it, or where there is no such file, a folder a class.
+        kwargs: of mmengine's ``BaseDataset``.
 
-    Attributes of an entry: `img_path`, `gt_label`, and `box_path`, its localisation XML, where there is one.
+    Attributes of an entry: ``img_path``, ``gt_label``, and ``box_path``, its localisation XML, where there is one.
 
     Raises:
         ValueError: no images, or a line that is not FILE CLASS.
@@ -95,7 +95,7 @@ class ImageNetFolder(BaseDataset):
 
 @TRANSFORMS.register_module()
 class RandomResizedCrop(BaseTransform):
-    """torchvision's `RandomResizedCrop`, bicubic (DINOv2, data/transforms.py), with torch's generator.
+    """torchvision's ``RandomResizedCrop``, bicubic (DINOv2, data/transforms.py), with torch's generator.
 
     Args:
         size: pixels of a side.
@@ -113,7 +113,7 @@ class RandomResizedCrop(BaseTransform):
 
 @TRANSFORMS.register_module()
 class ResizeCenterCrop(BaseTransform):
-    """Shorter side to `resize`, bicubic, then the centre `crop` (DINOv2, data/transforms.py).
+    """Shorter side to ``resize``, bicubic, then the centre ``crop`` (DINOv2, data/transforms.py).
 
     Args:
         resize: pixels.
@@ -134,7 +134,7 @@ class ResizeCenterCrop(BaseTransform):
 
 @TRANSFORMS.register_module()
 class PackImageLabel(BaseTransform):
-    """`inputs`: uint8 `[3, H, W]`; `data_samples`: `gt_label` and the image's path."""
+    """``inputs``: uint8 ``[3, H, W]``; ``data_samples``: ``gt_label`` and the image's path."""
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         image = torch.from_numpy(np.ascontiguousarray(results["img"].transpose(2, 0, 1)))
@@ -144,7 +144,7 @@ class PackImageLabel(BaseTransform):
 
 
 def classifier_name(rate: float, blocks: int = 1, avgpool: bool = False) -> str:
-    """`lr_1e-03`, `blocks4_avgpool_lr_1e-03`: the name of one classifier, and what learning rates are set by."""
+    """``lr_1e-03``, ``blocks4_avgpool_lr_1e-03``: the name of one classifier, and what learning rates are set by."""
     return ("" if blocks == 1 else f"blocks{blocks}_") + ("avgpool_" if avgpool else "") + f"lr_{rate:.0e}"
 
 
@@ -152,12 +152,12 @@ def classifier_name(rate: float, blocks: int = 1, avgpool: bool = False) -> str:
 class ClassifierGrid(OwnedHead, BaseModel):
     """Linear classifiers, one per learning rate; DINOv2, eval/linear.py.
 
-    Every classifier sees the same features. Its learning rate is its parameter group's (`paramwise_cfg` in the
+    Every classifier sees the same features. Its learning rate is its parameter group's (``paramwise_cfg`` in the
     config), so one optimizer trains all.
 
     Args:
-        backbone: config of a `FrozenViT` with `norm=True, cls_token="tuple"` and as many last layers as
-            `blocks` needs.
+        backbone: config of a ``FrozenViT`` with ``norm=True, cls_token="tuple"`` and as many last layers as
+            ``blocks`` needs.
         num_classes: classes.
         learning_rates: before scaling by total batch / 256; name the classifiers.
         blocks: numbers of last blocks whose [CLS] is concatenated; DINOv2 grids over 1 and 4.
@@ -165,7 +165,7 @@ class ClassifierGrid(OwnedHead, BaseModel):
         data_preprocessor: config.
 
     Raises:
-        ValueError: the backbone gives fewer layers than `blocks` asks for, or no [CLS].
+        ValueError: the backbone gives fewer layers than ``blocks`` asks for, or no [CLS].
     """
 
     def __init__(
@@ -204,10 +204,10 @@ class ClassifierGrid(OwnedHead, BaseModel):
         """mmengine's interface.
 
         Args:
-            inputs: `[B, 3, H, W]`, normalised.
-            data_samples: with `gt_label`, an int64 tensor of one element.
-            mode: `tensor`: {classifier: logits `[B, classes]`}; `loss`: {name: loss}; `predict`: `data_samples` with
-                `pred_labels`, {classifier: class}.
+            inputs: ``[B, 3, H, W]``, normalised.
+            data_samples: with ``gt_label``, an int64 tensor of one element.
+            mode: ``tensor``: {classifier: logits ``[B, classes]``}; ``loss``: {name: loss}; ``predict``:
+                ``data_samples`` with ``pred_labels``, {classifier: class}.
         """
         logits = self._logits(self._features(inputs))
         if mode == "tensor":
@@ -246,7 +246,7 @@ class ClassifierGrid(OwnedHead, BaseModel):
 
 @METRICS.register_module()
 class GridTop1(BaseMetric):
-    """Top-1 accuracy in percent of every classifier of the grid, and the best of them as `top1`.
+    """Top-1 accuracy in percent of every classifier of the grid, and the best of them as ``top1``.
 
     Attributes:
         images: {image's path: 100 where the best classifier is right, else 0} of the last evaluation.
@@ -259,14 +259,14 @@ class GridTop1(BaseMetric):
         self.images: dict[str, float] = {}
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Compare `pred_labels` with `gt_label`."""
+        """Compare ``pred_labels`` with ``gt_label``."""
         for sample in data_samples:
             label = int(sample["gt_label"])
             hits = {name: label == guess for name, guess in sample["pred_labels"].items()}
             self.results.append((sample.get("img_path"), hits))
 
     def compute_metrics(self, results: list[tuple[str, dict[str, bool]]]) -> dict[str, float]:
-        """`top1` (the best), and `top1_NAME` for every classifier."""
+        """``top1`` (the best), and ``top1_NAME`` for every classifier."""
         each = {name: 100 * sum(hit[name] for _, hit in results) / len(results) for name in results[0][1]}
         best = max(each, key=lambda name: each[name])
         self.images = {path: 100.0 * hit[best] for path, hit in results}

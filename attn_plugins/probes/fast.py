@@ -43,8 +43,8 @@ def make_fast(config: Config, views: int = 1, scale: Sequence[int] | None = None
     whole images at their own size, and validated without the mirrored one; classes are those of centre crops.
 
     Args:
-        config: of a probe whose model is a `LinearProbe`, a `DepthProbe` or a `ClassifierGrid`.
-        views: fixed views of each training image, of `attn_plugins.probes.views.VIEWS`.
+        config: of a probe whose model is a ``LinearProbe``, a ``DepthProbe`` or a ``ClassifierGrid``.
+        views: fixed views of each training image, of ``attn_plugins.probes.views.VIEWS``.
         scale: (longest, shortest) side that images are resized to, of segmentation; by default the config's.
         store: folder of the features.
 
@@ -141,7 +141,7 @@ class FeaturePreProcessor(SegDataPreProcessor):
     """mmseg's preprocessor for images, and what moves stored features to the device as float32."""
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
-        """A batch of images, uint8 `[3, H, W]`, or of features, float32 `[C, h, w]`, which stay a list."""
+        """A batch of images, uint8 ``[3, H, W]``, or of features, float32 ``[C, h, w]``, which stay a list."""
         if data["inputs"][0].dtype == torch.uint8:
             return dict(super().forward(data, training))
         return dict(self.cast_data(data))
@@ -149,10 +149,10 @@ class FeaturePreProcessor(SegDataPreProcessor):
 
 @MODELS.register_module()
 class ClassFeaturePreProcessor(ImgDataPreprocessor):
-    """mmengine's preprocessor for images, and what moves stored features `[C]` to the device, stacked."""
+    """mmengine's preprocessor for images, and what moves stored features ``[C]`` to the device, stacked."""
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
-        """A batch of images, uint8 `[3, H, W]`, or of features."""
+        """A batch of images, uint8 ``[3, H, W]``, or of features."""
         if data["inputs"][0].dtype == torch.uint8:
             return dict(super().forward(data, training))
         return {**self.cast_data(data), "inputs": torch.stack(self.cast_data(data["inputs"]))}
@@ -160,20 +160,20 @@ class ClassFeaturePreProcessor(ImgDataPreprocessor):
 
 @MODELS.register_module()
 class FastLinearProbe(LinearProbe):
-    """A `LinearProbe` that also takes features in the place of images: a list of `[C, h, w]`, of any sizes.
+    """A ``LinearProbe`` that also takes features in the place of images: a list of ``[C, h, w]``, of any sizes.
 
     C is that of all layers, one behind the other.
     """
 
     def loss(self, inputs: Any, data_samples: Any) -> dict[str, Tensor]:
-        """Losses over images `[B, 3, H, W]`, or over features, whose pixels count alike whatever their image's size."""
+        """Losses over images ``[B, 3, H, W]``, or over features, whose pixels count alike at any size of image."""
         if isinstance(inputs, Tensor):
             return dict(super().loss(inputs, data_samples))
         pairs = list(zip(self._logits(inputs), data_samples, strict=True))
         return _losses(self.decode_head, [(torch.stack(maps), samples) for maps, samples in _alike(pairs)], len(pairs))
 
     def predict(self, inputs: Any, data_samples: Any = None) -> Any:
-        """Classes of images `[B, 3, H, W]`, or of features, at the size of their images."""
+        """Classes of images ``[B, 3, H, W]``, or of features, at the size of their images."""
         if isinstance(inputs, Tensor):
             return super().predict(inputs, data_samples)
         predicted = []
@@ -183,7 +183,7 @@ class FastLinearProbe(LinearProbe):
         return predicted
 
     def _logits(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """`[K, h, w]` for each. Batch norm and a 1x1 convolution see tokens, not images: all of them at once."""
+        """``[K, h, w]`` for each. Batch norm and a 1x1 convolution see tokens, not images: all of them at once."""
         sizes = [maps.shape[1:] for maps in inputs]
         tokens = torch.cat([maps.flatten(1) for maps in inputs], dim=1)[None, :, None]
         logits = self.decode_head(tokens.split(self.backbone.channels, dim=1))[0, :, 0]
@@ -193,17 +193,17 @@ class FastLinearProbe(LinearProbe):
 
 @MODELS.register_module()
 class FastDepthProbe(DepthProbe):
-    """A `DepthProbe` that also takes features in the place of images, as `FastLinearProbe` does."""
+    """A ``DepthProbe`` that also takes features in the place of images, as ``FastLinearProbe`` does."""
 
     def loss(self, inputs: Any, data_samples: Any) -> dict[str, Tensor]:
-        """Losses over images `[B, 3, H, W]`, or over features, against depth at the resolution of the prediction."""
+        """Losses over images ``[B, 3, H, W]``, or over features, against depth at the resolution of the prediction."""
         if isinstance(inputs, Tensor):
             return dict(super().loss(inputs, data_samples))
         groups = _alike(list(zip(inputs, data_samples, strict=True)))
         return _losses(self.decode_head, [(self._depth(maps), samples) for maps, samples in groups], len(data_samples))
 
     def predict(self, inputs: Any, data_samples: Any = None) -> Any:
-        """Depth of images `[B, 3, H, W]`, or of features, at the size of their images."""
+        """Depth of images ``[B, 3, H, W]``, or of features, at the size of their images."""
         if isinstance(inputs, Tensor):
             return super().predict(inputs, data_samples)
         predicted = []
@@ -219,7 +219,7 @@ class FastDepthProbe(DepthProbe):
 
 @MODELS.register_module()
 class FastClassifierGrid(ClassifierGrid):
-    """A `ClassifierGrid` that also takes features in the place of images: `[B, C · (layers + 1)]`.
+    """A ``ClassifierGrid`` that also takes features in the place of images: ``[B, C · (layers + 1)]``.
 
     They are [CLS] of each layer, and the mean patch of the last one.
     """
@@ -242,7 +242,7 @@ def _losses(head: Any, groups: Sequence[tuple[Tensor, list[Any]]], count: int) -
 
 
 def _alike(pairs: Sequence[tuple[Tensor, Any]]) -> Iterator[tuple[list[Tensor], list[Any]]]:
-    """Groups of maps `[C, h, w]` of one size whose labels have one size, and their samples."""
+    """Groups of maps ``[C, h, w]`` of one size whose labels have one size, and their samples."""
     groups: dict[tuple[int, ...], list[tuple[Tensor, Any]]] = {}
     for own, sample in pairs:
         labels = sample.gt_sem_seg if "gt_sem_seg" in sample else sample.gt_depth_map

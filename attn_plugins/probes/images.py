@@ -29,7 +29,7 @@ _SCOPE.register_module(module=LoadImageFromNDArray)
 @_SCOPE.register_module(name="LoadImageFromFile")
 @TRANSFORMS.register_module()
 class LoadProbeImage(BaseTransform):
-    """Reads `img_path` as `img` `[H, W, 3]`, uint8, BGR, as mmcv's `LoadImageFromFile` does; see `data.images`.
+    """Reads ``img_path`` as ``img`` ``[H, W, 3]``, uint8, BGR, as mmcv's ``LoadImageFromFile``; see ``data.images``.
 
     Args:
         exif: turn the picture as its EXIF orientation says. With a mask or depth map beside it, sizes have to fit.

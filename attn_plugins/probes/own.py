@@ -23,7 +23,7 @@ class _Parted:
     """One part of a folder's images.
 
     Args:
-        part: `train` or `val`.
+        part: ``train`` or ``val``.
         share: of the images that are validated on, where neither lists nor folders tell.
         lists: files of the names of the training and the validation images.
         leave_out: names that are not used.
@@ -48,11 +48,11 @@ class _Parted:
 
 @DATASETS.register_module()
 class OwnMasks(_Parted, BaseSegDataset):
-    """Images and masks in two folders, in pairs of the same name; see `attn_plugins.data.own`.
+    """Images and masks in two folders, in pairs of the same name; see ``attn_plugins.data.own``.
 
     Args:
-        data_prefix: `img_path` and `seg_map_path`.
-        metainfo: `classes`, and a `palette`.
+        data_prefix: ``img_path`` and ``seg_map_path``.
+        metainfo: ``classes``, and a ``palette``.
     """
 
     def load_data_list(self) -> list[dict[str, Any]]:
@@ -77,7 +77,7 @@ class OwnDepth(_Parted, BaseDataset):
     """Images and depth maps in two folders, in pairs of the same name.
 
     Args:
-        data_prefix: `img_path` and `depth_map_path`.
+        data_prefix: ``img_path`` and ``depth_map_path``.
     """
 
     METAINFO = {"classes": ("depth",), "palette": [(0, 0, 0)]}  # noqa: RUF012
@@ -95,11 +95,11 @@ class OwnDepth(_Parted, BaseDataset):
 
 @DATASETS.register_module()
 class OwnClasses(_Parted, ImageNetFolder):
-    """Images in a folder for each class, `CLASS/…` or `train/CLASS/…` and `val/CLASS/…`.
+    """Images in a folder for each class, ``CLASS/…`` or ``train/CLASS/…`` and ``val/CLASS/…``.
 
     Args:
-        data_prefix: `img_path`.
-        metainfo: `classes`, the names of the folders.
+        data_prefix: ``img_path``.
+        metainfo: ``classes``, the names of the folders.
     """
 
     def load_data_list(self) -> list[dict[str, Any]]:
@@ -113,7 +113,7 @@ class OwnClasses(_Parted, ImageNetFolder):
 
 @TRANSFORMS.register_module()
 class LoadMask(BaseTransform):
-    """Reads `seg_map_path` as `gt_seg_map`: `[H, W]`, uint8, the number of the class, 255 where there is none.
+    """Reads ``seg_map_path`` as ``gt_seg_map``: ``[H, W]``, uint8, the number of the class, 255 where there is none.
 
     Args:
         values: the value, or the colour (R, G, B), of each class in the masks.

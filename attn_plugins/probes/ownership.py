@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,15 @@ from torch import Tensor
 from ..results import backbone_differences
 from .backbone import FrozenViT
 
-__all__ = ["BackboneIdentityHook", "OwnedHead", "SizedHead", "identity_inside", "probe_model", "require_same_backbone"]
+__all__ = [
+    "BackboneIdentityHook",
+    "OwnedHead",
+    "SizedHead",
+    "identity_inside",
+    "joined",
+    "probe_model",
+    "require_same_backbone",
+]
 
 
 def require_same_backbone(theirs: Any, own: Mapping[str, Any]) -> None:
@@ -24,7 +32,7 @@ def require_same_backbone(theirs: Any, own: Mapping[str, Any]) -> None:
 
     Args:
         theirs: the identity that came with the head; None where there is none.
-        own: the identity of the `FrozenViT`.
+        own: the identity of the ``FrozenViT``.
 
     Raises:
         ValueError: the head was trained on another backbone, spec, or choice of features, or says nothing of it.
@@ -49,7 +57,7 @@ def require_same_backbone(theirs: Any, own: Mapping[str, Any]) -> None:
 
 
 def identity_inside(state: Any) -> Any:
-    """What the bytes of `OwnedHead.get_extra_state` say.
+    """What the bytes of ``OwnedHead.get_extra_state`` say.
 
     Raises:
         ValueError: they are damaged.
@@ -61,10 +69,10 @@ def identity_inside(state: Any) -> Any:
 
 
 class OwnedHead:
-    """Mixin of a model over a `FrozenViT` in `backbone`: its state dict holds the backbone's identity, as bytes.
+    """Mixin of a model over a ``FrozenViT`` in ``backbone``: its state dict holds the backbone's identity, as bytes.
 
-    So `load_state_dict`, mmseg's `init_model` and `MMSegInferencer` and mmengine's runner all compare it, before a
-    weight is changed.
+    So ``load_state_dict``, mmseg's ``init_model`` and ``MMSegInferencer`` and mmengine's runner all compare it, before
+    a weight is changed.
     """
 
     backbone: Any
@@ -74,7 +82,7 @@ class OwnedHead:
         return torch.frombuffer(bytearray(json.dumps(self.backbone.told()).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Any) -> None:
-        """Compare; see `require_same_backbone`."""
+        """Compare; see ``require_same_backbone``."""
         require_same_backbone(identity_inside(state), self.backbone.identity)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
@@ -93,12 +101,23 @@ class SizedHead:
         super()._init_decode_head({"in_channels": self.backbone.channels, **decode_head})  # type: ignore[misc]
 
 
+def joined(in_channels: Sequence[int]) -> dict[str, Any]:
+    """What mmseg's ``BaseDecodeHead`` is told for a head of all maps, resized to the first, that drops nothing."""
+    return {
+        "in_channels": list(in_channels),
+        "channels": sum(in_channels),
+        "in_index": list(range(len(in_channels))),
+        "input_transform": "resize_concat",
+        "dropout_ratio": 0,
+    }
+
+
 @HOOKS.register_module()
 class BackboneIdentityHook(Hook):
     """Writes the frozen backbone's identity into the probe's checkpoints, and refuses a head of another backbone."""
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """Add `checkpoint["meta"]["backbone"]`."""
+        """Add ``checkpoint["meta"]["backbone"]``."""
         checkpoint["meta"]["backbone"] = _backbone(runner).identity
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:

@@ -38,9 +38,9 @@ class Prediction:
     """What a probe says of one image.
 
     Attributes:
-        image: `[H, W, 3]`, RGB, uint8: the image as it was read.
-        mask: `[H, W]`, uint8: the number of the class; of segmentation.
-        depth: `[H, W]`, float32: metres; of depth.
+        image: ``[H, W, 3]``, RGB, uint8: the image as it was read.
+        mask: ``[H, W]``, uint8: the number of the class; of segmentation.
+        depth: ``[H, W]``, float32: metres; of depth.
         scores: {class: probability}, the most probable first; of classification.
     """
 
@@ -73,7 +73,7 @@ class Predictor:
         """Predict an image at its own size.
 
         Args:
-            image: a file, a Pillow image, or `[H, W, 3]`, RGB, 0 to 255.
+            image: a file, a Pillow image, or ``[H, W, 3]``, RGB, 0 to 255.
 
         Raises:
             ImageError: a file that cannot be read.
@@ -96,7 +96,7 @@ class Predictor:
         return image
 
     def _input(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """`[1, 3, H, W]`, normalised, on the model's device."""
+        """``[1, 3, H, W]``, normalised, on the model's device."""
         device = self.model.data_preprocessor.mean.device
         tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).to(device)
         mean, std = (
@@ -151,7 +151,7 @@ def load(
     Args:
         probe: a probe's work dir (its best checkpoint is taken, else its last), a checkpoint of one, or a bundle.
         checkpoint: the backbone; by default it is searched for by its digest, or comes from the bundle.
-        device: default `cuda` where there is one.
+        device: default ``cuda`` where there is one.
 
     Raises:
         ValueError: no such probe; one that was written before probes said how they predict; the backbone is not
@@ -186,7 +186,7 @@ def load(
 
 
 def _without_backbone(state: Mapping[str, Any], digest: str, model: Any, file: Path) -> dict[str, Any]:
-    """The head's part of a probe that was trained with its backbone, which `model` has from the same file.
+    """The head's part of a probe that was trained with its backbone, which ``model`` has from the same file.
 
     Raises:
         ValueError: the head was trained with other weights than the file holds.

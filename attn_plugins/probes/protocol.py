@@ -51,13 +51,13 @@ def split_batch(total: int, processes: int, most: int) -> tuple[int, int]:
 class ProbeTrainLoop(IterBasedTrainLoop):
     """mmengine's iteration-based loop with a fixed total batch.
 
-    One iteration is one optimizer step over `total_batch_size` images, whatever the number of processes: schedules,
-    intervals and learning rates keep their meaning. `train_dataloader.batch_size` is the most that one process takes
+    One iteration is one optimizer step over ``total_batch_size`` images, whatever the number of processes: schedules,
+    intervals and learning rates keep their meaning. ``train_dataloader.batch_size`` is the most that one process takes
     through the model at once; a larger share is split and its gradients are accumulated, which is logged.
 
     Args:
         total_batch_size: images per optimizer step over all processes.
-        kwargs: of `IterBasedTrainLoop`.
+        kwargs: of ``IterBasedTrainLoop``.
 
     Raises:
         ValueError: the total batch cannot be dealt out evenly, or the split is empty.
@@ -95,7 +95,7 @@ class ProbeTrainLoop(IterBasedTrainLoop):
         """One optimizer step.
 
         Args:
-            data_batch: lists of equal length, as `pseudo_collate` makes them.
+            data_batch: lists of equal length, as ``pseudo_collate`` makes them.
         """
         self.runner.call_hook("before_train_iter", batch_idx=self._iter, data_batch=data_batch)
         size = len(data_batch["inputs"]) // self.parts
@@ -125,7 +125,7 @@ class ProbeSampler(Sampler[int]):
     """Endless shuffled passes over a dataset, dealt to the processes in turn.
 
     Draw number p of the stream is the same image with the same augmentation whatever the number of processes and of
-    workers, and after a resume: iteration i always sees draws `[i · total batch, (i + 1) · total batch)`.
+    workers, and after a resume: iteration i always sees draws ``[i · total batch, (i + 1) · total batch)``.
 
     Args:
         dataset: anything with a length.

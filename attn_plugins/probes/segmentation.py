@@ -18,53 +18,45 @@ from mmseg.registry import HOOKS, METRICS, MODELS, TRANSFORMS
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
-from .ownership import OwnedHead, SizedHead, probe_model
+from .ownership import OwnedHead, SizedHead, joined, probe_model
 
 __all__ = ["BNLinearHead", "CheckLabels", "ClassCountHook", "GlobalBatchNorm", "ImageIoU", "LinearProbe"]
 
 
 @MODELS.register_module()
 class LinearProbe(OwnedHead, SizedHead, EncoderDecoder):
-    """mmseg's `EncoderDecoder` whose head is sized from a `FrozenViT`."""
+    """mmseg's ``EncoderDecoder`` whose head is sized from a ``FrozenViT``."""
 
 
 @MODELS.register_module()
 class BNLinearHead(BaseDecodeHead):
-    """Batch norm over the channels, then a 1x1 convolution; DINOv2, eval/segmentation/…/linear_head.py `BNHead`.
+    """Batch norm over the channels, then a 1x1 convolution; DINOv2, eval/segmentation/…/linear_head.py ``BNHead``.
 
     Args:
-        in_channels: channels of each feature map; `LinearProbe` fills them in from the backbone.
+        in_channels: channels of each feature map; ``LinearProbe`` fills them in from the backbone.
         num_classes: classes.
-        kwargs: of mmseg's `BaseDecodeHead`.
+        kwargs: of mmseg's ``BaseDecodeHead``.
     """
 
     def __init__(self, in_channels: Sequence[int], num_classes: int, **kwargs: Any) -> None:
-        super().__init__(
-            in_channels=list(in_channels),
-            channels=sum(in_channels),
-            num_classes=num_classes,
-            in_index=list(range(len(in_channels))),
-            input_transform="resize_concat",
-            dropout_ratio=0,
-            **kwargs,
-        )
+        super().__init__(num_classes=num_classes, **joined(in_channels), **kwargs)
         self.bn = GlobalBatchNorm(self.channels)
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Class logits `[B, classes, h, w]` from feature maps `[B, C, h, w]`, resized to the first and concatenated."""
+        """Class logits ``[B, classes, h, w]`` from maps ``[B, C, h, w]``, resized to the first and concatenated."""
         logits: Tensor = self.cls_seg(self.bn(self._transform_inputs(inputs)))
         return logits
 
 
 class GlobalBatchNorm(nn.BatchNorm2d):
-    """`SyncBatchNorm` that runs on CPUs (gloo) too, where torch's does not.
+    """``SyncBatchNorm`` that runs on CPUs (gloo) too, where torch's does not.
 
     Frozen features need no gradient through the statistics; those of a backbone that is trained have it. One process:
     plain batch norm. State dict keys are batch norm's.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise `input [B, C, H, W]`."""
+        """Normalise ``input [B, C, H, W]``."""
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(input)
         mean, var = self._global_statistics(input.detach())
@@ -104,7 +96,7 @@ class GlobalBatchNorm(nn.BatchNorm2d):
 
 @METRICS.register_module()
 class ImageIoU(IoUMetric):
-    """mmseg's `IoUMetric`, which also keeps what each image contributes, for differences between models.
+    """mmseg's ``IoUMetric``, which also keeps what each image contributes, for differences between models.
 
     Attributes:
         images: {image's path: [intersections, unions] of each class, in pixels} of the last evaluation.
@@ -121,7 +113,7 @@ class ImageIoU(IoUMetric):
             self.results[-1] = (*self.results[-1], sample["img_path"])
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
-        """As `IoUMetric` does."""
+        """As ``IoUMetric`` does."""
         self.images = {path: [intersect.tolist(), union.tolist()] for intersect, union, _, _, path in results}
         return dict(super().compute_metrics([result[:4] for result in results]))
 
@@ -131,11 +123,11 @@ class CheckLabels(BaseTransform):
     """Stops at a segmentation map with a label that is no class, naming the file; passes an image without labels.
 
     Args:
-        classes: number of classes; by default the data set's, which `ClassCountHook` fills in.
+        classes: number of classes; by default the data set's, which ``ClassCountHook`` fills in.
         ignore: the label that means "none".
 
     Raises:
-        ValueError: a label is neither below `classes` nor `ignore`; or nobody has said how many classes there are.
+        ValueError: a label is neither below ``classes`` nor ``ignore``; or nobody has said how many classes there are.
     """
 
     def __init__(self, classes: int | None = None, ignore: int = 255) -> None:
@@ -162,13 +154,13 @@ class CheckLabels(BaseTransform):
 
 @HOOKS.register_module()
 class ClassCountHook(Hook):
-    """Takes the number of classes from the data set: tells it to `CheckLabels`, and refuses a head with another."""
+    """Takes the number of classes from the data set: tells it to ``CheckLabels``, and refuses a head with another."""
 
     def before_run(self, runner: Any) -> None:
         """Compare with the classes of every split that is used, before the first iteration.
 
         Raises:
-            ValueError: the head, or a `CheckLabels(classes=...)`, has another number.
+            ValueError: the head, or a ``CheckLabels(classes=...)``, has another number.
         """
         for role in ("train", "val", "test"):
             loop = getattr(runner, f"_{role}_loop")
@@ -191,7 +183,7 @@ class ClassCountHook(Hook):
 
 
 def _label_checks(dataset: Any) -> Iterator[CheckLabels]:
-    """Every `CheckLabels` of a data set, through wrappers of data sets and of transforms."""
+    """Every ``CheckLabels`` of a data set, through wrappers of data sets and of transforms."""
     inner = getattr(dataset, "datasets", None) or [d for d in [getattr(dataset, "dataset", None)] if d is not None]
     for part in inner:
         yield from _label_checks(part)

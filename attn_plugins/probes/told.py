@@ -12,7 +12,7 @@ from .ownership import probe_model
 __all__ = ["META_KEY", "ProbeRecord", "record_of_run"]
 
 META_KEY = "attn_plugins_probe"
-"""Where a checkpoint's `meta`, and a bundle's metadata, hold the record, as JSON."""
+"""Where a checkpoint's ``meta``, and a bundle's metadata, hold the record, as JSON."""
 
 _TASKS = {
     "LinearProbe": "segmentation", "FastLinearProbe": "segmentation",
@@ -26,11 +26,12 @@ class ProbeRecord:
     """A probe, as far as predicting goes.
 
     Attributes:
-        task: `segmentation`, `depth` or `classification`.
-        name: of the probe, `voc2012` or `own:camvid`.
-        backbone: `arch`, `plugins`, `arch_options`, `repo`, `out_indices`, `norm`, `cls_token`, `autocast`.
+        task: ``segmentation``, ``depth`` or ``classification``.
+        name: of the probe, ``voc2012`` or ``own:camvid``.
+        backbone: ``arch``, ``plugins``, ``arch_options``, ``repo``, ``out_indices``, ``norm``, ``cls_token``,
+            ``autocast``.
         head: arguments of the head.
-        inference: `mode` and windows of segmentation, `flip` of depth.
+        inference: ``mode`` and windows of segmentation, ``flip`` of depth.
         mean, std: RGB, 0 to 255.
         scale: (longest, shortest) side of segmentation's images; (resize, crop) of classification's; else empty.
         exif: whether images are turned as they say.
@@ -63,7 +64,7 @@ class ProbeRecord:
         """From JSON.
 
         Raises:
-            ValueError: it is damaged, or of a task that is not known; `where` is named.
+            ValueError: it is damaged, or of a task that is not known; ``where`` is named.
         """
         try:
             record = cls(**json.loads(text))

@@ -1,7 +1,7 @@
 """A probe whose backbone is trained too: layer-wise learning rates, and the spec in what comes out.
 
 Not the published protocol, whose backbones are frozen; the result says so. The defaults are those by which MAE is
-fine-tuned on ADE20K in mmseg (`mae-base_upernet_8xb2-amp-160k_ade20k-512x512.py`; He et al. 2022, arXiv 2111.06377,
+fine-tuned on ADE20K in mmseg (``mae-base_upernet_8xb2-amp-160k_ade20k-512x512.py``; He et al. 2022, arXiv 2111.06377,
 appendix A.4): AdamW, 1e-4 at the last layer, 0.65 of that for each layer below, weight decay 0.05 of matrices alone.
 Learning rates that fall layer by layer are those of BEiT (Bao et al. 2022, arXiv 2106.08254) and ELECTRA before it.
 """
@@ -54,16 +54,16 @@ def weights_digest(tensors: Mapping[str, Any]) -> str:
 
 @MODELS.register_module()
 class TunedViT(FrozenViT):
-    """Features of a ViT that is trained: a `FrozenViT` whose ViT is in the module tree, as `vit`.
+    """Features of a ViT that is trained: a ``FrozenViT`` whose ViT is in the module tree, as ``vit``.
 
     So its parameters reach the optimizer, DDP and the state dict, the records of its spec among them. What no feature
     depends on (a mask token, layers above the last that is read) is not trained.
 
     Args:
-        kwargs: of `FrozenViT`; `arch_options=dict(drop_path_rate=0.1)` where the codebase has it.
+        kwargs: of ``FrozenViT``; ``arch_options=dict(drop_path_rate=0.1)`` where the codebase has it.
 
     Raises:
-        ValueError: as `FrozenViT`; or `autocast="fp16"`, whose gradients underflow.
+        ValueError: as ``FrozenViT``; or ``autocast="fp16"``, whose gradients underflow.
     """
 
     tuned = True
@@ -94,7 +94,7 @@ class TunedViT(FrozenViT):
             parameter.grad = None
 
     def forward(self, images: Tensor) -> tuple[Any, ...]:
-        """As `FrozenViT`, with gradients."""
+        """As ``FrozenViT``, with gradients."""
         with positions_by_tensors(self.vit):
             return self._features(images)
 
@@ -132,17 +132,17 @@ def _total(output: Any) -> Tensor:
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecay(DefaultOptimWrapperConstructor):
-    """One parameter group for each layer of a `TunedViT`, with and without weight decay, and the head's.
+    """One parameter group for each layer of a ``TunedViT``, with and without weight decay, and the head's.
 
-    A layer's learning rate is `lr * layer_decay ** (depth + 1 - layer)`, counted as in BEiT: 0 below the blocks, and
+    A layer's learning rate is ``lr * layer_decay ** (depth + 1 - layer)``, counted as in BEiT: 0 below the blocks, and
     depth + 1 the final norm. Only matrices of linear layers and convolutions have weight decay: no norm, no bias, no
     token, no position, no register, no alpha.
 
-    `paramwise_cfg`: `layer_decay`, and `head_lr_mult` of what is no part of the backbone.
+    ``paramwise_cfg``: ``layer_decay``, and ``head_lr_mult`` of what is no part of the backbone.
     """
 
     def add_params(self, params: list[dict[str, Any]], module: nn.Module, **kwargs: Any) -> None:
-        """Fill `params` with the groups of a probe over a `TunedViT`.
+        """Fill ``params`` with the groups of a probe over a ``TunedViT``.
 
         Raises:
             ValueError: another backbone.

@@ -36,21 +36,21 @@ VIEWS: Sequence[tuple[float, bool]] = (
     (1.5, True),
     (0.75, False),
 )
-"""(factor on the scale, mirrored): `views=K` takes the first K."""
+"""(factor on the scale, mirrored): ``views=K`` takes the first K."""
 
 
 @DATASETS.register_module()
 class StoredViews(Dataset[dict[str, Any]]):
-    """A segmentation data set whose images are given as features of fixed views, from a `FeatureStore`.
+    """A segmentation data set whose images are given as features of fixed views, from a ``FeatureStore``.
 
-    `fill` computes what is missing; only then are there entries to draw. An entry's `inputs` are the maps of the
-    backbone's layers, `[C of all layers, h, w]`, float32, its `data_samples` what mmseg packs.
+    ``fill`` computes what is missing; only then are there entries to draw. An entry's ``inputs`` are the maps of the
+    backbone's layers, ``[C of all layers, h, w]``, float32, its ``data_samples`` what mmseg packs.
 
     Args:
         dataset: config of the data set, with the transforms of its labels alone as pipeline.
         image: config of the transform that reads an image.
         scale: (longest, shortest) side that images are resized to, their ratio kept; None for their own size.
-        views: how many of `VIEWS`.
+        views: how many of ``VIEWS``.
         labels: labels a side of each patch, the nearest ones; None for all of the image's pixels, to be compared with.
         store: folder of the features.
 
@@ -121,7 +121,7 @@ class StoredViews(Dataset[dict[str, Any]]):
 
     @staticmethod
     def _map(kept: Mapping[str, Tensor]) -> Tensor:
-        """A layer's `[C, h, w]`; `[2C, h, w]` where [CLS] is kept beside the patches."""
+        """A layer's ``[C, h, w]``; ``[2C, h, w]`` where [CLS] is kept beside the patches."""
         patches = kept["patches"].float()
         return torch.cat([patches, kept["cls"].float()[:, None, None].expand_as(patches)]) if "cls" in kept else patches
 
@@ -146,8 +146,8 @@ class StoredViews(Dataset[dict[str, Any]]):
 
         Args:
             backbone: whose features; on its device.
-            mean: `[3, 1, 1]`, RGB, 0 to 255.
-            std: as `mean`.
+            mean: ``[3, 1, 1]``, RGB, 0 to 255.
+            std: as ``mean``.
 
         Returns:
             How many views this process has computed.
@@ -195,7 +195,7 @@ class StoredViews(Dataset[dict[str, Any]]):
         return key
 
     def _pixels(self, number: int, info: dict[str, Any]) -> NDArray[Any]:
-        """An image as it is read, `[H, W, 3]`, BGR."""
+        """An image as it is read, ``[H, W, 3]``, BGR."""
         pixels: NDArray[Any] = self.image.transform(info)["img"]
         return pixels
 
@@ -259,7 +259,7 @@ class FeatureStoreHook(Hook):
     """Computes the features of every split before the first iteration."""
 
     def before_run(self, runner: Any) -> None:
-        """Fill the `StoredViews` of the loops that are there."""
+        """Fill the ``StoredViews`` of the loops that are there."""
         model = probe_model(runner)
         for role in ("train", "val", "test"):
             loop = getattr(runner, f"_{role}_loop")

@@ -1,4 +1,4 @@
-"""What probes reached: `probe.json` as one typed record, its writer and reader, and Table 1 from many of them.
+"""What probes reached: ``probe.json`` as one typed record, its writer and reader, and Table 1 from many of them.
 
 Needs neither mmengine nor anything else beside the standard library.
 """

@@ -21,11 +21,11 @@ def differences(rows: Sequence[tuple[str, Runs]]) -> list[dict[str, dict[str, An
     chosen on the images that it is measured on.
 
     Args:
-        rows: (method, {column: (its `probe.json`, what that says)}).
+        rows: (method, {column: (its ``probe.json``, what that says)}).
 
     Returns:
-        Of each compared column `than`, the other method, and what a `Difference` has; or `why` there is no difference
-        to be told. Columns whose runs kept nothing of single images are left out.
+        Of each compared column ``than``, the other method, and what a ``Difference`` has; or ``why`` there is no
+        difference to be told. Columns whose runs kept nothing of single images are left out.
     """
     found: list[dict[str, dict[str, Any]]] = [{} for _ in rows]
     columns = {key: None for _, runs in rows for key in runs}

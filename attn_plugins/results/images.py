@@ -1,4 +1,4 @@
-"""`images.json`: what each image contributed, and differences between models with their uncertainty."""
+"""``images.json``: what each image contributed, and differences between models with their uncertainty."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Difference:
 
 
 def write_images(folder: Path, iteration: int, images: Mapping[str, Any]) -> None:
-    """Write `folder/images.json`, whole or not at all.
+    """Write ``folder/images.json``, whole or not at all.
 
     Args:
         folder: work dir of a probe.
@@ -78,13 +78,13 @@ def _value(value: Any) -> Any:
 
 
 def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Difference:
-    """`ours` minus `theirs`: of mIoU in percent where images hold intersections and unions, else of the mean.
+    """``ours`` minus ``theirs``: of mIoU in percent where images hold intersections and unions, else of the mean.
 
     The images are drawn by a fixed seed. They stand for other images like them; that other training runs would differ,
     too, is not in the interval.
 
     Args:
-        ours: {image: contribution}, as `read_images` gives it.
+        ours: {image: contribution}, as ``read_images`` gives it.
         theirs: of another model, on the same images.
 
     Raises:
@@ -111,7 +111,7 @@ def interval(images: Mapping[str, Any]) -> tuple[float, float, float]:
     """(value, lower and upper end of its 95 % interval) of one model's measure, by a bootstrap over its images.
 
     Args:
-        images: {image: contribution}, as `read_images` gives it.
+        images: {image: contribution}, as ``read_images`` gives it.
 
     Raises:
         ValueError: there are none, or they hold different measures.
@@ -136,7 +136,7 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 def _draws(images: int) -> Any:
-    """`[1 + R, N]`: how often each image is in a draw, each once in the first."""
+    """``[1 + R, N]``: how often each image is in a draw, each once in the first."""
     import torch
 
     draws = torch.ones(_DRAWS + 1, images, dtype=torch.float64)
@@ -146,13 +146,13 @@ def _draws(images: int) -> Any:
 
 
 def _ends(values: Any) -> tuple[float, float, float]:
-    """(value, lower and upper end) of a measure `[1 + R]` of draws."""
+    """(value, lower and upper end) of a measure ``[1 + R]`` of draws."""
     low, high = values[1:].quantile(values.new_tensor([0.025, 0.975])).tolist()
     return float(values[0]), low, high
 
 
 def _measure(images: Sequence[Any], draws: Any) -> Any:
-    """The measure of each draw `[R]`, of how often each image is in it `[R, N]`."""
+    """The measure of each draw ``[R]``, of how often each image is in it ``[R, N]``."""
     if isinstance(images[0], float):
         return draws @ draws.new_tensor(images) / draws.shape[1]
     intersect, union = (draws @ draws.new_tensor([image[part] for image in images]) for part in (0, 1))

@@ -54,10 +54,10 @@ OFFICIAL: Mapping[str, Mapping[str, Official]] = {
     "sunrgbd": {"train": _NYU_TRAIN, "val": _SUN_TEST},
     "sunrgbd_train": {"train": Official("DepthSplit", "SUNRGBD_train_splits.txt", 5_285), "val": _SUN_TEST},
 }
-"""{probe: {`train` or `val`: split}}; a test is on the validation split."""
+"""{probe: {``train`` or ``val``: split}}; a test is on the validation split."""
 
 TRAINAUG = 10_582
-"""Images of VOC's augmented training set, `trainaug.txt`."""
+"""Images of VOC's augmented training set, ``trainaug.txt``."""
 
 
 def variant(probe: str, data: Mapping[str, DataSplit]) -> str:

@@ -1,4 +1,4 @@
-"""`probe.json`: what a probe reached, of which backbone, on which data, under which settings."""
+"""``probe.json``: what a probe reached, of which backbone, on which data, under which settings."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class DataSplit:
     """One split of a data set, as a probe read it.
 
     Attributes:
-        dataset: class of the data set, `PascalVOCDataset`.
+        dataset: class of the data set, ``PascalVOCDataset``.
         root: the data root, absolute.
         split: its split file, or the folder of its images where there is none; relative to the root.
         images: how many.
@@ -59,7 +59,7 @@ class Evaluation:
     """One validation or test.
 
     Attributes:
-        split: `val` or `test`.
+        split: ``val`` or ``test``.
         iteration: optimizer steps done; 0 for a test.
         metrics: {name: value}.
     """
@@ -74,11 +74,12 @@ class ProbeResult:
     """What one work dir holds: one probe of one backbone on one data set.
 
     Attributes:
-        probe: the config's `probe`, which names the table's column.
+        probe: the config's ``probe``, which names the table's column.
         max_iters: iterations that the training goes for.
-        backbone: the identity of `FrozenViT`: `plugins`, `plugins_source`, `checkpoint`, `digest`, `layers`, …
+        backbone: the identity of ``FrozenViT``: ``plugins``, ``plugins_source``, ``checkpoint``, ``digest``,
+            ``layers``, …
         evaluations: in the order of their iterations.
-        data: {`train`, `val` or `test`: split}; empty in files of the first release.
+        data: {``train``, ``val`` or ``test``: split}; empty in files of the first release.
         overrides: {option: value} that differ from the shipped config; None in files of the first release.
     """
 
@@ -104,7 +105,7 @@ class ProbeResult:
         return replace(self, evaluations=(*kept, new))
 
     def differences(self, other: ProbeResult) -> list[str]:
-        """What makes `other` another run, one line each; what one of the two does not say is not compared."""
+        """What makes ``other`` another run, one line each; what one of the two does not say is not compared."""
         told = []
         if self.probe != other.probe:
             told.append(f"probe: {self.probe}, now {other.probe}")
@@ -137,14 +138,14 @@ class ProbeResult:
 
 
 def backbone_differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """{what differs: (before, now)} of two identities of a `FrozenViT`, as far as both tell it."""
+    """{what differs: (before, now)} of two identities of a ``FrozenViT``, as far as both tell it."""
     keys = [key for key in _DIGESTS if key in was and key in now][:1]
     keys += [key for key in _CHOICE if key in was and key in now]
     return {key: (was[key], now[key]) for key in keys if was[key] != now[key]}
 
 
 def write_result(folder: Path, result: ProbeResult) -> None:
-    """Write `folder/probe.json`, whole or not at all."""
+    """Write ``folder/probe.json``, whole or not at all."""
     contents = {
         "probe": result.probe,
         "max_iters": result.max_iters,
@@ -159,7 +160,7 @@ def write_result(folder: Path, result: ProbeResult) -> None:
 
 
 def read_result(file: Path) -> ProbeResult:
-    """Read a `probe.json`, of this release or the first.
+    """Read a ``probe.json``, of this release or the first.
 
     Raises:
         ValueError: the file is damaged, or no probe's; it is named.
@@ -215,7 +216,7 @@ def _number(value: Any) -> float:
 
 
 def find_results(work_dirs: Iterable[str | Path]) -> list[Path]:
-    """Every `probe.json` below the given folders, each once.
+    """Every ``probe.json`` below the given folders, each once.
 
     Raises:
         ValueError: there is none below one of them.

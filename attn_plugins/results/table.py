@@ -67,7 +67,7 @@ PAPER: dict[str, tuple[float, ...]] = {
     "Specialization": (70.04, 46.22, 20.51, 36.45, 0.829, 0.660, 6.723),
     "Entmax-1.5": (70.06, 48.78, 21.97, 37.87, 0.829, 0.669, 6.739),
 }
-"""The paper's Table 1: DINOv1 ViT-S/16, 200 epochs, ImageNet-1K; in the order of `COLUMNS`."""
+"""The paper's Table 1: DINOv1 ViT-S/16, 200 epochs, ImageNet-1K; in the order of ``COLUMNS``."""
 
 
 @dataclass
@@ -77,11 +77,11 @@ class Row:
     Attributes:
         method: its plugin spec, with its checkpoint's name where two backbones share the spec.
         best: {column: best value during training}. A column's key is the probe; where a run used other data than the
-            paper's column, `PROBE [WHAT DIFFERS]`.
+            paper's column, ``PROBE [WHAT DIFFERS]``.
         last: {column: value at the end}.
         unfinished: {column: (iterations done, iterations wanted)}.
         overrides: {column: {option: value}} of settings that differ from the shipped config.
-        differences: {column: difference from another row}, as `compare.differences` gives them.
+        differences: {column: difference from another row}, as ``compare.differences`` gives them.
     """
 
     method: str
@@ -93,12 +93,12 @@ class Row:
 
 
 def collect(work_dirs: Iterable[str | Path]) -> list[Row]:
-    """Rows from the `probe.json` files below the given folders, one per backbone.
+    """Rows from the ``probe.json`` files below the given folders, one per backbone.
 
     A transferred SUN RGB-D probe counts by its test where it was only tested.
 
     Raises:
-        ValueError: a folder has no `probe.json` below it, a file is damaged, or two runs of one probe on one
+        ValueError: a folder has no ``probe.json`` below it, a file is damaged, or two runs of one probe on one
             backbone disagree about what to report.
     """
     found: dict[str, dict[str, tuple[Path, ProbeResult]]] = {}
@@ -166,14 +166,14 @@ def _row(runs: dict[str, tuple[Path, ProbeResult]], ambiguous: bool) -> Row:
 
 
 def _column(key: str) -> Column:
-    """The column of a key of a row's `best`: the paper's own, or one beside it for other data."""
+    """The column of a key of a row's ``best``: the paper's own, or one beside it for other data."""
     probe, _, differs = key.partition(" [")
     column = _BY_PROBE.get(probe) or _own_column(probe)
     return replace(column, probe=key, title=f"{column.title} [{differs}") if differs else column
 
 
 def _own_column(probe: str) -> Column:
-    """Of a user's own data: `own:NAME METRIC`."""
+    """Of a user's own data: ``own:NAME METRIC``."""
     name, _, metric = probe.removeprefix(OWN).rpartition(" ")
     higher, digits = _METRICS[metric]
     title = {"mIoU": "mIoU", "top1": "top-1", "rmse": "RMSE"}[metric]
@@ -187,8 +187,8 @@ def render(rows: Sequence[Row], form: str = "markdown", paper: bool = True) -> s
     Below are differences between rows, where the runs kept what each image contributed.
 
     Args:
-        rows: as `collect` gives them.
-        form: `markdown`, `csv`, `latex` or `json`.
+        rows: as ``collect`` gives them.
+        form: ``markdown``, ``csv``, ``latex`` or ``json``.
         paper: add the paper's rows.
 
     Raises:

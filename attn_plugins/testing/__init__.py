@@ -4,8 +4,8 @@
 >>> attn_plugins.testing.check_mechanism("shifted:times=3", model, images)
 >>> attn_plugins.testing.check_adapter(adapter, module, tokens)
 
-Each raises :class:`CheckFailed`, an ``AssertionError``, for the first property that does not hold, with its name and
-the input; otherwise it returns a :class:`Report` of what was checked.
+Each raises ``CheckFailed``, an ``AssertionError``, for the first property that does not hold, with its name and
+the input; otherwise it returns a ``Report`` of what was checked.
 """
 
 from .adapters import check_adapter

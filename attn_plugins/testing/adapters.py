@@ -32,9 +32,9 @@ def check_adapter(
 
     Properties, in this order: ``matches`` (it is the one that is used), ``heads`` (a number, or None), ``check``
     (``Adapter.check`` changes nothing), ``softmax`` (patched with softmax, outputs and gradients are the original's),
-    ``normalizer`` (another normalizer is used, and no other than it), ``verify`` (:func:`attn_plugins.verify` of
+    ``normalizer`` (another normalizer is used, and no other than it), ``verify`` (``attn_plugins.verify`` of
     entmax15 finds no problem), ``gradient`` (a learnable normalizer gets one), ``state dict``, ``again``, ``copies``,
-    ``unpatch`` (as :func:`check_mechanism` has them).
+    ``unpatch`` (as ``check_mechanism`` has them).
 
     Args:
         adapter: registered, or not yet; then it is for the time of the check.

@@ -38,7 +38,7 @@ def check_normalizer(
     (deepcopy and pickle), ``patch`` (on and off a layer, state dict).
 
     Args:
-        normalizer: a registered name with or without parameters, or a callable, as :func:`attn_plugins.patch` takes it.
+        normalizer: a registered name with or without parameters, or a callable, as ``attn_plugins.patch`` takes it.
         simplex: whether rows are meant to sum to 1; if not, ``simplex`` is left out, and so is that masking a key is
             as if it were not there.
         skip: properties to leave out.

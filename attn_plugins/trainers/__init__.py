@@ -1,7 +1,7 @@
 """Official and other trainers: what the lines inserted into them call.
 
-`checkout` inserts those lines (`attn-plugins apply`), `networks` does their work, `launch` does it for a trainer
-without them, and `compat` keeps trainers running on today's torch.
+``checkout`` inserts those lines (``attn-plugins apply``), ``networks`` does their work, ``launch`` does it for a
+trainer without them, and ``compat`` keeps trainers running on today's torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Put the trainers' `--attn_plugins` flag into an official checkout, and take it out again.
+"""Put the trainers' ``--attn_plugins`` flag into an official checkout, and take it out again.
 
 Each file is looked at by itself: it is upstream's, it has our lines, or it is foreign. So a checkout that a killed
 process left half changed can be completed or reverted like any other.
@@ -21,7 +21,7 @@ UPSTREAM, PATCHED, FOREIGN = "upstream's", "patched", "foreign"
 
 
 def status(patch: Patch, root: Path) -> str:
-    """`clean` (the upstream files), `applied` or `half applied`; only the files that the patch touches matter.
+    """``clean`` (the upstream files), ``applied`` or ``half applied``; only the files that the patch touches matter.
 
     Raises:
         ApplyError: some file is neither upstream's nor patched, with each file's reason and the remedy.
@@ -37,9 +37,9 @@ def apply(patch: Patch, root: Path, *, three_way: bool = False) -> list[str]:
     """Insert the patch's lines into the files that lack them; all files or none.
 
     Args:
-        patch: from `insertions.load`.
+        patch: from ``insertions.load``.
         root: the checkout.
-        three_way: on files that differ from upstream, merge (`git merge-file`) instead of refusing.
+        three_way: on files that differ from upstream, merge (``git merge-file``) instead of refusing.
 
     Returns:
         The files that were changed; none if the patch is there already.
@@ -61,7 +61,7 @@ def apply(patch: Patch, root: Path, *, three_way: bool = False) -> list[str]:
 def revert(patch: Patch, root: Path, *, three_way: bool = False) -> list[str]:
     """Take the patch's lines out of the files that have them, whatever else was changed there; all files or none.
 
-    Arguments and errors as :func:`apply`; a file that has some of the lines, changed, is refused without `three_way`.
+    Arguments and errors as ``apply``; a file that has some of the lines, changed, is refused without ``three_way``.
     """
     states = {file: _state(patch, root, file) for file in patch.before}
     damaged = [file for file, state in states.items() if state not in (UPSTREAM, PATCHED, FOREIGN)]

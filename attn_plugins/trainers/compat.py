@@ -13,7 +13,7 @@ _STREAMS = ("_unshard_stream", "_post_backward_stream", "_pre_unshard_stream", "
 
 
 def read_own_checkpoints() -> None:
-    """Let `torch.load` read what a trainer of 2021 saved beside its tensors (a Namespace, numpy numbers).
+    """Let ``torch.load`` read what a trainer of 2021 saved beside its tensors (a Namespace, numpy numbers).
 
     Since torch 2.6 it refuses them, and with them DINOv1's own checkpoints. Only that list is allowed.
     """
@@ -21,9 +21,9 @@ def read_own_checkpoints() -> None:
 
 
 def keep_old_fsdp_names() -> None:
-    """Let FSDP modules answer to what DINOv2 calls, torch 2.0's names: `_streams`, `_handles`, `_reshard` of lists.
+    """Let FSDP modules answer to what DINOv2 calls, torch 2.0's: ``_streams``, ``_handles``, ``_reshard`` of lists.
 
-    To be called before `dinov2.fsdp` is imported, which takes `_reshard` by name.
+    To be called before ``dinov2.fsdp`` is imported, which takes ``_reshard`` by name.
     """
     from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 

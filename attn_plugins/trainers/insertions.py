@@ -1,4 +1,4 @@
-"""The diffs in `patches/`: lines to insert into upstream's files, and the git blob ids of those files.
+"""The diffs in ``patches/``: lines to insert into upstream's files, and the git blob ids of those files.
 
 They carry none of upstream's lines, so where a line goes is known from the line number alone. That is sound only on
 the very file that the diff was made for. Taking lines out again needs no number: they are found by what they say.
@@ -27,7 +27,7 @@ class Patch:
     """One trainer's patch.
 
     Attributes:
-        name: as `dino`.
+        name: as ``dino``.
         repository: upstream's address.
         commits: the upstream commits that it was made for.
         before: {file: git blob id} upstream.
@@ -50,7 +50,7 @@ class Patch:
         return b"".join(lines)
 
     def remove(self, file: str, patched: bytes) -> bytes:
-        """The file without the lines, wherever they have moved; :meth:`holds` must be true of it."""
+        """The file without the lines, wherever they have moved; ``holds`` must be true of it."""
         lines, start = patched.splitlines(keepends=True), 0
         for _, inserted in self.insertions[file]:
             start = _find(lines, inserted, start)
@@ -58,7 +58,7 @@ class Patch:
         return b"".join(lines)
 
     def holds(self, file: str, content: bytes) -> bool | None:
-        """Whether the lines are in `content`, all (True) or none (False); None if some are."""
+        """Whether the lines are in ``content``, all (True) or none (False); None if some are."""
         lines = content.splitlines(keepends=True)
         starts = [_find(lines, inserted, 0) for _, inserted in self.insertions[file]]
         if all(start < 0 for start in starts):
@@ -78,7 +78,7 @@ def available() -> list[str]:
 
 
 def load(name: str) -> Patch:
-    """The patch called `name`.
+    """The patch called ``name``.
 
     Raises:
         ApplyError: there is none.
@@ -110,7 +110,7 @@ def _insertions(diff: bytes) -> dict[str, list[tuple[int, list[bytes]]]]:
 
 
 def _find(lines: list[bytes], wanted: list[bytes], start: int) -> int:
-    """Index from `start` on at which the lines stand, however indented and ended; -1 if nowhere."""
+    """Index from ``start`` on at which the lines stand, however indented and ended; -1 if nowhere."""
     stripped, goal = [line.strip() for line in lines], [line.strip() for line in wanted]
     places = range(start, len(lines) - len(goal) + 1)
     return next((at for at in places if stripped[at : at + len(goal)] == goal), -1)

@@ -1,6 +1,6 @@
 """What the lines inserted into a trainer call, and what the launcher does for a trainer without them.
 
-`patches/` holds those lines. They are few because the work is here: patch the networks as they are built, before
+``patches/`` holds those lines. They are few because the work is here: patch the networks as they are built, before
 anything (DDP, FSDP, an optimizer) takes hold of their parameters, and refuse weights of another spec.
 """
 
@@ -13,8 +13,10 @@ from typing import Any
 from torch import nn
 
 from ..checkpoints import CheckpointError, agree, recorded_spec
+from ..mechanisms import as_its_trainer_has_it
+from ..mechanisms.registers import decided
 from ..patching import PREFIX, patch
-from ..patching.record import refuse_others, spec_of, stamp
+from ..patching.record import refuse_others, same_model, spec_of, stamp
 from ..record import RECORD
 from ..spec import parse, settled
 from .annealing import anneal_network
@@ -28,18 +30,20 @@ __all__ = ["before_load", "patch_networks", "spec_from"]
 def patch_networks(spec: str, *networks: nn.Module) -> None:
     """Patch student and teacher, or any networks that a trainer has just built, alike.
 
-    With `softmax` they compute as they are. Where the environment asks for a monitor, the one that an optimizer turns
-    out to train is watched. Either way their state dicts tell the spec from now on, and weights of
-    another are refused: that is how a resumed run notices that it was started with another one.
+    With ``softmax`` they compute as they are. Where the environment asks for a monitor, the one that an optimizer turns
+    out to train is watched. What a mechanism's spec leaves unsaid of its training (``std`` and ``decay`` of
+    ``registers``) is the codebase's own, and stands in the record. Either way their state dicts tell the spec from now
+    on, and weights of another are refused: that is how a resumed run notices that it was started with another one.
 
     Raises:
-        UnknownPluginError, UnsupportedModelError, ValueError: as `attn_plugins.patch`.
+        UnknownPluginError, UnsupportedModelError, ValueError: as ``attn_plugins.patch``.
     """
     read_own_checkpoints()
-    wanted = settled(parse(spec), new=True)
+    asked_for = settled(parse(spec), new=True)
     for network in networks:
         present = spec_of(network)
-        if present not in (None, str(wanted)):
+        wanted = as_its_trainer_has_it(asked_for, network)
+        if present is not None and not same_model(present, str(wanted)):
             raise ValueError(
                 f"asked for {str(wanted)!r} by the trainer's own option, but {type(network).__name__} has {present!r} "
                 "already (from the launcher?): give the spec in one place"
@@ -55,12 +59,12 @@ def patch_networks(spec: str, *networks: nn.Module) -> None:
 
 
 def spec_from(config: Any) -> str:
-    """`attn_plugins` of an argparse Namespace or an OmegaConf section; `softmax` where it is not set."""
+    """``attn_plugins`` of an argparse Namespace or an OmegaConf section; ``softmax`` where it is not set."""
     return getattr(config, "attn_plugins", None) or "softmax"
 
 
 def before_load(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Called before a trainer loads `path` into `model` its own way, which forgives what does not match.
+    """Called before a trainer loads ``path`` into ``model`` its own way, which forgives what does not match.
 
     A path that is not a file (a URL, nothing) is left to the trainer.
 
@@ -74,7 +78,8 @@ def before_load(model: nn.Module, path: str | os.PathLike[str]) -> None:
     recorded, keys = recorded_spec(path)
     agree(recorded, spec_of(model) or "softmax", str(path))
     learned = [name for name in model.state_dict() if PREFIX in name and not name.endswith(RECORD)]
-    missing = [name for name in learned if not any(key.endswith(name) for key in keys)]
+    held = [decided(key) for key in keys]
+    missing = [name for name in learned if not any(key.endswith(decided(name)) for key in held)]
     if missing:
         raise CheckpointError(
             f"{path} lacks what {spec_of(model)!r} learns: {missing}. It was trained without it: evaluate it without."

@@ -1,4 +1,4 @@
-"""A :class:`Monitor` for trainers that nobody edited: by an environment variable, which the launcher's option sets."""
+"""A ``Monitor`` for trainers that nobody edited: by an environment variable, which the launcher's option sets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .messages import say
 __all__ = ["EVERY", "MONITOR", "asked", "watch_network"]
 
 MONITOR = "ATTN_PLUGINS_MONITOR"
-"""Environment variable: the sinks of a :class:`Monitor`, separated by commas: ``run.jsonl,tensorboard:runs``."""
+"""Environment variable: the sinks of a ``Monitor``, separated by commas: ``run.jsonl,tensorboard:runs``."""
 EVERY = "ATTN_PLUGINS_MONITOR_EVERY"
 """Environment variable: steps from one observation to the next."""
 

@@ -1,4 +1,4 @@
-"""Beside a training run: :class:`Monitor` shows what its attention looks like, :class:`Anneal` moves alpha."""
+"""Beside a training run: ``Monitor`` shows what its attention looks like, ``Anneal`` moves alpha."""
 
 from .anneal import Anneal
 from .monitor import Monitor

@@ -23,12 +23,12 @@ __all__ = ["AnnealCallback", "MonitorCallback"]
 
 
 class MonitorCallback(Callback):
-    """A :class:`Monitor` of a Lightning module; its scalars go to the trainer's loggers, beside its own sinks.
+    """A ``Monitor`` of a Lightning module; its scalars go to the trainer's loggers, beside its own sinks.
 
     >>> trainer = Trainer(callbacks=[MonitorCallback("run.jsonl", every=50)])
 
     Args:
-        sinks, options: as :class:`Monitor` takes them.
+        sinks, options: as ``Monitor`` takes them.
         model: the patched model in the Lightning module, by its name (``"student.backbone"``); "" is the whole.
     """
 
@@ -42,7 +42,7 @@ class MonitorCallback(Callback):
         """Begin, or go on where a checkpoint stopped.
 
         Raises:
-            ValueError, AttributeError: as :class:`Monitor`; or the module has no model of that name.
+            ValueError, AttributeError: as ``Monitor``; or the module has no model of that name.
         """
         self.monitor = Monitor(pl_module.get_submodule(self.path), self.sinks, **self.options)
         if self._state is not None:
@@ -72,12 +72,12 @@ class MonitorCallback(Callback):
 
 
 class AnnealCallback(Callback):
-    """An :class:`Anneal` of models in a Lightning module, patched before optimizers and strategies take them.
+    """An ``Anneal`` of models in a Lightning module, patched before optimizers and strategies take them.
 
     >>> trainer = Trainer(callbacks=[AnnealCallback("entmax15", steps=10_000, models=["student", "teacher"])])
 
     Args:
-        spec, options: as :class:`Anneal` takes them.
+        spec, options: as ``Anneal`` takes them.
         models: names of models in the Lightning module; "" is the whole.
     """
 
@@ -90,7 +90,7 @@ class AnnealCallback(Callback):
         """Patch the models, once; a checkpoint that is loaded afterwards tells where the schedule stands.
 
         Raises:
-            ValueError, AttributeError: as :class:`Anneal`; or the module has no model of that name.
+            ValueError, AttributeError: as ``Anneal``; or the module has no model of that name.
         """
         if self.anneal is None:
             self.anneal = Anneal([pl_module.get_submodule(path) for path in self.paths], self.spec, **self.options)

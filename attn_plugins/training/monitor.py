@@ -40,7 +40,7 @@ class Monitor:
     Args:
         model: a patched model, wrapped or not; ``patch(model, "softmax")`` computes what it did and can be watched.
         sinks: one or several of: a path that ends in ``.jsonl``, ``"tensorboard:FOLDER"``, ``"wandb"`` (the run that
-            is active), a ``SummaryWriter``, a W&B run, or any function of an :class:`Observation`.
+            is active), a ``SummaryWriter``, a W&B run, or any function of an ``Observation``.
         every: steps from one observation to the next; the first step is the first that is looked at.
         images: of a step, at most.
         rows: queries of an image, at most: [CLS] and others, evenly spaced.

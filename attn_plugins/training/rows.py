@@ -40,7 +40,7 @@ class LayerRows:
 
 @dataclass(frozen=True)
 class Observation:
-    """What a :class:`Monitor` saw in one training step.
+    """What a ``Monitor`` saw in one training step.
 
     Attributes:
         step: steps that had been made before it.
@@ -101,7 +101,7 @@ def rows_of_weights(weights: Tensor, heads: int | None, images: int, rows: int) 
 
 
 def summarise(weights: Tensor, prefix: int) -> Tensor:
-    """:data:`METRICS` of weights ``[b, H, r, S]``, the first row [CLS]'s: ``[4, H]`` float32 on their device.
+    """``METRICS`` of weights ``[b, H, r, S]``, the first row [CLS]'s: ``[4, H]`` float32 on their device.
 
     Args:
         prefix: tokens before the patches.

@@ -1,4 +1,4 @@
-"""Where a :class:`Monitor` writes: JSON Lines, TensorBoard, Weights & Biases, or a function of one's own."""
+"""Where a ``Monitor`` writes: JSON Lines, TensorBoard, Weights & Biases, or a function of one's own."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Scalars:
 
 
 def sink_of(given: Any) -> Sink:
-    """The sink that is meant: see :class:`Monitor`.
+    """The sink that is meant: see ``Monitor``.
 
     Raises:
         ValueError: it is none.
@@ -103,7 +103,7 @@ def _wandb(run: Any) -> Scalars:
 
 
 def read_run(path: Path) -> list[Observation]:
-    """Observations of a file of :class:`JsonLines`, by step; of a step that was made twice (a resumed run), the last.
+    """Observations of a file of ``JsonLines``, by step; of a step that was made twice (a resumed run), the last.
 
     A last line that a killed run left half is not read.
 

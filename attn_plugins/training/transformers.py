@@ -14,12 +14,12 @@ __all__ = ["AnnealCallback", "MonitorCallback"]
 
 
 class MonitorCallback(TrainerCallback):
-    """A :class:`Monitor` of the model that a ``Trainer`` trains, by the trainer's own count of steps.
+    """A ``Monitor`` of the model that a ``Trainer`` trains, by the trainer's own count of steps.
 
     >>> trainer = Trainer(model, arguments, callbacks=[MonitorCallback("run.jsonl", every=50)], ...)
 
     Args:
-        sinks, options: as :class:`Monitor` takes them.
+        sinks, options: as ``Monitor`` takes them.
     """
 
     def __init__(self, sinks: Any = (), **options: Any) -> None:
@@ -32,7 +32,7 @@ class MonitorCallback(TrainerCallback):
         """Begin, or go on where a checkpoint stopped.
 
         Raises:
-            ValueError: as :class:`Monitor`.
+            ValueError: as ``Monitor``.
         """
         assert model is not None
         self.monitor = Monitor(model, self.sinks, **self.options)
@@ -48,12 +48,12 @@ class MonitorCallback(TrainerCallback):
 
 
 class AnnealCallback(TrainerCallback):
-    """An :class:`Anneal` of the model that a ``Trainer`` trains, patched as the trainer is made.
+    """An ``Anneal`` of the model that a ``Trainer`` trains, patched as the trainer is made.
 
     >>> trainer = Trainer(model, arguments, callbacks=[AnnealCallback("entmax15", steps=10_000)], ...)
 
     Args:
-        spec, options: as :class:`Anneal` takes them.
+        spec, options: as ``Anneal`` takes them.
     """
 
     def __init__(self, spec: str, **options: Any) -> None:
@@ -64,7 +64,7 @@ class AnnealCallback(TrainerCallback):
         """Patch the model.
 
         Raises:
-            ValueError: as :class:`Anneal`.
+            ValueError: as ``Anneal``.
         """
         assert model is not None
         self.anneal = Anneal(model, self.spec, **self.options)

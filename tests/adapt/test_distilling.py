@@ -41,6 +41,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_the_loss_goes_down_and_features_come_back_on_pictures_held_out(files: list[Path]) -> None:
     model, teacher, begun = vit(), vit(), []
     found = distil(

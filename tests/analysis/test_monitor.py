@@ -21,6 +21,7 @@ from attn_plugins.training import Observation, read_run
 from attn_plugins.training.rows import METRICS, LayerRows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ["entmax_alpha", "softmax"])
 def test_the_command_draws_every_observation_layer_and_head(
     spec: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -43,6 +44,7 @@ def test_the_command_draws_every_observation_layer_and_head(
     assert float(rows[-1]["alpha"]) == pytest.approx(1.0 if spec == "softmax" else 1.5)
 
 
+@pytest.mark.slow
 def test_panels_of_a_deep_model_are_a_phone_wide_and_can_be_read() -> None:
     """No text below 9 points in a figure as wide as a phone, and none outside it: 40 layers of 24 heads."""
     run = [

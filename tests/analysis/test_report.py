@@ -87,6 +87,7 @@ class Page(HTMLParser):
             self.images.append(dict(attributes))
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_from_elsewhere(report: Path) -> None:
     text = report.read_text()
     page = Page(text)
@@ -103,6 +104,7 @@ def test_the_page_needs_nothing_from_elsewhere(report: Path) -> None:
     assert 'name="viewport"' in text and "default-src 'none'" in text
 
 
+@pytest.mark.slow
 def test_every_link_leads_to_a_file_beside_it(report: Path) -> None:
     linked = {unquote(href) for href in re.findall(r'href="([^#"]+)"', report.read_text())}
     assert linked == {f"report/{path.name}" for path in report.with_suffix("").iterdir()} - {
@@ -110,6 +112,7 @@ def test_every_link_leads_to_a_file_beside_it(report: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_it_tells_what_made_it(report: Path, run: tuple[Path, Path]) -> None:
     text = report.read_text()
     for subject in from_checkpoints([run[0] / f"{index}.pth" for index in range(4)]):
@@ -119,6 +122,7 @@ def test_it_tells_what_made_it(report: Path, run: tuple[Path, Path]) -> None:
         assert wanted in text, wanted
 
 
+@pytest.mark.slow
 def test_pictures_and_numbers_of_every_figure_lie_beside_it(report: Path) -> None:
     folder = report.with_suffix("")
     for name in (*FIGURES, "layers"):
@@ -139,6 +143,7 @@ def test_pictures_and_numbers_of_every_figure_lie_beside_it(report: Path) -> Non
     assert {row["norm"] for row in found.values()} == {"final"}
 
 
+@pytest.mark.slow
 def test_nothing_partial_is_left_behind(report: Path) -> None:
     assert not [path for path in report.parent.rglob("*") if path.name.startswith(".")]
 
@@ -174,6 +179,7 @@ def check_layout(page: Path, folder: Path, width: int, dark: bool) -> Seen:
 
 
 @needs_browser
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "dark"), [(390, False), (390, True), (1280, False), (1280, True)])
 def test_a_browser_shows_it_on_a_phone_and_on_a_desk(report: Path, tmp_path: Path, width: int, dark: bool) -> None:
     seen = check_layout(report, tmp_path, width, dark)
@@ -214,6 +220,7 @@ def test_twenty_models_of_two_specs_and_ten_epochs(run: tuple[Path, Path], tmp_p
             check_layout(out, tmp_path / f"{width}-{dark}", width, dark)
 
 
+@pytest.mark.slow
 def test_a_figure_gives_the_same_bytes_again(run: tuple[Path, Path]) -> None:
     folder, data = run
     subjects = [Subject.of(subject.load(), subject.name) for subject in from_checkpoints([folder / "3.pth"])]
@@ -225,6 +232,7 @@ def test_a_figure_gives_the_same_bytes_again(run: tuple[Path, Path]) -> None:
             assert [one.render(form) for form in one.forms] == [other.render(form) for form in other.forms]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pib", "pca", "diffusion", "discovery", "attention", "maps", "norms", "drift"])
 def test_analyze_writes_each_figure(
     run: tuple[Path, Path], kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -250,6 +258,7 @@ def test_analyze_layers_and_what_is_refused(
     assert "size=30 is no multiple of the patch size 8" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_statistics_over_all_images(
     run: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -301,6 +310,7 @@ def test_a_gpu_that_is_not_there() -> None:
         Settings(device="cuda:0")
 
 
+@pytest.mark.slow
 def test_a_report_shows_the_heads_that_were_asked_for(run: tuple[Path, Path], tmp_path: Path) -> None:
     folder, data = run
     arguments = ["report", str(folder / "0.pth"), "--data", str(data), "--size", "32", "--limit", "2"]
@@ -322,13 +332,34 @@ def test_damaged_probes_do_not_cost_the_analyses(
         assert "probe.json" in told and "token norms" not in told
 
 
+@pytest.mark.parametrize(
+    ("last", "says"),
+    [
+        ("3.pth=entmax15@1-3", "there are 3 attention layers"),
+        ("1.pth=entmax15+registers:num=2", "does not fit"),
+        ("3.pth=entmax15:scale=-1", "is no factor on the scores"),
+        ("wider.pth", "size=32 is no multiple of the patch size 12"),
+    ],
+)
+def test_what_the_last_model_cannot_do_is_told_before_the_first_is_examined(
+    run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], last: str, says: str
+) -> None:
+    folder, data = run
+    options = OPTIONS | {"patch_size": 12, "img_size": 36}
+    wider = timm.create_model("vit_tiny_patch16_224", num_classes=0, **options)
+    save(folder / "wider.pth", wider, arch="timm/vit_tiny_patch16_224", arch_options=options)
+    arguments = ["report", str(folder / "0.pth"), str(folder / "3.pth"), str(folder / last), "--data", str(data)]
+    assert main([*arguments, "--size", "32", "--limit", "2", "--out", str(tmp_path / "r.html")]) == 2
+    told = capsys.readouterr().err
+    assert says in told and "softmax, images" not in told
+    assert not (tmp_path / "r.html").exists()
+
+
 def test_tables_of_ones_own(tmp_path: Path, run: tuple[Path, Path]) -> None:
     folder, data = run
     (subject,) = from_checkpoints([folder / "0.pth"])
     table = as_table([{"method": "softmax", "mIoU": 12.5}], "This run", "Measured & <escaped>.")
-    settings = Settings(size=32, pictures=1, limit=2)
-    out = write_report(tmp_path / "r.html", [subject], find_images(data), settings, tables=[table])
-    text = out.read_text()
+    text = write_report(tmp_path / "r.html", [], None, tables=[table]).read_text()
     assert "<td>12.5</td>" in text and "Measured &amp; &lt;escaped&gt;." in text
     with pytest.raises(ValueError, match="nothing to report"):
         write_report(tmp_path / "r.html", [], find_images(data))
@@ -360,14 +391,25 @@ def test_what_needs_a_second_model_or_masks_says_so(
     assert "name the folder of these with --masks" in capsys.readouterr().err
 
 
-def test_names_of_folders_are_drawn_as_they_are(run: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(("a$\\frac$é漢", "x\ny<b>$^$.png"), id="two"),
+        pytest.param(
+            ("x\ny", "a$\\frac$", "_$x", "<b>$^$", "é漢", "x.png"), id="one by one", marks=pytest.mark.nightly
+        ),
+    ],
+)
+def test_names_of_folders_are_drawn_as_they_are(run: tuple[Path, Path], tmp_path: Path, names: tuple[str, ...]) -> None:
     """`$...$` is no formula, `_x` stays in the legend, and what cannot be printed is escaped."""
     checkpoints = []
-    for name in ("a$\\frac$", "_$x", "x\ny", "<b>$^$", "é漢", "x.png"):
+    for name in names:
         (tmp_path / name).mkdir()
         checkpoints.append(shutil.copy(run[0] / "3.pth", tmp_path / name / "weights.pth"))
     subjects = from_checkpoints(checkpoints)
-    assert subjects[2].name == "entmax15, x\\ny/weights"
+    (broken,) = (name.replace("\n", "\\n") for name in names if "\n" in name)
+    assert f"entmax15, {broken}/weights" in [subject.name for subject in subjects]
     settings = Settings(size=32, pictures=1, limit=2)
     drawn = exhibits([*subjects, Subject("_alone$^$", subjects[0].load)], find_images(run[1]), settings)
     assert {exhibit.name for exhibit in drawn} == set(FIGURES)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*nested tensors.*")
 
 
 def jagged(*lengths: int, heads: int = 2, dim: int = 4) -> Any:
-    """``[B, j, H, D]``"""
+    """``[B, j, H, D]``."""
     rows = [torch.randn(length, heads, dim) for length in lengths]
     return torch.nested.nested_tensor(rows, layout=torch.jagged, requires_grad=True)
 

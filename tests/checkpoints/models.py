@@ -36,7 +36,7 @@ def patched(spec: str, layers: Any = None, **options: Any) -> nn.Module:
 
 
 def images() -> Tensor:
-    """``[2, 3, 32, 32]``"""
+    """``[2, 3, 32, 32]``."""
     return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(9))
 
 

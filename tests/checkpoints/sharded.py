@@ -1,4 +1,4 @@
-"""Run by torchrun: save a state dict that two processes hold halves of, in the folder that is the argument."""
+"""Run on two processes: save a state dict that two processes hold halves of, in the folder that is the argument."""
 
 import sys
 

@@ -52,6 +52,7 @@ def test_a_named_architecture_is_built_whatever_the_tensors_look_like(
     assert all(tensor.equal(state[key]) for key, tensor in model.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
     [

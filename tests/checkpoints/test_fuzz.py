@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Detected pickle protocol"),
     pytest.mark.filterwarnings("ignore:TypedStorage is deprecated"),
 ]
-CASES = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+CASES = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MODEL = bare()
 READERS: list[Callable[[Path], Any]] = [identify, recorded_spec, load_backbone_state, chosen_plugins]
 BUILDERS: Iterator[Callable[[Path], Any]] = itertools.cycle(
@@ -111,6 +111,7 @@ def step(target: Any, key: Any) -> Any:
     return target._metadata if key == "_metadata" else target[key]
 
 
+@pytest.mark.slow
 @CASES
 @given(data=st.data())
 def test_odd_values_anywhere(data: st.DataObject, tmp_path: Path) -> None:
@@ -229,6 +230,7 @@ def test_odd_configs_beside_weights(text: str, tmp_path: Path) -> None:
     assert survives(tmp_path) >= 1
 
 
+@pytest.mark.slow
 @CASES
 @given(value=ODD.filter(lambda odd: not isinstance(odd, torch.Tensor | bytes)), name=st.sampled_from(
     ["architecture", "model_type", "model_args", "attn_plugins", "num_classes", "global_pool"]

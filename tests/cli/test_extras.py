@@ -82,6 +82,7 @@ def reached(module: str) -> set[str]:
     return found - set(sys.stdlib_module_names) - {"attn_plugins", "__future__"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [name for name, extra in COMMANDS.items() if extra])
 def test_the_extra_of_a_command_has_what_it_imports(command: str) -> None:
     extra = COMMANDS[command]
@@ -106,6 +107,7 @@ sys.exit(main())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["list"], ["env"], ["apply", "--help"], ["table", "--help"], ["--help"]])
 def test_the_others_need_torch_alone(arguments: list[str]) -> None:
     blocked = ",".join(provided("test") - TORCH)

@@ -104,6 +104,7 @@ def rows(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_every_checkpoint_is_measured_once_and_a_broken_one_is_told(
     run: Path, measured: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,6 +129,7 @@ def test_every_checkpoint_is_measured_once_and_a_broken_one_is_told(
     assert "checkpoint0040.pth" in page and "watch-mIoU-map.png" in page
 
 
+@pytest.mark.slow
 def test_it_follows_a_run_and_leaves_alone_what_is_being_written(
     run: Path, measured: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -157,6 +157,7 @@ def test_dinov3_forward_list_keeps_rope(name: str) -> None:
     assert_same_outputs(model, sparse, features)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_torch_compile_forward_and_backward(name: str) -> None:
     """Whole blocks in one graph; some of these models build position embeddings in a way that is not one graph."""

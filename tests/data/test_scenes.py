@@ -121,6 +121,7 @@ def pixels(first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(features), np.concatenate(classes)
 
 
+@pytest.mark.slow
 def test_pixels_tell_something_about_classes_and_shuffled_labels_nothing() -> None:
     sklearn_ensemble = pytest.importorskip("sklearn.ensemble")
     from sklearn.metrics import jaccard_score

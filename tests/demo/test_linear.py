@@ -28,6 +28,7 @@ def test_more_images_make_the_interval_narrower() -> None:
     assert many.high - many.low < (few.high - few.low) / 2
 
 
+@pytest.mark.slow
 def test_a_linear_head_finds_what_is_linear_and_the_same_each_time() -> None:
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(8, 64, 16, generator=generator) * torch.logspace(-3, 3, 16)

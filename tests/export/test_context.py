@@ -100,6 +100,7 @@ def relu_share(scores: Tensor, dim: int = -1) -> Tensor:
     return scores.relu() / (1 + scores.relu().sum(dim, keepdim=True)) + 0 * scores.softmax(dim)
 
 
+@pytest.mark.slow
 def test_compiled_inside_and_outside() -> None:
     model, x = build("timm", "entmax15")
     with torch.no_grad():

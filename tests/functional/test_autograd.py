@@ -23,6 +23,7 @@ def rows(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> torch.Te
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
+@pytest.mark.slow
 @every_normalizer
 def test_first_and_second_derivatives(normalizer: Callable[..., Tensor]) -> None:
     z = rows(0, 4, 3, 6).requires_grad_()

@@ -127,7 +127,7 @@ def trained(model: nn.Module) -> nn.Module:
 
 
 def images() -> Tensor:
-    """``[2, 3, 16, 16]``"""
+    """``[2, 3, 16, 16]``."""
     return torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(9))
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from attn_plugins.data.layouts.imagenet import write_imagenet
 from attn_plugins.trainers.checkout import apply
 from attn_plugins.trainers.insertions import load
+from helpers.processes import together
 
 HERE = Path(__file__).parents[1] / "integration"
 UPSTREAM = {"dino": "DINO_ROOT", "dinov2": "DINOV2_ROOT", "dinov3": "DINOV3_ROOT"}
@@ -39,18 +40,15 @@ def patched_copy(name: str, folder: Path) -> Path:
 
 
 def run(*command: object, processes: int = 0, path: Path | None = None, fails: bool = False, **environment: str) -> str:
-    """The output of `python COMMAND`, or of torchrun with several processes.
+    """The output of `python COMMAND`, or of several processes together.
 
     Args:
         command: what follows `python`; a module as `-m`, NAME.
-        processes: 0 for plain python.
+        processes: 0 for one that is told nothing of others.
         path: put on PYTHONPATH.
         fails: whether a non-zero exit is what is expected.
         environment: further environment variables.
     """
-    python = [sys.executable]
-    if processes:
-        python += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     paths = [str(path)] if path else []
     environment = {
         **os.environ,
@@ -58,8 +56,10 @@ def run(*command: object, processes: int = 0, path: Path | None = None, fails: b
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(paths + [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]),
     }
+    if processes:
+        return together(processes, *command, environment=environment, timeout=900)
     done = subprocess.run(
-        [*python, *map(str, command)], capture_output=True, text=True, env=environment, check=False, timeout=900
+        [sys.executable, *map(str, command)], capture_output=True, text=True, env=environment, check=False, timeout=900
     )
     output = done.stdout + done.stderr
     assert (done.returncode != 0) == fails, output[-4000:]

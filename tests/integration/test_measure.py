@@ -33,6 +33,7 @@ def told(measure: Any) -> tuple[Tensor, Tensor]:
     return features + 0.01 * torch.randn(features.shape, generator=torch.Generator().manual_seed(0)), labels
 
 
+@pytest.mark.slow
 def test_a_head_reads_what_features_tell(measure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "STEPS", 80)
     monkeypatch.setattr(measure, "BATCH", 4)

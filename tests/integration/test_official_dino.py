@@ -1,6 +1,7 @@
 """Official DINOv1: its scripts, patched and launched, on the CPU."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,11 @@ ARCH = ("--arch", "vit_tiny", "--patch_size", 32)
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trainers.image_folder(tmp_path_factory.mktemp("images"), 20)
+    """Four pictures to train on, of four classes."""
+    folder = trainers.image_folder(tmp_path_factory.mktemp("images"), 20)
+    for more in sorted((folder / "train").iterdir())[4:]:
+        shutil.rmtree(more)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +42,10 @@ def train(
     *arguments: object,
     spec: str | None = None,
     epochs: int = 2,
-    batch: int = 20,
+    batch: int = 4,
     **options: Any,
 ) -> tuple[str, list[float]]:
-    """One optimizer step an epoch with a batch of 20, so that log.txt has every step's loss."""
+    """One optimizer step an epoch with a batch of 4, so that log.txt has every step's loss."""
     script = (trainers.HERE / "seeded.py", root / "main_dino.py", *ARCH, "--out_dim", 64, "--num_workers", 0)
     schedule = ("--warmup_epochs", 0, "--freeze_last_layer", 0, "--epochs", epochs, "--saveckp_freq", 0)
     data = ("--data_path", images / "train", "--output_dir", out, "--batch_size_per_gpu", batch)
@@ -72,6 +77,11 @@ def test_softmax_by_the_flag_gives_the_losses_of_the_unpatched_trainer(
 ) -> None:
     assert train(patched, images, tmp_path)[1] == plain
     assert len(plain) == 2
+
+
+@pytest.mark.nightly  # in the ordinary tier: the other way round
+def test_a_softmax_run_is_not_resumed_with_entmax15(patched: Path, images: Path, tmp_path: Path) -> None:
+    train(patched, images, tmp_path)
     refused, _ = train(patched, images, tmp_path, "--attn_plugins", "entmax15", epochs=3, fails=True)
     assert "trained with attn_plugins {'spec': 'softmax'}" in refused
 
@@ -106,17 +116,18 @@ def test_a_run_resumes_with_its_spec_and_with_no_other(
     assert len(after) == 3
 
 
+@pytest.mark.nightly  # in the ordinary tier: two processes of trainers of our own
 @pytest.mark.timeout(900)
 def test_two_processes_train_what_plugins_learn_and_resume(upstream: Path, images: Path, tmp_path: Path) -> None:
     spec = "entmax_alpha+registers:num=2"
-    train(upstream, images, tmp_path, spec=spec, batch=10, processes=2)
+    train(upstream, images, tmp_path, spec=spec, batch=2, processes=2)
     checkpoint = read(tmp_path / "checkpoint.pth")
     student = {key.removeprefix("module."): value for key, value in checkpoint["student"].items()}
     learned = [key for key in student if "attn_plugins" in key and not key.endswith(RECORD)]
     assert len(learned) == 12 + 1
     for key in learned:
         assert not student[key].equal(checkpoint["teacher"][key])
-    losses = train(upstream, images, tmp_path, spec=spec, batch=10, processes=2, epochs=3)[1]
+    losses = train(upstream, images, tmp_path, spec=spec, batch=2, processes=2, epochs=3)[1]
     assert len(losses) == 3
 
 
@@ -153,6 +164,7 @@ def test_attention_maps_are_the_sparse_ones(
     assert len(list(tmp_path.glob("attn-head*.png"))) == 3
 
 
+@pytest.mark.nightly  # in the ordinary tier: a trainer of our own that anneals, and this one that resumes
 def test_alpha_is_annealed_by_the_flag_and_a_resumed_run_goes_on(
     plain: list[float], patched: Path, images: Path, tmp_path: Path
 ) -> None:

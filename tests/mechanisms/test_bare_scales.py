@@ -120,6 +120,7 @@ def test_plain_tensors_in_place_of_the_parameters() -> None:
     assert torch.equal(model(x), before) and block.gamma_1 is parameter
 
 
+@pytest.mark.slow
 def test_it_compiles_without_a_graph_break() -> None:
     model = trained(attn_plugins.patch(dinov3(), "specialization"))
     x = images(size=64)

@@ -37,6 +37,7 @@ def model(request: pytest.FixtureRequest) -> Any:
     return with_bare_parts(request.param)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ["softmax+cb_s", "softmax+gated", "entmax_alpha+cb_s+registers:num=2"])
 def test_what_is_added_is_no_part_of_the_chain(model: Any, spec: str) -> None:
     whole, x, names = timm(), images(), {"mlp.0": "mlp.fc1", "mlp.2": "mlp.fc2", "proj.0": "proj", "norm2.0": "norm2"}

@@ -242,6 +242,7 @@ def test_the_gate_opens_and_closes() -> None:
     assert gates[0].weight.shape == (WIDTH, WIDTH)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ["entmax15+gated+specialization", "entmax15+registers+cb_s+last_vit"])
 def test_compiled_whole(spec: str) -> None:
     model = trained(attn_plugins.patch(timm(depth=2), spec))

@@ -124,6 +124,7 @@ def test_saves_two_numbers_per_query_not_the_weights() -> None:
     assert 2 * 2 * 3 * 200 <= beyond <= 2 * 2 * 3 * 200 + 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/maps")
 def test_shares_torchs_openmp_threads() -> None:
     code = """

@@ -27,7 +27,8 @@ needs_compiler = pytest.mark.skipif(native.unavailable() is not None, reason=f"n
 
 @pytest.fixture(autouse=True)
 def announced(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
-    """A fresh process's environment; collects what is announced."""
+    """A fresh process's environment, and builds that take little time; collects what is announced."""
+    monkeypatch.setattr(build, "FLAGS", tuple("-O0" if flag == "-O3" else flag for flag in FLAGS))
     for name in ("CC", "ATTN_PLUGINS_CACHE_DIR", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     caplog.set_level(logging.WARNING, build.__name__)
@@ -35,6 +36,7 @@ def announced(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture)
 
 
 SOURCES = sorted(build.SOURCES.glob("*.c"))
+FLAGS = build.FLAGS
 
 
 def compiler_script(folder: Path, body: str) -> Path:
@@ -64,6 +66,7 @@ def test_compiles_once_announces_it_and_keeps_the_result(
     assert files == [(path, path.stat().st_mtime_ns) for path in sorted(cache.iterdir())] and len(announced()) == 1
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize(
     "damage",
@@ -145,6 +148,7 @@ def test_a_full_disk_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert load()[1] is None
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_what_killed_builds_have_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATTN_PLUGINS_CACHE_DIR", str(tmp_path / "cache"))
@@ -168,6 +172,7 @@ def test_messages_in_any_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert load()[0] is None
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_compiler_in_a_folder_with_a_space_and_one_with_options(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -225,12 +230,13 @@ def test_torch_in_a_folder_with_a_space(tmp_path: Path) -> None:
     assert done.stdout.splitlines() == ["True", "None"], done.stderr
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="switches x86 instructions off")
 @pytest.mark.parametrize("flag", ["-mno-avx512f", "-mno-avx"])
 def test_narrower_registers_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
     monkeypatch.setenv("ATTN_PLUGINS_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, flag))
+    monkeypatch.setattr(build, "FLAGS", (*FLAGS, flag))
     library, reason = load()
     assert reason is None
     q, k, v = (torch.randn(2, 2, 45, 10, generator=torch.Generator().manual_seed(i)).requires_grad_() for i in range(3))
@@ -296,6 +302,7 @@ def test_a_compiler_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.M
     assert not list(Path(tmp_path / "cache").glob("kernels*"))
 
 
+@pytest.mark.slow
 def test_without_a_compiler_plain_torch_gives_the_same(tmp_path: Path) -> None:
     program = """
 import warnings, torch

@@ -81,6 +81,7 @@ def results(x: list[Tensor], alpha: float, backend: str, **masks: Any) -> list[T
     return [out, *torch.autograd.grad((out * weight).sum(), wrt)]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiled")
 class TestEveryInstructionSet:
     @settings(max_examples=120)
@@ -109,6 +110,7 @@ class TestEveryInstructionSet:
             )
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(**CASE)
 def test_the_choice_does_not_show(
@@ -137,6 +139,7 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     return built(tmp_path_factory.mktemp("dense"), "-DFEW=1000000")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("which", range(3))
 def test_what_is_not_finite_reaches_the_same_places(dense: ctypes.CDLL, bad: float, which: int) -> None:

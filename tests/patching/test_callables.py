@@ -21,7 +21,7 @@ from attn_plugins.patching import spec_of
 from attn_plugins.record import records_in
 from attn_plugins.registry import NORMALIZERS
 
-from .models import TinyViT, images
+from .models import images, tiny_vit
 
 HERE = f"unregistered:{__name__}."
 
@@ -56,7 +56,7 @@ def new_names() -> Iterator[None]:
 
 @pytest.fixture
 def model() -> Any:
-    return TinyViT()
+    return tiny_vit()
 
 
 def run(model: nn.Module) -> Tensor:
@@ -162,7 +162,7 @@ def test_mistakes_change_nothing(given: Any, message: str, model: nn.Module) -> 
 def test_mechanisms_and_contexts() -> None:
     spec = Spec.of(squares, floor=0.7) + Spec.of("registers", num=2)
     assert str(spec) == HERE + "squares:floor=0.7+registers:num=2"
-    model = TinyViT()
+    model = tiny_vit()
     with attn_plugins.patched(model, squares):
         assert spec_of(model) == HERE + "squares"
     assert spec_of(model) is None
@@ -175,16 +175,16 @@ def test_a_file_is_refused_until_the_callable_is_registered(tmp_path: Path, new_
     attn_plugins.register_normalizer("Squares")(squares)
     assert str(attn_plugins.parse(label)) == "squares"
     assert str(attn_plugins.parse(f"{label}:floor=0.7+cb_s")) == "squares:floor=0.7+cb_s"
-    registered = attn_plugins.patch(TinyViT(), "squares")
+    registered = attn_plugins.patch(tiny_vit(), "squares")
     registered.load_state_dict(registered.state_dict())
 
 
 def test_weights_of_a_callable_load_where_it_is_registered_since(new_names: None) -> None:
-    state = attn_plugins.patch(TinyViT(), squares).state_dict()
+    state = attn_plugins.patch(tiny_vit(), squares).state_dict()
     with pytest.raises(ValueError, match="unregistered"):
-        attn_plugins.patch(TinyViT(), "entmax15").load_state_dict(state)
+        attn_plugins.patch(tiny_vit(), "entmax15").load_state_dict(state)
     attn_plugins.register_normalizer("squares")(squares)
-    model = attn_plugins.patch(TinyViT(), "squares")
+    model = attn_plugins.patch(tiny_vit(), "squares")
     model.load_state_dict(state)
     assert spec_of(model) == "squares"
 

@@ -16,17 +16,18 @@ from typing import Any
 import pytest
 import torch
 from codebases.twin import assert_same_outputs
+from helpers.tiny_vit import Attention, TinyViT
 from torch import nn
 
 import attn_plugins
 
-from .models import Attention, TinyViT, images, snapshot
+from .models import images, snapshot, tiny_vit
 
 SPECS = ["entmax15", "entmax:alpha=1.3", "entmax_alpha:init=1.2"]
 
 
 def patched_vit(spec: str) -> TinyViT:
-    model = attn_plugins.patch(TinyViT(), spec, layers=slice(0, 3))
+    model = attn_plugins.patch(tiny_vit(), spec, layers=slice(0, 3))
     for name, parameter in model.named_parameters():
         if "attn_plugins" in name:
             nn.init.normal_(parameter)
@@ -94,15 +95,15 @@ def _imported(name: str) -> Any:
 
 @pytest.mark.parametrize("spec", ["softmax", "sparsemax", "entmax15", "entmax:alpha=1.3"])
 def test_plugins_without_parameters_add_one_record_a_layer(spec: str) -> None:
-    bare, x = TinyViT(), images()
+    bare, x = tiny_vit(), images()
     patched = attn_plugins.patch(copy.deepcopy(bare), spec)
     records = [f"blocks.{n}.attn.attn_plugins_record" for n in range(4)]
     assert [key for key in patched.state_dict() if key not in bare.state_dict()] == records
     with torch.no_grad():
-        bare.norm.weight.mul_(2)
+        bare.patch_embed.weight.mul_(2)
     patched.load_state_dict(bare.state_dict(), strict=True)
     expected = patched(x)
-    fresh = TinyViT()
+    fresh = tiny_vit()
     with pytest.raises(RuntimeError, match=r'Unexpected key.*"blocks\.0\.attn\.attn_plugins_record"'):
         fresh.load_state_dict(patched.state_dict(), strict=True)
     attn_plugins.patch(fresh, spec).load_state_dict(patched.state_dict(), strict=True)
@@ -119,14 +120,14 @@ def test_learned_alphas_load_strictly_between_patched_models() -> None:
     assert not torch.equal(one(x), other(x))
     other.load_state_dict(one.state_dict(), strict=True)
     assert torch.equal(one(x), other(x))
-    missing, unexpected = TinyViT().load_state_dict(one.state_dict(), strict=False)
+    missing, unexpected = tiny_vit().load_state_dict(one.state_dict(), strict=False)
     assert missing == [] and set(unexpected) == {*keys, *records}
 
 
 def test_a_model_on_the_meta_device_is_patched_there() -> None:
     real, x = patched_vit("entmax_alpha"), images()
     with torch.device("meta"):
-        model = TinyViT()
+        model = tiny_vit()
     attn_plugins.patch(model, "entmax_alpha", layers=slice(0, 3))
     assert all(parameter.is_meta for parameter in model.parameters())
     with warnings.catch_warnings():
@@ -137,7 +138,7 @@ def test_a_model_on_the_meta_device_is_patched_there() -> None:
 
 
 def test_parameters_join_the_dtype_and_device_of_their_layer() -> None:
-    model = attn_plugins.patch(TinyViT().to(torch.bfloat16), "entmax_alpha")
+    model = attn_plugins.patch(tiny_vit().to(torch.bfloat16), "entmax_alpha")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert model(images().to(torch.bfloat16)).dtype == torch.bfloat16
 
@@ -165,7 +166,7 @@ def test_the_patched_class_is_made_once() -> None:
 
 
 def test_a_copy_runs_after_the_original_was_unpatched() -> None:
-    model, x = patched_vit("entmax15"), images()
+    model, x = patched_vit("entmax15"), torch.randn(3, 9, 32)
     double = copy.copy(model.get_submodule("blocks.0.attn"))
     expected = double(x)
     attn_plugins.unpatch(model)

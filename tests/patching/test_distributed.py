@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from helpers.tiny_vit import Attention, Block
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
@@ -19,13 +20,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 import attn_plugins
 
-from .models import Attention, Block, TinyViT, images
+from .models import images, tiny_vit
 
 BATCH, WORLD = 4, 2
 
 
 def model(spec: str) -> nn.Module:
-    return attn_plugins.patch(TinyViT(depth=2), spec).train()
+    return attn_plugins.patch(tiny_vit(depth=2), spec).train()
 
 
 def ddp(module: nn.Module) -> nn.Module:
@@ -91,6 +92,7 @@ def losses_of_two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("wrap", WRAPS)
 def test_two_processes_do_what_one_does(
@@ -111,9 +113,9 @@ def one_process(tmp_path: Path) -> Iterator[None]:
 
 
 def test_patching_a_wrapped_model(one_process: None) -> None:
-    wrapped, x = ddp(TinyViT()), images()
+    wrapped, x = ddp(tiny_vit()), images()
     attn_plugins.patch(wrapped, "entmax15")
-    assert torch.equal(wrapped(x), attn_plugins.patch(TinyViT(), "entmax15")(x))
+    assert torch.equal(wrapped(x), attn_plugins.patch(tiny_vit(), "entmax15")(x))
     state: Any = wrapped.get_submodule("module").state_dict()
     assert "entmax15" in str(state._metadata)
     with pytest.raises(ValueError, match="patch first, then wrap"):
@@ -122,7 +124,7 @@ def test_patching_a_wrapped_model(one_process: None) -> None:
 
 
 def test_unpatching_under_another_library_s_subclass_is_refused(one_process: None) -> None:
-    model = attn_plugins.patch(TinyViT(), "entmax15")
+    model = attn_plugins.patch(tiny_vit(), "entmax15")
     fully_shard(model.get_submodule("blocks.1.attn"))
     classes = [type(module) for module in model.modules()]
     for change in (attn_plugins.unpatch, partial(attn_plugins.patch, spec="softmax")):
@@ -132,7 +134,7 @@ def test_unpatching_under_another_library_s_subclass_is_refused(one_process: Non
 
 
 def test_sharding_first_and_patching_then(one_process: None) -> None:
-    model, x = TinyViT(), images()
+    model, x = tiny_vit(), images()
     expected = attn_plugins.patch(copy.deepcopy(model), "entmax15")(x)
     attention = model.get_submodule("blocks.1.attn")
     fully_shard(attention)

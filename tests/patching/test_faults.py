@@ -16,7 +16,7 @@ from torch import nn
 import attn_plugins
 from attn_plugins.patching import ANSWERED
 
-from .models import TinyViT, images, snapshot
+from .models import images, snapshot, tiny_vit
 
 timm = pytest.importorskip("timm")
 
@@ -98,6 +98,7 @@ def test_patch_is_all_or_nothing(number: int) -> None:
     assert faults(vit, lambda model: attn_plugins.patch(model, SPEC), number) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [40, pytest.param(200, marks=pytest.mark.nightly)])
 def test_patching_over_another_patch_is_all_or_nothing(number: int) -> None:
     def prepare() -> nn.Module:
@@ -106,13 +107,14 @@ def test_patching_over_another_patch_is_all_or_nothing(number: int) -> None:
     assert faults(prepare, lambda model: attn_plugins.patch(model, "entmax15+gated"), number) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [40, pytest.param(200, marks=pytest.mark.nightly)])
 def test_unpatch_is_all_or_nothing(number: int) -> None:
     assert faults(lambda: attn_plugins.patch(vit(), SPEC), attn_plugins.unpatch, number) == 0
 
 
 def test_ctrl_c_while_attributes_are_taken_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = attn_plugins.patch(TinyViT(), "entmax_alpha"), images()
+    model, x = attn_plugins.patch(tiny_vit(), "entmax_alpha"), images()
     output, before = model(x), snapshot(model)
     seen = 0
     original = attn_plugins.swap.remove
@@ -129,6 +131,6 @@ def test_ctrl_c_while_attributes_are_taken_off(monkeypatch: pytest.MonkeyPatch) 
         attn_plugins.unpatch(model)
     assert snapshot(model) == before and torch.equal(model(x), output)
     monkeypatch.undo()
-    bare = TinyViT()
+    bare = tiny_vit()
     bare.load_state_dict(attn_plugins.unpatch(model).state_dict())
     assert torch.equal(bare(x), model(x))

@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import attn_plugins
 
-from .models import TinyViT, images
+from .models import images, tiny_vit
 
 pytestmark = pytest.mark.nightly
 
@@ -90,7 +90,7 @@ def moved(wrap: Callable[[Any], Any], x: Tensor) -> dict[str, Tensor]:
 
 def heads(spec: str) -> Tensor:
     """TinyViT's output with the heads of each attention layer split over the processes."""
-    model = attn_plugins.patch(TinyViT(), spec)
+    model = attn_plugins.patch(tiny_vit(), spec)
     mesh = init_device_mesh("cpu", (WORLD,))
     rows = torch.arange(96).view(3, WORLD, -1)  # q, k and v of a process's heads
     for block in model.blocks:
@@ -137,7 +137,7 @@ def worker(rank: int, folder: str) -> None:
         layer = nn.TransformerEncoderLayer(32, 2, 64, batch_first=True)
         whole = attn_plugins.patch(nn.TransformerEncoder(layer, 1, enable_nested_tensor=False).eval(), "entmax15")
         told["inside"] = in_context_parallel(rank, whole)
-        told["inside, by SDPA"] = in_context_parallel(rank, attn_plugins.patch(TinyViT(), "entmax15"))
+        told["inside, by SDPA"] = in_context_parallel(rank, attn_plugins.patch(tiny_vit(), "entmax15"))
         if rank == 0:
             torch.save(told, f"{folder}/told.pt")
     finally:
@@ -171,7 +171,7 @@ def test_a_step_of_two_processes_is_that_of_one(name: str, told: dict[str, Any],
 
 
 def test_heads_are_shared_out_where_nothing_is_learned_per_head(told: dict[str, Any]) -> None:
-    expected = attn_plugins.patch(TinyViT(), "entmax15")(images())
+    expected = attn_plugins.patch(tiny_vit(), "entmax15")(images())
     torch.testing.assert_close(told["heads"], expected, atol=1e-5, rtol=1e-4)
     assert "alpha" in told["learnable"] and "heads" in told["learnable"]
 

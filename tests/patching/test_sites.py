@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 import attn_plugins
 
-from .models import TinyViT
+from .models import tiny_vit
 
 DEPTH = 5
 PATHS = [f"blocks.{n}.attn" for n in range(DEPTH)]
 
 
 def chosen(layers: Any) -> list[str]:
-    model = attn_plugins.patch(TinyViT(DEPTH), "entmax15", layers=layers)
+    model = attn_plugins.patch(tiny_vit(DEPTH), "entmax15", layers=layers)
     return [line.path for line in attn_plugins.describe(model) if line.spec is not None]
 
 

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import attn_plugins
 
-from .models import TinyViT, images
+from .models import images, tiny_vit
 
 
 def gradients(model: nn.Module, run: Callable[[], Tensor]) -> list[Tensor]:
@@ -33,7 +33,7 @@ def assert_all_close(actual: list[Tensor], expected: list[Tensor]) -> None:
 @pytest.mark.parametrize(("spec", "normalizer"), [("softmax", torch.softmax), ("entmax15", entmax.entmax15)])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_gradients_and_dropout(spec: str, normalizer: Callable[..., Tensor], dropout: float) -> None:
-    model, x = TinyViT(dropout=dropout).train(), images()
+    model, x = tiny_vit(dropout=dropout).train(), images()
     with normalized_by(normalizer):
         expected = gradients(model, lambda: model(x))
     attn_plugins.patch(model, spec)
@@ -41,7 +41,7 @@ def test_gradients_and_dropout(spec: str, normalizer: Callable[..., Tensor], dro
 
 
 def test_alpha_learns_in_train_mode_and_rests_in_eval_mode() -> None:
-    model, x = attn_plugins.patch(TinyViT(), "entmax_alpha").train(), images()
+    model, x = attn_plugins.patch(tiny_vit(), "entmax_alpha").train(), images()
     normalizer = model.get_submodule("blocks.0.attn.attn_plugins_normalizer")
     logit = normalizer.get_parameter("logit")
     assert normalizer.training
@@ -54,7 +54,7 @@ def test_alpha_learns_in_train_mode_and_rests_in_eval_mode() -> None:
 
 @pytest.mark.parametrize("spec", ["softmax", "entmax15", "entmax_alpha"])
 def test_autocast(spec: str) -> None:
-    model, x = attn_plugins.patch(TinyViT(), spec), images()
+    model, x = attn_plugins.patch(tiny_vit(), spec), images()
     full = model(x)
     with torch.autocast("cpu", torch.bfloat16):
         half = model(x)
@@ -66,21 +66,21 @@ def test_autocast(spec: str) -> None:
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("spec", ["entmax15", "entmax_alpha"])
 def test_gradient_checkpointing(spec: str, reentrant: bool) -> None:
-    model, x = attn_plugins.patch(TinyViT(dropout=0.2), spec).train(), images().requires_grad_()
+    model, x = attn_plugins.patch(tiny_vit(dropout=0.2), spec).train(), images().requires_grad_()
 
     def recomputed() -> Tensor:
-        y = x
+        y = model.embed(x)
         for block in model.blocks:
             y = checkpoint(block, y, use_reentrant=reentrant)
-        out: Tensor = model.norm(y)
-        return out
+        return y
 
     assert_all_close(gradients(model, recomputed), gradients(model, lambda: model(x)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ["entmax15", "entmax_alpha", "entmax:alpha=1.3"])
 def test_torch_compile_in_one_graph(spec: str) -> None:
-    model, x = attn_plugins.patch(TinyViT(depth=2), spec), images()
+    model, x = attn_plugins.patch(tiny_vit(depth=2), spec), images()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert_all_close(gradients(model, lambda: compiled(x)), gradients(model, lambda: model(x)))
     torch.compiler.reset()
@@ -88,17 +88,18 @@ def test_torch_compile_in_one_graph(spec: str) -> None:
 
 @pytest.mark.slow
 def test_torch_compile_with_inductor() -> None:
-    model, x = attn_plugins.patch(TinyViT(depth=1), "entmax15"), images()
+    model, x = attn_plugins.patch(tiny_vit(depth=1), "entmax15"), images()
     compiled = torch.compile(model, fullgraph=True)
     assert_all_close(gradients(model, lambda: compiled(x)), gradients(model, lambda: model(x)))
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 def test_torch_compile_with_checkpointing() -> None:
-    model, x = attn_plugins.patch(TinyViT(depth=1), "entmax15").train(), images().requires_grad_()
+    model, x = attn_plugins.patch(tiny_vit(depth=1), "entmax15").train(), images().requires_grad_()
 
     def recomputed(x: Tensor) -> Tensor:
-        out: Tensor = model.norm(checkpoint(model.blocks[0], x, use_reentrant=False))
+        out: Tensor = checkpoint(model.blocks[0], model.embed(x), use_reentrant=False)
         return out
 
     compiled = torch.compile(recomputed, fullgraph=True, backend="aot_eager")
@@ -107,7 +108,7 @@ def test_torch_compile_with_checkpointing() -> None:
 
 
 def test_patching_after_compiling_is_seen() -> None:
-    model, x = TinyViT(depth=1), images()
+    model, x = tiny_vit(depth=1), images()
     with normalized_by(entmax.entmax15):
         sparse = model(x)
     dense = model(x)
@@ -121,7 +122,7 @@ def test_patching_after_compiling_is_seen() -> None:
 
 
 def test_vmap_over_models() -> None:
-    model, x = attn_plugins.patch(TinyViT(depth=1), "entmax15"), images()
+    model, x = attn_plugins.patch(tiny_vit(depth=1), "entmax15"), images()
     weights = {name: torch.stack([p, 2 * p]).detach() for name, p in model.named_parameters()}
     both = torch.func.vmap(lambda w: torch.func.functional_call(model, w, (x,)))(weights)
     torch.testing.assert_close(both[0], model(x), atol=1e-5, rtol=1e-4)

@@ -7,17 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.tiny_vit import Attention, TinyViT
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import attn_plugins
 
-from .models import DIM, Attention, TinyViT, images, snapshot
+from .models import images, snapshot, tiny_vit
 
 
 @pytest.mark.parametrize("spec", ["softmax", "entmax15", "sparsemax", "entmax_alpha"])
 def test_a_right_model(spec: str) -> None:
-    result = attn_plugins.verify(attn_plugins.patch(TinyViT(), spec), images())
+    result = attn_plugins.verify(attn_plugins.patch(tiny_vit(), spec), images())
     assert result.ok and result.spec == spec and result.softmax < 1e-5
     assert [(line.path, line.spec, line.answered) for line in result] == [
         (f"blocks.{n}.attn", spec, 1) for n in range(4)
@@ -52,7 +53,7 @@ def test_the_model_and_the_world_stay_as_they_were() -> None:
 
 
 def test_a_layer_without_attention_raises_and_leaves_the_model_as_it_was() -> None:
-    model = attn_plugins.patch(TinyViT(), "entmax15")
+    model = attn_plugins.patch(tiny_vit(), "entmax15")
     model.get_submodule("blocks.2.attn").forward = lambda x: x
     before = [(type(module), module.training) for module in model.modules()]
     with pytest.raises(attn_plugins.UnsupportedModelError, match="computed no attention"):
@@ -78,23 +79,23 @@ class Apart(nn.Module):
 def test_softmax_that_nobody_answered_is_found() -> None:
     model = Apart().eval()
     attn_plugins.patch(model, "entmax15", layers=lambda path, module: path == "block")
-    result = attn_plugins.verify(model, images())
+    result = attn_plugins.verify(model, torch.randn(3, 9, 16))
     assert not result.ok and result.unanswered == ("the model (Apart)",)
     assert "the model (Apart): computes softmax and is not patched" in str(result)
 
 
 def test_layers_that_were_left_out_are_no_problem() -> None:
-    result = attn_plugins.verify(attn_plugins.patch(TinyViT(), "entmax15", layers=[1]), images())
+    result = attn_plugins.verify(attn_plugins.patch(tiny_vit(), "entmax15", layers=[1]), images())
     assert result.ok and [line.path for line in result] == ["blocks.1.attn"]
 
 
 def test_what_cannot_be_verified_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="TinyViT is not patched"):
-        attn_plugins.verify(TinyViT(), images())
-    compiled: Any = torch.compile(attn_plugins.patch(TinyViT(), "entmax15"), backend="eager")
+        attn_plugins.verify(tiny_vit(), images())
+    compiled: Any = torch.compile(attn_plugins.patch(tiny_vit(), "entmax15"), backend="eager")
     with pytest.raises(attn_plugins.UnsupportedModelError, match="is OptimizedModule"):
         attn_plugins.verify(compiled, images())
-    model = attn_plugins.patch(TinyViT(), "entmax15")
+    model = attn_plugins.patch(tiny_vit(), "entmax15")
     model.blocks[0].compile(backend="eager")
     with pytest.raises(attn_plugins.UnsupportedModelError, match=r"blocks\.0 is compiled"):
         attn_plugins.verify(model, images())
@@ -113,9 +114,8 @@ def test_a_wrong_kernel_is_told() -> None:
     from attn_plugins.attention import reference
     from attn_plugins.attention.backend import BACKENDS
 
-    model = attn_plugins.patch(TinyViT(), "entmax15")
+    model = attn_plugins.patch(tiny_vit(), "entmax15")
     with BACKENDS.temporarily():
         attn_plugins.register_backend(attn_plugins.Backend("wrong", lambda call: reference.run(call) * 1.01))
         result = attn_plugins.verify(copy.deepcopy(model), images())
     assert not result.ok and "is off the reference by 1.0e-02" in result.problems[0]
-    assert DIM == 32

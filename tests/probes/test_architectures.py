@@ -36,6 +36,7 @@ def assert_same(a: nn.Module, b: nn.Module, patch: int) -> None:
         torch.testing.assert_close(cls, their_cls, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ["softmax", "entmax15"])
 def test_dinov1_small(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = checkout("DINO_ROOT")
@@ -49,6 +50,7 @@ def test_dinov1_small(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert_same(ours, theirs, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("registers", [0, 4])
 def test_dinov2_small(registers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = checkout("DINOV2_ROOT")
@@ -62,6 +64,7 @@ def test_dinov2_small(registers: int, tmp_path: Path, monkeypatch: pytest.Monkey
     assert_same(ours, theirs, 14)
 
 
+@pytest.mark.slow
 def test_dinov3_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = checkout("DINOV3_ROOT")
     monkeypatch.delenv("DINOV3_ROOT")

@@ -40,6 +40,7 @@ def trained(backbone_file: Path, roots: dict[str, Path], store: Path, tmp_path_f
     return runner
 
 
+@pytest.mark.slow
 def test_stored_features_are_the_backbones_own(trained: Runner, roots: dict[str, Path]) -> None:
     data = trained.train_loop.dataloader.dataset
     assert isinstance(data, StoredViews) and len(data) == 4
@@ -52,6 +53,7 @@ def test_stored_features_are_the_backbones_own(trained: Runner, roots: dict[str,
         torch.testing.assert_close(data[index]["inputs"], expected[0], atol=2e-3, rtol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [[-1], [1, 3]])
 def test_a_step_is_that_of_a_linear_probe_on_all_images_of_the_batch(
     layers: list[int], backbone_file: Path, roots: dict[str, Path], store: Path, tmp_path: Path
@@ -80,6 +82,7 @@ def inference_inputs(model: Any, path: str) -> torch.Tensor:
     return out
 
 
+@pytest.mark.slow
 def test_the_validation_is_what_the_head_predicts_from_images(trained: Runner) -> None:
     """mmseg's inference API, from the files alone, reaches the recorded mIoU."""
     folder = Path(trained.work_dir)
@@ -109,6 +112,7 @@ def test_the_result_says_that_it_is_no_published_protocol(trained: Runner) -> No
     assert "fast" in render(rows, paper=False).splitlines()[0]
 
 
+@pytest.mark.slow
 def test_a_second_run_computes_nothing(
     backbone_file: Path, roots: dict[str, Path], store: Path, trained: Runner, tmp_path: Path, monkeypatch: Any
 ) -> None:
@@ -123,6 +127,7 @@ def test_a_second_run_computes_nothing(
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*.safetensors")} == before
 
 
+@pytest.mark.slow
 def test_views_are_mirrored_and_scaled(
     backbone_file: Path, roots: dict[str, Path], store: Path, tmp_path: Path
 ) -> None:

@@ -68,6 +68,7 @@ def as_mmseg_takes_it(runner: Runner, pipeline: Any, info: dict[str, Any], mirro
     return inputs
 
 
+@pytest.mark.slow
 def test_a_step_of_depth_is_that_of_the_probe_on_the_images(deep: Runner) -> None:
     """The published pipeline without its random transforms; labels at the resolution of the prediction."""
     config = Config.fromfile(config_file("nyuv2"))
@@ -89,6 +90,7 @@ def test_a_step_of_depth_is_that_of_the_probe_on_the_images(deep: Runner) -> Non
             torch.testing.assert_close(found[name], value, atol=2e-3, rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_depth_is_validated_as_it_is_predicted(deep: Runner) -> None:
     """From the file alone, by `load`, on the images."""
     folder = Path(deep.work_dir)
@@ -103,6 +105,7 @@ def test_depth_is_validated_as_it_is_predicted(deep: Runner) -> None:
     assert metric.evaluate(len(data))["rmse"] == pytest.approx(recorded.metrics["rmse"], rel=1e-2)
 
 
+@pytest.mark.slow
 def test_classes_are_scored_as_by_the_grid_on_the_images(grid: Runner) -> None:
     config = Config.fromfile(config_file("imagenet"))
     pipeline = config.test_pipeline
@@ -124,6 +127,7 @@ def test_classes_are_scored_as_by_the_grid_on_the_images(grid: Runner) -> None:
         assert int(entry["data_samples"].gt_label) == info["gt_label"]
 
 
+@pytest.mark.slow
 def test_blocks_and_the_mean_patch_are_there(
     backbone_file: Path, roots: dict[str, Path], store: Path, tmp_path: Path
 ) -> None:
@@ -147,6 +151,7 @@ def test_blocks_and_the_mean_patch_are_there(
         torch.testing.assert_close(found[name], logits, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["deep", "grid"])
 def test_the_result_says_so_and_a_second_run_computes_nothing(
     kind: str,

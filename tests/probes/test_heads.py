@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,8 @@ def test_segmentation_head_is_batch_norm_and_one_linear_map() -> None:
 
 
 def _half_a_batch(rank: int, folder: str, x: Tensor) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    place, patience = f"file://{folder}/rendezvous", timedelta(minutes=2)
+    dist.init_process_group("gloo", init_method=place, rank=rank, world_size=2, timeout=patience)
     saved = []
     for tuned in (False, True):
         norm, own = GlobalBatchNorm(x.shape[1]), x[rank::2].clone().requires_grad_(tuned)
@@ -75,10 +77,17 @@ def _half_a_batch(rank: int, folder: str, x: Tensor) -> None:
     dist.destroy_process_group()
 
 
+def _other_half(_: int, folder: str, x: Tensor) -> None:
+    _half_a_batch(1, folder, x)
+
+
+@pytest.mark.slow
 def test_batch_norm_over_two_processes_is_that_of_one(tmp_path: Path) -> None:
     """Of frozen features, and of those of a backbone that is trained."""
     x = torch.randn(4, 3, 5, 6) * 3 + 100
-    mp.spawn(_half_a_batch, args=(str(tmp_path), x), nprocs=2)
+    other = mp.spawn(_other_half, args=(str(tmp_path), x), nprocs=1, join=False)
+    _half_a_batch(0, str(tmp_path), x)
+    other.join()
     norm = nn.BatchNorm2d(3)
     expected = norm(x.requires_grad_())
     (expected.square() * torch.arange(3)[:, None, None]).mean().backward()
@@ -96,11 +105,13 @@ def test_batch_norm_over_two_processes_is_that_of_one(tmp_path: Path) -> None:
 
 def test_flips_are_averaged(backbone_file: Path) -> None:
     from mmengine.config import Config
+    from mmengine.registry import init_default_scope
     from mmseg.registry import MODELS
 
     from attn_plugins.probes.run.paths import config_file
 
     config = Config.fromfile(config_file("nyuv2"))
+    init_default_scope(config.default_scope)
     config.model.backbone.checkpoint = str(backbone_file)
     model = MODELS.build(config.model).eval()
     nn.init.normal_(model.decode_head.conv_seg.weight, std=0.5)

@@ -50,6 +50,7 @@ def trained(
     return probe, runner.cfg, str(Path(runner.work_dir) / "iter_1.pth")
 
 
+@pytest.mark.slow
 def test_a_picture_is_predicted_by_every_door(trained: tuple[str, Config, str], photo: Path) -> None:
     probe, config, head = trained
     name = KEY[probe]

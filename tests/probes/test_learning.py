@@ -20,7 +20,7 @@ from attn_plugins.probes.run.runner import build_runner as here
 
 from .running import options
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly  # in the ordinary tier: tests/data/test_scenes.py, without a probe
 
 
 @MODELS.register_module()

@@ -57,6 +57,7 @@ def deep(folder: Path, roots: dict[str, Path]) -> Any:
     return trained("nyuv2_linear4_depth", folder, roots)
 
 
+@pytest.mark.slow
 def test_masks_are_those_of_mmseg(segmenter: Any, photo: Path) -> None:
     work_dir = Path(segmenter.work_dir)
     model = init_model(copy.deepcopy(segmenter.cfg), str(work_dir / "iter_2.pth"), device="cpu")
@@ -70,6 +71,7 @@ def test_masks_are_those_of_mmseg(segmenter: Any, photo: Path) -> None:
     assert probe.record.classes[15] == "person" and len(probe.record.palette) == 21
 
 
+@pytest.mark.slow
 def test_depth_is_that_of_mmseg(deep: Any, photo: Path) -> None:
     work_dir = Path(deep.work_dir)
     model = init_model(copy.deepcopy(deep.cfg), str(work_dir / "iter_2.pth"), device="cpu")
@@ -84,12 +86,14 @@ def test_depth_is_that_of_mmseg(deep: Any, photo: Path) -> None:
     assert overlay(found, probe.record).width == 99 and legend(probe.record) is None
 
 
+@pytest.mark.slow
 def test_depth_of_a_large_image_is_predicted_at_a_smaller_size(deep: Any, photo: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("attn_plugins.probes.predict._MOST_PIXELS", 3000)
     found = load(deep.work_dir, device="cpu").predict(photo)
     assert found.depth is not None and found.depth.shape == (66, 99)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(1, 1), (7, 200), (300, 20)])
 def test_images_of_any_size(segmenter: Any, size: tuple[int, int]) -> None:
     found = load(segmenter.work_dir, device="cpu").predict(np.zeros((*size, 3), np.uint8))

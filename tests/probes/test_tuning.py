@@ -55,6 +55,7 @@ def trained(parent: Path, roots: dict[str, Path], tmp_path_factory: Any) -> Runn
     return tuned("voc2012_linear", parent, roots, tmp_path_factory.mktemp("tuned"))
 
 
+@pytest.mark.slow
 def test_every_part_that_a_feature_depends_on_has_moved(trained: Runner, parent: Path) -> None:
     before = dict(build(checkpoint=parent)[0].named_parameters())
     now = dict(trained.model.backbone.vit.named_parameters())
@@ -66,6 +67,7 @@ def test_every_part_that_a_feature_depends_on_has_moved(trained: Runner, parent:
     )
 
 
+@pytest.mark.slow
 def test_layers_have_the_learning_rates_of_timms_own_decay(trained: Runner) -> None:
     """timm counts the layers of its models itself, the final norm with the last block, where BEiT has it above."""
     vit = trained.model.backbone.vit

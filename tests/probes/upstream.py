@@ -36,7 +36,7 @@ def load(root: Path, file: str, monkeypatch: pytest.MonkeyPatch, **stand_ins: An
 
 
 def losses(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[type, type]:
-    """(SigLoss, GradientLoss)"""
+    """(SigLoss, GradientLoss)."""
     builder = mock.MagicMock(LOSSES=_Registry())
     stand_ins = {
         "dinov2__eval__depth__models": ModuleType("models"),

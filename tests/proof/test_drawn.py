@@ -179,6 +179,7 @@ def check_attention(case: Attention) -> str:
     return f"{case.mask}, {str(case.dtype).removeprefix('torch.')}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", COUNTS)
 def test_attention(count: int, say: Callable[[str], None]) -> None:
     drawn(count, ATTENTION, check_attention, say)
@@ -235,6 +236,7 @@ def check_rows(case: Rows) -> str:
     return f"{kind}, {str(case.dtype).removeprefix('torch.')}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", COUNTS)
 def test_normalizers(count: int, say: Callable[[str], None]) -> None:
     drawn(count, ROWS, check_rows, say)

@@ -122,25 +122,26 @@ def whole(path: Path) -> bool:
 every_writer = pytest.mark.parametrize("writer", WRITERS.values(), ids=WRITERS)
 
 
-def test_two_hundred_faults(tmp_path: Path, say: Say) -> None:
-    counts: dict[str, int] = {}
-    for name in ("text", "checkpoint", "probe.json", "figure"):
-        writer, folder = WRITERS[name], tmp_path / name
-        folder.mkdir()
-        for before in (0, 1):
+# A figure, of two files, is drawn anew for each of 200 faults; a full disk, below, it meets in the ordinary tier.
+@pytest.mark.parametrize(
+    "name", ["text", "checkpoint", "probe.json", pytest.param("figure", marks=pytest.mark.nightly)]
+)
+def test_a_fault_anywhere_leaves_the_one_or_the_other(name: str, tmp_path: Path, say: Say) -> None:
+    writer, count = WRITERS[name], 0
+    for before in (0, 1):
 
-            def start(folder: Path = folder, before: int = before, writer: Writer = writer) -> None:
-                for left in folder.iterdir():
-                    left.unlink()
-                if before:
-                    writer.write(folder, before)
+        def start(before: int = before) -> None:
+            for left in tmp_path.iterdir():
+                left.unlink()
+            if before:
+                writer.write(tmp_path, before)
 
-            for fault in every_fault(start, lambda: writer.write(folder, 2), files):  # noqa: B023
-                counts[name] = counts.get(name, 0) + 1
-                assert writer.read(folder) in (before, 2), fault
-                assert not list(folder.glob(".*")), fault
-    say(f"faults in writing: {counts}, 0 half done")
-    assert sum(counts.values()) >= 200
+        for fault in every_fault(start, lambda: writer.write(tmp_path, 2), files):
+            count += 1
+            assert writer.read(tmp_path) in (before, 2), fault
+            assert not list(tmp_path.glob(".*")), fault
+    say(f"faults in writing {name}: {count}, 0 half done")
+    assert count >= 50
 
 
 @contextmanager

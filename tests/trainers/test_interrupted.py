@@ -32,6 +32,7 @@ def clean(root: Path) -> None:
         (root / file).write_bytes(content)
 
 
+@pytest.mark.slow
 def test_a_fault_at_any_call_or_line_leaves_all_or_nothing(root: Path) -> None:
     patch = made_up(2)
 
@@ -71,6 +72,7 @@ def test_a_full_disk_changes_nothing(root: Path, monkeypatch: pytest.MonkeyPatch
     assert status(PATCH, root) == "clean" and not list(root.rglob(".*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kills", [40, pytest.param(400, marks=pytest.mark.nightly)])
 def test_after_kill_minus_9_it_can_be_completed_and_reverted(root: Path, kills: int) -> None:
     half = 0

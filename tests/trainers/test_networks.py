@@ -21,7 +21,7 @@ def test_softmax_changes_no_module_and_is_told_all_the_same() -> None:
     student, plain = tiny_vit.TinyViT(), tiny_vit.TinyViT()
     patch_networks("softmax", student)
     assert [type(module) for module in student.modules()] == [type(module) for module in plain.modules()]
-    assert all(set(vars(block)) == set(vars(plain.blocks[0])) for block in student.blocks)
+    assert all(set(vars(block.attn)) == set(vars(plain.blocks[0].attn)) for block in student.blocks)
     state: Any = student.state_dict()
     assert state._metadata[""]["attn_plugins"] == {"spec": "softmax"}
 
@@ -79,7 +79,7 @@ def test_before_load_lets_a_matching_file_and_no_file_pass(tmp_path: Path) -> No
 
 def test_before_load_misses_what_plugins_should_have_learned(tmp_path: Path) -> None:
     torch.save(tiny_vit.TinyViT().state_dict(), tmp_path / "silent.pth")
-    with pytest.raises(CheckpointError, match=r"lacks what 'entmax_alpha' learns: \['blocks\.0\.attn_plugins"):
+    with pytest.raises(CheckpointError, match=r"lacks what 'entmax_alpha' learns: \['blocks\.0\.attn\.attn_plugins"):
         before_load(patch(tiny_vit.TinyViT(), "entmax_alpha"), tmp_path / "silent.pth")
 
 
@@ -112,7 +112,7 @@ def test_networks_on_the_meta_device_are_initialised_with_their_plugins() -> Non
     network.init_weights()
     assert network.cls_token.eq(1).all()
     for block in network.blocks:
-        normalizer: Any = block.attn_plugins_normalizer
+        normalizer: Any = block.get_submodule("attn.attn_plugins_normalizer")
         torch.testing.assert_close(normalizer.alpha, torch.full((2,), 1.25))
 
 

@@ -40,6 +40,7 @@ def test_it_is_recognised_patched_as_git_would_and_reverted(checkout: tuple[Patc
         assert (copy / file).read_bytes() == (root / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_without_attn_plugins_it_names_the_remedy(checkout: tuple[Patch, Path, Path]) -> None:
     patch, _, copy = checkout
     apply(patch, copy)

@@ -104,6 +104,7 @@ def test_variables_that_mean_nothing_are_refused(
         patch_networks("entmax15", TinyViT())
 
 
+@pytest.mark.slow
 def test_the_launcher_writes_the_run_of_an_unedited_trainer(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "attn_plugins.launch", "--attn-plugins", "entmax15"]
     command += ["--monitor", str(tmp_path / "run.jsonl"), "--monitor-every", "2"]

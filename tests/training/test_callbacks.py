@@ -62,7 +62,7 @@ def test_lightning_counts_optimizer_steps_and_goes_on_from_a_checkpoint(tmp_path
     assert {layer.keys for one in seen for layer in one.layers} == {5}, "training and not validation"
     assert [one.means()["alpha"] for one in seen] == pytest.approx([1, 1.25, 1.5])
     weights = torch.load(tmp_path / "last.ckpt", weights_only=False)["state_dict"]
-    told = decode(weights["net.teacher.blocks.1.attn_plugins_normalizer._extra_state"])
+    told = decode(weights["net.teacher.blocks.1.attn.attn_plugins_normalizer._extra_state"])
     assert (int(told["step"]), told["alpha"]) == (6, "1.500000")
     logged = (tmp_path / "lightning_logs" / "version_1" / "metrics.csv").read_text()
     assert "attention/zero_share" in logged

@@ -127,7 +127,7 @@ def test_layers_that_recompute_are_told_once() -> None:
     tokens = torch.randn(2, 5, 16, requires_grad=True)
     checkpoint(network.get_submodule("blocks.0"), tokens, use_reentrant=False).sum().backward()
     monitor.step()
-    assert [layer.layer for layer in seen[0].layers] == ["blocks.0"]
+    assert [layer.layer for layer in seen[0].layers] == ["blocks.0.attn"]
 
 
 def test_nothing_is_left_when_a_monitor_ends() -> None:
@@ -214,7 +214,7 @@ def test_tensorboard_reads_what_it_was_told(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert [event.step for event in events.Scalars("attention/zero_share")] == [0, 2]
-    assert events.Scalars("attention_entropy/blocks.1")[-1].value == pytest.approx(sum(entropy) / len(entropy))
+    assert events.Scalars("attention_entropy/blocks.1.attn")[-1].value == pytest.approx(sum(entropy) / len(entropy))
     assert events.Scalars("attention/alpha")[0].value == pytest.approx(1.5)
 
 
@@ -231,7 +231,7 @@ def test_a_run_of_wandb_logs_without_touching_its_counter() -> None:
     train(network, Monitor(network, run))
     (values,) = run.logged
     assert values["attention/step"] == 0 and values["attention/alpha"] == 1.5
-    assert "attention_zero_share/blocks.0" in values
+    assert "attention_zero_share/blocks.0.attn" in values
 
 
 @pytest.mark.parametrize(

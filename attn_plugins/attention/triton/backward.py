@@ -1,6 +1,6 @@
 """The backward kernels of the general case: queries' gradients, then keys' and values'.
 
-With s, p and u = s^(power - 1) as in :mod:`rows`, g_ij = dO_i . v_j and delta_i = sum_j u_ij g_ij / sum_j u_ij:
+With s, p and u = s^(power - 1) as in ``rows``, g_ij = dO_i . v_j and delta_i = sum_j u_ij g_ij / sum_j u_ij:
 
     dS_ij = u_ij (g_ij - delta_i)      dQ = scale dS K      dK = scale dS^T Q      dV = p^T dO
 
@@ -24,7 +24,7 @@ def _accumulate_queries(
     FAMILY: tl.constexpr, ALPHA_GRAD: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_N: tl.constexpr, SKIP: tl.constexpr,
 ):  # fmt: skip
-    """Add the BLOCK_N keys from ``first`` on to the sums of :func:`backward_queries_kernel`."""
+    """Add the BLOCK_N keys from ``first`` on to the sums of ``backward_queries_kernel``."""
     cols = first + tl.arange(0, BLOCK_N)
     keys = load_rows(k, cols, stride_kn, n_keys, BOUND, HEAD_DIM, BLOCK_D)
     values = load_rows(v, cols, stride_vn, n_keys, BOUND, VALUE_DIM, BLOCK_V)

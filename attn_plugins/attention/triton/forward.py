@@ -62,7 +62,7 @@ def forward_kernel(
         taus: ``[B, H, N]`` float32, contiguous.
         alphas: ``[H]`` float32, read if FAMILY is GENERAL.
         key_mask: ``[B, S]`` uint8, contiguous, read if MASKED.
-        tiles: ``[n_tiles, 3]`` int32, read if PACKED, as in :func:`locate`.
+        tiles: ``[n_tiles, 3]`` int32, read if PACKED, as in ``locate``.
         scale: factor on the scores, times alpha - 1 unless FAMILY is GENERAL.
         tolerance: largest error of ``sum p`` at which the search ends.
         tokens, n_keys: N and S.

@@ -182,10 +182,10 @@ def _launch(kernel: str, grid: Any, args: tuple[Any, ...], shape: tuple[int, int
     """Run a kernel with the best of its blocks.
 
     Args:
-        kernel: its name, see :func:`.tuning.choices`.
+        kernel: its name, see ``tuning.choices``.
         grid: a dict of block sizes (BLOCK_M, ...) -> ``(number of programs,)``.
         args: tensors, strides and numbers in the kernel's order.
-        shape: ``(length, width, itemsize, packed)`` for :func:`.tuning.choices`.
+        shape: ``(length, width, itemsize, packed)`` for ``tuning.choices``.
         meta: the kernel's constants that are not block sizes.
     """
     with torch.cuda.device_of(args[0]):  # triton launches on the current device, whichever the tensors are on

@@ -1,6 +1,6 @@
 """The kernels' search for the threshold in plain torch, on scores that are there: to read, and to test against.
 
-It is the same algorithm in the same order (:mod:`rows`, :mod:`forward`), and also counts what the kernels do not
+It is the same algorithm in the same order (``rows``, ``forward``), and also counts what the kernels do not
 report: the evaluations that the search took.
 """
 
@@ -61,7 +61,7 @@ def search(x: Tensor, tau: Tensor, alpha: float, tolerance: float, most: int = 3
 
     Args:
         x: ``[M, N]`` scores times alpha - 1, finite.
-        tau: ``[M]``; any value below the row's maximum, ``max - 1`` or :func:`first_pass`.
+        tau: ``[M]``; any value below the row's maximum, ``max - 1`` or ``first_pass``.
         alpha: in (1, 2].
         tolerance: of ``sum p``.
         most: evaluations.

@@ -71,8 +71,8 @@ def compile_kernel(
 
     Args:
         kernel: "forward", "queries", "keys" or "short".
-        config: blocks, warps and stages, from :func:`tuning.choices`.
-        length: of the longest row, as :func:`tuning.length_class` has it.
+        config: blocks, warps and stages, from ``tuning.choices``.
+        length: of the longest row, as ``tuning.length_class`` has it.
         dim: of a head.
         dtype: "bf16", "fp16" or "fp32".
         capability: 80, 86, 89, 90.

@@ -28,7 +28,7 @@ def backward_short_kernel(
 
     Keys, values and both accumulators stay on chip while blocks of queries pass, so scores are computed once (five
     matrix products, not seven) and delta comes exactly from the tile. Tiles are transposed, ``[keys, queries]``.
-    Arguments as in :mod:`backward`; one program a sequence and head.
+    Arguments as in ``backward``; one program a sequence and head.
     """
     batch, head, start, n_queries, n_keys, _ = locate(tiles, n_tiles, tokens, n_keys, 1, heads, 1, PACKED)
     q += batch * stride_qb + head * stride_qh + start * stride_qn

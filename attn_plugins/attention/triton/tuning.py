@@ -72,10 +72,10 @@ def choices(kernel: str, length: int, width: int, itemsize: int, packed: bool) -
 
     Args:
         kernel: "forward", "queries", "keys" or "short".
-        length: of the longest row, as :func:`length_class` has it.
+        length: of the longest row, as ``length_class`` has it.
         width: of a head, padded to a power of two.
         itemsize: bytes of an element of the inputs.
-        packed: rows come in blocks of :func:`packed_rows`.
+        packed: rows come in blocks of ``packed_rows``.
     """
     table = {"forward": _forward, "queries": _queries, "keys": _keys, "short": _short}[kernel](length, width, itemsize)
     if packed and kernel != "short":

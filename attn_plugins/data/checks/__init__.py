@@ -1,1 +1,1 @@
-"""The checks behind `attn_plugins.data.check`, one file per kind of data set."""
+"""The checks behind ``attn_plugins.data.check``, one file per kind of data set."""

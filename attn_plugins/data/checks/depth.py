@@ -36,7 +36,7 @@ _SCALES = {256: "1/256 m", 1000: "millimetres", 5000: "1/5000 m", 8000: "bit-rot
 class _Stored:
     """How a data set's depth is stored, and how deep (metres) its 99.5th percentile can be.
 
-    `size` tells whether a map's (H, W) is one of the release's, which `sizes` names.
+    ``size`` tells whether a map's (H, W) is one of the release's, which ``sizes`` names.
     """
 
     scale: int
@@ -140,7 +140,7 @@ def _check_names(names: dict[Path, list[str]]) -> list[Problem]:
 
 
 def check_nyuv2(root: Path, official: bool = True) -> list[Problem]:
-    """NYU Depth v2 as BTS prepares it; see `attn_plugins.data.layouts.nyuv2`."""
+    """NYU Depth v2 as BTS prepares it; see ``attn_plugins.data.layouts.nyuv2``."""
     download = "BTS's sync.zip unpacks to sync/, its official_splits.zip to official_splits/, in the data root"
     problems = find_folders(root, [folder for _, folder in nyuv2.SPLITS.values()], download)
     if problems:
@@ -162,7 +162,7 @@ def _count(dataset: str, split: str, listed_in: Path, found: int, official: bool
 
 
 def check_kitti(root: Path, official: bool = True) -> list[Problem]:
-    """KITTI, Eigen's split; see `attn_plugins.data.layouts.kitti`."""
+    """KITTI, Eigen's split; see ``attn_plugins.data.layouts.kitti``."""
     download = "data_depth_annotated.zip unpacks there; raw drives (2011_09_26/...) go directly below the data root"
     problems = find_folders(root, (kitti.IMPROVED,), download)
     if problems:
@@ -197,7 +197,7 @@ def check_kitti(root: Path, official: bool = True) -> list[Problem]:
 
 
 def check_sunrgbd(root: Path, official: bool = True) -> list[Problem]:
-    """SUN RGB-D as released, depth bit-rotated; see `attn_plugins.data.layouts.sunrgbd`."""
+    """SUN RGB-D as released, depth bit-rotated; see ``attn_plugins.data.layouts.sunrgbd``."""
     download = "SUNRGBD.zip unpacks to SUNRGBD/ in the data root"
     problems = find_folders(root, ("SUNRGBD",), download)
     if problems:

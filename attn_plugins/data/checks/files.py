@@ -57,7 +57,7 @@ class Problem:
 
 
 def find_folders(root: Path, needed: Sequence[str], download: str) -> list[Problem]:
-    """Whether `root` holds the folders `needed`; if not, where near it they are.
+    """Whether ``root`` holds the folders ``needed``; if not, where near it they are.
 
     Args:
         root: the data root.
@@ -82,7 +82,7 @@ def find_folders(root: Path, needed: Sequence[str], download: str) -> list[Probl
 
 
 def _near(root: Path) -> Iterable[Path]:
-    """Folders a user may have meant: up to two levels below and above `root`."""
+    """Folders a user may have meant: up to two levels below and above ``root``."""
     below = [child for child in sorted(root.iterdir()) if child.is_dir()][:200]
     yield from below
     for child in below[:20]:
@@ -173,7 +173,7 @@ def overlapping(train: Path, train_names: Sequence[str], val: Path, val_names: S
 
 
 def counted(what: str, where: Path, found: int, expected: int | None) -> list[Problem]:
-    """Whether a split has as many `what` as the official release; `expected` None where that is not asked."""
+    """Whether a split has as many ``what`` as the official release; ``expected`` None where that is not asked."""
     if expected is None or found == expected:
         return []
     told = f"has {found:,} {what}, the official release {expected:,}"
@@ -182,7 +182,7 @@ def counted(what: str, where: Path, found: int, expected: int | None) -> list[Pr
 
 
 def resized(path: Path, size: tuple[int, int], expected: Callable[[int, int], bool] | None, told: str) -> list[Problem]:
-    """Whether a sampled picture has a size `(H, W)` that the release has; `told` says which those are."""
+    """Whether a sampled picture has a size ``(H, W)`` that the release has; ``told`` says which those are."""
     if expected is None or expected(*size):
         return []
     found = f"is {size[0]}x{size[1]} pixels, the official release has {told}"
@@ -190,7 +190,7 @@ def resized(path: Path, size: tuple[int, int], expected: Callable[[int, int], bo
 
 
 def sample(items: Sequence[T]) -> list[T]:
-    """At most `SAMPLED` of the items, evenly spread, first and last among them."""
+    """At most ``SAMPLED`` of the items, evenly spread, first and last among them."""
     if len(items) <= SAMPLED:
         return list(items)
     return [items[i] for i in np.linspace(0, len(items) - 1, SAMPLED).astype(int)]

@@ -25,7 +25,7 @@ _LABELS = "meta/val.txt"
 
 
 def _children(folder: Path) -> tuple[list[str], list[str]]:
-    """Sorted names of the folders and of the files in `folder`, without a stat of each."""
+    """Sorted names of the folders and of the files in ``folder``, without a stat of each."""
     with os.scandir(folder) as entries:
         kinds = [(entry.name, _is_folder(entry)) for entry in entries]
     return sorted(n for n, is_dir in kinds if is_dir), sorted(n for n, is_dir in kinds if not is_dir)
@@ -89,7 +89,7 @@ def _check_flat_val(root: Path, images: list[str], classes: list[str], expected:
 
 
 def check_imagenet(root: Path, official: bool = True) -> list[Problem]:
-    """ImageNet-1K: `root` holds train/CLASS/*.JPEG and val/, by class or flat with meta/val.txt."""
+    """ImageNet-1K: ``root`` holds train/CLASS/*.JPEG and val/, by class or flat with meta/val.txt."""
     download = "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar unpack to train/ and val/ in the data root"
     problems = find_folders(root, ("train", "val"), download)
     if problems:

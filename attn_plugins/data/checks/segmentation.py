@@ -32,9 +32,9 @@ _VOID = 255
 
 @dataclass(frozen=True)
 class _Ids:
-    """What a mask may hold: ids 0 to `largest` and `void`; and what to do about a mask of another kind.
+    """What a mask may hold: ids 0 to ``largest`` and ``void``; and what to do about a mask of another kind.
 
-    `size` tells whether a mask's (H, W) is one of the release's, which `sizes` names.
+    ``size`` tells whether a mask's (H, W) is one of the release's, which ``sizes`` names.
     """
 
     largest: int
@@ -77,7 +77,7 @@ def _check_split(listed_in: Path, pairs: list[tuple[Path, Path]], expected: _Ids
 
 
 def check_voc2012(root: Path, official: bool = True) -> list[Problem]:
-    """PASCAL VOC 2012: `root` is VOCdevkit/VOC2012; `trainaug.txt` where it is there."""
+    """PASCAL VOC 2012: ``root`` is VOCdevkit/VOC2012; ``trainaug.txt`` where it is there."""
     download = "VOCtrainval_11-May-2012.tar unpacks to VOCdevkit/VOC2012, which is the data root"
     problems = find_folders(root, ("SegmentationClass", "JPEGImages", "ImageSets/Segmentation"), download)
     if problems:
@@ -111,7 +111,7 @@ def check_voc2012(root: Path, official: bool = True) -> list[Problem]:
 
 
 def check_ade20k(root: Path, official: bool = True) -> list[Problem]:
-    """ADE20K: `root` is ADEChallengeData2016."""
+    """ADE20K: ``root`` is ADEChallengeData2016."""
     download = "ADEChallengeData2016.zip (the scene parsing benchmark, not the full ADE20K) unpacks to the data root"
     problems = find_folders(root, ("annotations", "images"), download)
     if problems:
@@ -136,12 +136,15 @@ def check_ade20k(root: Path, official: bool = True) -> list[Problem]:
 
 
 def check_cityscapes(root: Path, official: bool = True) -> list[Problem]:
-    """Cityscapes: `root` holds leftImg8bit and gtFine."""
+    """Cityscapes: ``root`` holds leftImg8bit and gtFine."""
     download = "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip both unpack into the data root"
     problems = find_folders(root, ("leftImg8bit", "gtFine"), download)
     if problems:
         return problems
-    convert = f"write the train ids with cityscapesScripts: CITYSCAPES_DATASET={root} csCreateTrainIdLabelImgs"
+    convert = (
+        f"attn-plugins data convert cityscapes {root} OUT writes the train ids (as does cityscapesScripts' "
+        "csCreateTrainIdLabelImgs)"
+    )
     expected = _Ids(
         18,
         (_VOID,),

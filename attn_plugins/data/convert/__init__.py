@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from attn_plugins.data.convert import nyuv2, toolbox
+from attn_plugins.data.convert import ade20k, cityscapes, kaggle, nyuv2, sbd, sunrgbd, toolbox
 from attn_plugins.data.convert.plan import Converter, Options
 from attn_plugins.data.convert.run import Done, carry_out, unfinished
 from attn_plugins.progress import Progress
@@ -17,14 +17,19 @@ from attn_plugins.progress import Progress
 __all__ = ["CONVERTERS", "Done", "Options", "convert", "shipped_as", "unfinished"]
 
 CONVERTERS: dict[str, tuple[Converter, ...]] = {
+    "imagenet": (kaggle.KAGGLE,),
+    "voc2012": (sbd.TRAINAUG,),
+    "ade20k": (ade20k.CHALLENGE, ade20k.FULL),
+    "cityscapes": (cityscapes.LABELS,),
     "nyuv2": (nyuv2.LABELED, toolbox.NYUV2),
     "kitti": (toolbox.KITTI,),
+    "sunrgbd": (sunrgbd.RELEASE,),
 }
 """{data set: the ways in which it is shipped}, the first that recognises a source converts it."""
 
 
 def shipped_as(dataset: str, source: Path) -> Converter | None:
-    """What recognises `source` as `dataset` the way it is shipped; None for no one."""
+    """What recognises ``source`` as ``dataset`` the way it is shipped; None for no one."""
     return next((converter for converter in CONVERTERS.get(dataset, ()) if converter.recognises(source)), None)
 
 
@@ -36,10 +41,10 @@ def convert(
     *,
     progress: Progress | None = None,
 ) -> tuple[Done, tuple[str, ...]]:
-    """Convert `source` into the data root `out`, or go on with what an earlier call began.
+    """Convert ``source`` into the data root ``out``, or go on with what an earlier call began.
 
     Args:
-        dataset: a name in :data:`CONVERTERS`.
+        dataset: a name in ``CONVERTERS``.
         source: what the data set's page ships, unpacked.
         out: the data root that the probe will be given: a folder that is empty or not there.
         options: what the user says beyond that.
@@ -51,7 +56,7 @@ def convert(
     Raises:
         ValueError: unknown data set or source, an option that is another converter's, or a file that cannot be used.
             What the source misses is said before anything is written.
-        FileExistsError: `out` holds something else; nothing was changed.
+        FileExistsError: ``out`` holds something else; nothing was changed.
     """
     source, out, options = Path(source), Path(out), options or Options()
     if dataset not in CONVERTERS:

@@ -1,11 +1,11 @@
 """NYU Depth v2 as its authors ship it, nyu_depth_v2_labeled.mat and splits.mat, to the files that BTS makes of it.
 
 The test images are BTS's, on which the published figures are: JPEG with a black frame where the labelled set's border
-is white, the measured depth (`rawDepths`, or with `filled` the `depths` whose holes were filled) in millimetres, cut
-off as a conversion to integers does, named by the kind of room and the number in the .mat.
+is white, the measured depth (``rawDepths``, or with ``filled`` the ``depths`` whose holes were filled) in millimetres,
+cut off as a conversion to integers does, named by the kind of room and the number in the .mat.
 
-The .mat has 795 training images; the 24,231 frames of the protocol are BTS's `sync.zip`. Where `sync/` and its list lie
-beside the .mat they are linked; the 795 take their place otherwise.
+The .mat has 795 training images; the 24,231 frames of the protocol are BTS's ``sync.zip``. Where ``sync/`` and its list
+lie beside the .mat they are linked; the 795 take their place otherwise.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Images and depth maps that a list of lines `IMAGE DEPTH [FOCAL]` names, as links."""
+"""Images and depth maps that a list of lines ``IMAGE DEPTH [FOCAL]`` names, as links."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def listed(listed_in: Path, images: Path, depths: Path, *, unmeasured: bool = Fa
 
 
 def pair_links(pairs: Sequence[Pair], images: str, depths: str) -> list[Link]:
-    """Links below the folders `images` and `depths` of OUT."""
+    """Links below the folders ``images`` and ``depths`` of OUT."""
     places = [
         (below, path, file)
         for pair in pairs

@@ -16,14 +16,14 @@ __all__ = ["Converter", "Link", "Options", "Plan", "Write", "as_jpeg", "as_png",
 
 
 class Link(NamedTuple):
-    """A file that stays what it is: `target` below OUT becomes another name of `source`, or a copy of it."""
+    """A file that stays what it is: ``target`` below OUT becomes another name of ``source``, or a copy of it."""
 
     target: str
     source: str
 
 
 class Write(NamedTuple):
-    """A file that is made: `content` gives its bytes, and is not asked where `target` is there already."""
+    """A file that is made: ``content`` gives its bytes, and is not asked where ``target`` is there already."""
 
     target: str
     content: Callable[[], bytes]
@@ -68,7 +68,7 @@ class Converter:
         reads: the files by which it is recognised, as a user sees them.
         recognises: whether a folder (or file) is shipped in this way.
         plan: raises ValueError, naming what is wrong and the remedy, before anything is written.
-        options: names of the :class:`Options` that it takes.
+        options: names of the ``Options`` that it takes.
         as_is: the probes read the source without a conversion, too.
     """
 
@@ -98,7 +98,7 @@ def lines(texts: Iterable[str]) -> str:
 
 
 def as_png(pixels: NDArray[Any], palette: NDArray[np.uint8] | None = None) -> bytes:
-    """[H, W] uint8 ids or uint16 depth as a PNG; indexed with `palette` [256, 3], grey without."""
+    """[H, W] uint8 ids or uint16 depth as a PNG; indexed with ``palette`` [256, 3], grey without."""
     picture = Image.fromarray(pixels)
     if palette is not None:
         picture.putpalette(palette.tobytes())

@@ -43,10 +43,10 @@ class Done:
 
 
 def unfinished(root: Path) -> str | None:
-    """The source of a conversion into `root` that was not brought to its end; None where there is none.
+    """The source of a conversion into ``root`` that was not brought to its end; None where there is none.
 
     Raises:
-        ValueError: what a conversion left in `root` is no readable JSON.
+        ValueError: what a conversion left in ``root`` is no readable JSON.
     """
     if not (root / MANIFEST).is_file():
         return None
@@ -57,7 +57,7 @@ def unfinished(root: Path) -> str | None:
 def carry_out(
     converter: Converter, plan: Plan, source: Path, out: Path, options: Options, progress: Progress | None = None
 ) -> Done:
-    """Write `plan` into `out`. One process at a time does; another waits, and then finds the files there.
+    """Write ``plan`` into ``out``. One process at a time does; another waits, and then finds the files there.
 
     Args:
         converter: what made the plan.
@@ -68,7 +68,7 @@ def carry_out(
         progress: called with (done, total) after each file.
 
     Raises:
-        FileExistsError: `out` holds anything else. Nothing was changed.
+        FileExistsError: ``out`` holds anything else. Nothing was changed.
         ValueError: a file cannot be read or written; it is named, and those before it stay.
     """
     out = out.absolute()
@@ -77,7 +77,7 @@ def carry_out(
         "format": FORMAT,
         "source": str(source.resolve()),
         "options": {name: str(value) for name, value in asdict(options).items() if value},
-        "files": {path.name: _digest(path) for path in plan.decided_by},
+        "files": {str(path.resolve()): _digest(path) for path in plan.decided_by},
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(out.with_name(f".{out.name}.lock")):  # the system lets go of it when its process dies
@@ -88,7 +88,7 @@ def carry_out(
 
 
 def _claim(out: Path, wanted: dict[str, Any]) -> None:
-    """Make `out` this conversion's, or see that it is."""
+    """Make ``out`` this conversion's, or see that it is."""
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file: choose a folder that is not there yet")
     manifest = out / MANIFEST

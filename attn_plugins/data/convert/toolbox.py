@@ -3,7 +3,7 @@
     nyu/SCENE/..., nyu_train.txt, nyu_test.txt                       training and test scenes beside each other
     kitti/input/DATE/..., kitti/gt_depth/DRIVE/..., kitti_eigen_train.txt, kitti_eigen_test.txt
 
-Its SUN RGB-D folder is the layout that the probes read, with `SUNRGBD_val_splits.txt` of its `splits/`.
+Its SUN RGB-D folder is the layout that the probes read, with ``SUNRGBD_val_splits.txt`` of its ``splits/``.
 """
 
 from __future__ import annotations

@@ -1,16 +1,17 @@
 """Writers of the built-in scenes in the layouts of real data sets, by the name that the probes use.
 
-Each is `writer(root, num_train, num_val, seed, size, *, progress=None) -> data root`:
+Each is ``writer(root, num_train, num_val, seed, size, *, progress=None) -> data root``:
 
     root: folder that the official archives would be unpacked in
     num_train, num_val: scenes in each split, at least 1 (ImageNet: 20, one a class)
     seed: of the scenes; the first n stay the same when more are asked for
     size: (H, W) in pixels
-    progress: called with (done, total) after each scene; `printed_progress` makes one
+    progress: called with (done, total) after each scene; ``printed_progress`` makes one
 
-It returns the data root that a probe's config takes: `root`/VOCdevkit/VOC2012 for VOC,
-`root`/ADEChallengeData2016 for ADE20K, `root` for the others. The data root appears complete or not at all. One that
-was written with the same arguments is used as it is; anything else there is a FileExistsError, and nothing changes.
+It returns the data root that a probe's config takes: ``root/VOCdevkit/VOC2012`` for VOC,
+``root/ADEChallengeData2016`` for ADE20K, ``root`` for the others. The data root appears complete or not at all.
+One that was written with the same arguments is used as it is; anything else there is a FileExistsError, and nothing
+changes.
 """
 
 from __future__ import annotations

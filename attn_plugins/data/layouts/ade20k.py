@@ -5,7 +5,7 @@
         annotations/{training,validation}/ADE_train_00000001.png, ...
 
 The rendered object classes 1..20 are written as ADE20K classes 21..40; wall, sky, floor, earth and mountain as
-themselves. Probes read the masks with `reduce_zero_label=True`.
+themselves. Probes read the masks with ``reduce_zero_label=True``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def write_ade20k(
     *,
     progress: Progress | None = None,
 ) -> Path:
-    """Write scenes as `root`/ADEChallengeData2016; see `attn_plugins.data.layouts` for arguments and errors."""
+    """Write scenes as ``root/ADEChallengeData2016``; see ``attn_plugins.data.layouts`` for arguments and errors."""
     parameters = {"num_train": num_train, "num_val": num_val, "seed": seed, "size": list(size)}
 
     def fill(folder: Path) -> None:

@@ -43,7 +43,7 @@ def write_cityscapes(
     *,
     progress: Progress | None = None,
 ) -> Path:
-    """Write outdoor scenes below `root`; see `attn_plugins.data.layouts` for arguments and errors."""
+    """Write outdoor scenes below ``root``; see ``attn_plugins.data.layouts`` for arguments and errors."""
     parameters = {"num_train": num_train, "num_val": num_val, "seed": seed, "size": list(size)}
 
     def fill(folder: Path) -> None:

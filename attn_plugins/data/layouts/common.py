@@ -40,7 +40,7 @@ VAL_START = 1_000_000
 
 
 class Sample(NamedTuple):
-    """One scene of a split: `number` counts from 0 within `split` ("train" or "val")."""
+    """One scene of a split: ``number`` counts from 0 within ``split`` ("train" or "val")."""
 
     split: str
     number: int
@@ -58,7 +58,7 @@ def samples(
     far: float = 80.0,
     balanced: bool = False,
 ) -> Iterator[Sample]:
-    """Every scene of a data set, training first; `balanced` makes the labels 1, 2, ... 20, 1, ... in turn."""
+    """Every scene of a data set, training first; ``balanced`` makes the labels 1, 2, ... 20, 1, ... in turn."""
     done, total = 0, num_train + num_val
     for split, count, start in (("train", num_train, 0), ("val", num_val, VAL_START)):
         for number in range(count):
@@ -72,19 +72,19 @@ def samples(
 def build_root(root: str | Path, layout: str, parameters: dict[str, Any], fill: Callable[[Path], None]) -> Path:
     """Write a data set as a whole or not at all.
 
-    `fill` gets an empty folder next to `root`, which becomes `root` once it is complete. A root that was written with
-    the same parameters is returned as it is. One process at a time writes below a parent folder; another waits and
+    ``fill`` gets an empty folder next to ``root``, which becomes ``root`` once it is complete. A root that was written
+    with the same parameters is returned as it is. One process at a time writes below a parent folder; another waits and
     then finds the finished root.
 
     Args:
         root: where the data set is to be.
-        layout: its name in `LAYOUTS`.
+        layout: its name in ``LAYOUTS``.
         parameters: everything that decides the content, as JSON values.
         fill: writes the data set into the folder it is given.
 
     Raises:
         ValueError: a split without scenes, or with too many.
-        FileExistsError: `root` holds something else. Nothing was changed.
+        FileExistsError: ``root`` holds something else. Nothing was changed.
     """
     for name in ("num_train", "num_val"):
         if not 1 <= parameters[name] <= VAL_START:
@@ -148,7 +148,7 @@ def save_lines(path: Path, lines: list[str]) -> None:
 
 
 def void_border(instances: NDArray[np.uint8], width: int) -> NDArray[np.bool_]:
-    """Where a VOC mask is 255: pixels within `width` of a change of object, [H, W] bool.
+    """Where a VOC mask is 255: pixels within ``width`` of a change of object, [H, W] bool.
 
     Args:
         instances: [H, W].

@@ -12,7 +12,7 @@ KITTI_SCALE = 256
 
 
 def encode(depth: NDArray[np.float32], scale: int, valid: NDArray[np.bool_]) -> NDArray[np.uint16]:
-    """Depth [H, W] in metres as stored integers; 0 where not `valid`.
+    """Depth [H, W] in metres as stored integers; 0 where not ``valid``.
 
     Raises:
         ValueError: a valid depth does not fit into 1..65535.

@@ -37,7 +37,7 @@ def write_imagenet(
     flat_val: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Write scenes below `root`, as many of each class; see `attn_plugins.data.layouts` for arguments and errors.
+    """Write scenes below ``root``, as many of each class; see ``attn_plugins.data.layouts`` for arguments and errors.
 
     Args:
         flat_val: leave the validation images in one folder, labelled by meta/val.txt alone.

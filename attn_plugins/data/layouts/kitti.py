@@ -6,7 +6,7 @@
     eigen_train_files_with_gt.txt, eigen_test_files_with_gt.txt     lines "IMAGE DEPTH FOCAL"
 
 IMAGE lies below the root, DEPTH below data_depth_annotated/ (the official archive's train/ and val/ merged, as BTS
-does) and is `None` where there is no map for a test image: 45 of 697. The raw ground truth of a line is found by
+does) and is ``None`` where there is no map for a test image: 45 of 697. The raw ground truth of a line is found by
 replacing data_depth_annotated with data_depth_velodyne and groundtruth with velodyne_raw; KITTI's archives hold both
 for the same frames.
 """
@@ -42,7 +42,7 @@ def write_kitti(
     *,
     progress: Progress | None = None,
 ) -> Path:
-    """Write outdoor scenes below `root`; see `attn_plugins.data.layouts` for arguments and errors."""
+    """Write outdoor scenes below ``root``; see ``attn_plugins.data.layouts`` for arguments and errors."""
     parameters = {"num_train": num_train, "num_val": num_val, "seed": seed, "size": list(size)}
 
     def fill(folder: Path) -> None:

@@ -5,7 +5,7 @@
     nyudepthv2_train_files_with_gt.txt     lines "IMAGE DEPTH FOCAL", paths below sync/
     nyudepthv2_test_files_with_gt.txt      the same, paths below official_splits/test/
 
-Paths in the split files may begin with a slash, as those of BTS do. mmseg's own `NYUDataset` wants another layout
+Paths in the split files may begin with a slash, as those of BTS do. mmseg's own ``NYUDataset`` wants another layout
 (images/ and annotations/ with the same names), which has no split files.
 """
 
@@ -44,7 +44,7 @@ def write_nyuv2(
     *,
     progress: Progress | None = None,
 ) -> Path:
-    """Write indoor scenes below `root`; see `attn_plugins.data.layouts` for arguments and errors."""
+    """Write indoor scenes below ``root``; see ``attn_plugins.data.layouts`` for arguments and errors."""
     parameters = {"num_train": num_train, "num_val": num_val, "seed": seed, "size": list(size)}
 
     def fill(folder: Path) -> None:

@@ -43,7 +43,7 @@ def write_sunrgbd(
     *,
     progress: Progress | None = None,
 ) -> Path:
-    """Write indoor scenes below `root`; see `attn_plugins.data.layouts` for arguments and errors."""
+    """Write indoor scenes below ``root``; see ``attn_plugins.data.layouts`` for arguments and errors."""
     parameters = {"num_train": num_train, "num_val": num_val, "seed": seed, "size": list(size)}
 
     def fill(folder: Path) -> None:

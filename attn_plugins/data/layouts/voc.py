@@ -50,7 +50,7 @@ def voc_palette() -> NDArray[np.uint8]:
 
 
 def box_xml(folder: str, filename: str, size: tuple[int, int], boxes: list[tuple[str, Box]]) -> bytes:
-    """A VOC annotation file; `boxes` pairs a class name with its box, `size` is (H, W)."""
+    """A VOC annotation file; ``boxes`` pairs a class name with its box, ``size`` is (H, W)."""
     root = ElementTree.Element("annotation")
 
     def add(parent: ElementTree.Element, **children: object) -> None:
@@ -81,7 +81,7 @@ def write_voc(
     *,
     progress: Progress | None = None,
 ) -> Path:
-    """Write scenes as `root`/VOCdevkit/VOC2012.
+    """Write scenes as ``root/VOCdevkit/VOC2012``.
 
     Args:
         root: the folder that the VOC archive would be unpacked in.
@@ -91,7 +91,7 @@ def write_voc(
         progress: called with (done, total) after each scene.
 
     Returns:
-        The data root, `root`/VOCdevkit/VOC2012; as it is when it was written with the same arguments.
+        The data root, ``root/VOCdevkit/VOC2012``; as it is when it was written with the same arguments.
 
     Raises:
         FileExistsError: it exists with other content.

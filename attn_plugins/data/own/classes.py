@@ -39,12 +39,12 @@ class Classes:
 
 
 def said(value: Value) -> str:
-    """A value as the command line takes it: `11`, `128,0,0`."""
+    """A value as the command line takes it: ``11``, ``128,0,0``."""
     return str(value) if isinstance(value, int) else ",".join(map(str, value))
 
 
 def parse_values(texts: Sequence[str]) -> tuple[Value, ...]:
-    """Values as `said` writes them, and `#800000`; `none` alone for no value.
+    """Values as ``said`` writes them, and ``#800000``; ``none`` alone for no value.
 
     Raises:
         ValueError: something else; it is named.
@@ -68,18 +68,18 @@ def _parsed(text: str) -> Value:
 def decide_classes(found: Found, file: Path | None = None, void: Sequence[Value] | None = None) -> Classes:
     """The classes of masks.
 
-    Without `file`, every value that is not void is a class, named by its value. Void is what `void` says; else what
-    `file` calls so; else 255, where there are two other values at least. Where none of that tells, nobody can know
+    Without ``file``, every value that is not void is a class, named by its value. Void is what ``void`` says; else what
+    ``file`` calls so; else 255, where there are two other values at least. Where none of that tells, nobody can know
     whether a value means "none of the classes", and that changes every number that is measured.
 
     Args:
         found: what the masks hold.
-        file: class names, see `read_names`.
+        file: class names, see ``read_names``.
         void: values that are no class; an empty sequence for none.
 
     Raises:
         ValueError: it is not known what is void; masks of both kinds, or with more values than there can be; a value
-            that `file` does not name, or fewer than two classes.
+            that ``file`` does not name, or fewer than two classes.
     """
     values = sorted(found.pixels, key=lambda value: (isinstance(value, tuple), value))
     if len({isinstance(value, int) for value in values}) > 1:
@@ -132,7 +132,7 @@ def _list(values: Sequence[Value]) -> str:
 
 
 def _read_names(file: Path, values: Sequence[Value], void: set[Value]) -> dict[Value, str]:
-    """{value: name} of a file with a class a line: `NAME`, `VALUE NAME`, `R G B NAME` or `NAME,R,G,B`.
+    """{value: name} of a file with a class a line: ``NAME``, ``VALUE NAME``, ``R G B NAME`` or ``NAME,R,G,B``.
 
     Names alone belong to the values 0, 1, … where no value is beyond them, and else to the values in their order.
 

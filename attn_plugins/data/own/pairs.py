@@ -23,7 +23,7 @@ class Pair(NamedTuple):
     """An image and what lies over it, pixel by pixel.
 
     Attributes:
-        name: the image's path below its folder, without suffix: `train/0001`.
+        name: the image's path below its folder, without suffix: ``train/0001``.
         image: file.
         target: the file of its mask or depth map.
     """
@@ -56,7 +56,7 @@ def find_images(folder: Path) -> dict[str, Path]:
 def find_pairs(images: Path, targets: Path) -> tuple[list[Pair], list[Problem]]:
     """Pairs by name, sorted, and what is left over on either side.
 
-    A target may have an ending that its image has not (`0001_mask.png` of `0001.jpg`), the same for all.
+    A target may have an ending that its image has not (``0001_mask.png`` of ``0001.jpg``), the same for all.
 
     Args:
         images: folder of images, with folders below it or without.
@@ -90,7 +90,7 @@ def find_pairs(images: Path, targets: Path) -> tuple[list[Pair], list[Problem]]:
 
 
 def _ending(ours: Collection[str], theirs: Collection[str]) -> str:
-    """What targets' names have behind their images': "" or `_mask`; the one that makes most pairs."""
+    """What targets' names have behind their images': "" or ``_mask``; the one that makes most pairs."""
     counts: dict[str, int] = {"": sum(name in ours for name in theirs)}
     if counts[""] < len(theirs):
         for name in theirs:
@@ -109,12 +109,12 @@ def part_of(
 ) -> tuple[list[str], str]:
     """The names of one part, and how the parts were made.
 
-    By lists; else by folders `train` and `val` (or `test`) on top; else by digests of the names, so that the same
+    By lists; else by folders ``train`` and ``val`` (or ``test``) on top; else by digests of the names, so that the same
     names are parted alike on every machine.
 
     Args:
         names: of all images.
-        part: `train` or `val`.
+        part: ``train`` or ``val``.
         share: of the images that are validated on, where nothing else tells.
         lists: files of names of the training and the validation images, a name a line; suffixes do not count.
 

@@ -166,7 +166,7 @@ def read_labels(path: str | Path) -> tuple[NDArray[Any], dict[int, tuple[int, in
     """A mask as it is stored, and the colours of its values where it has a palette.
 
     Returns:
-        `[H, W]` values; `[H, W, 3]` where it is in colour.
+        ``[H, W]`` values; ``[H, W, 3]`` where it is in colour.
 
     Raises:
         ImageError: it cannot be read, or has values that are no labels.

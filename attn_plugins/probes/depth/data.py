@@ -21,14 +21,14 @@ __all__ = ["BorderCrop", "ColorAugment", "DepthSplit", "KBCrop", "LoadDepth", "R
 
 @DATASETS.register_module()
 class DepthSplit(BaseDataset):
-    """Image and depth pairs by a split file of lines `IMAGE DEPTH [FOCAL]`: BTS's NYUv2 and KITTI, SUN RGB-D.
+    """Image and depth pairs by a split file of lines ``IMAGE DEPTH [FOCAL]``: BTS's NYUv2 and KITTI, SUN RGB-D.
 
     Args:
         ann_file: the split file.
-        data_prefix: `img_path` and `depth_map_path`, the folders that its paths are below.
+        data_prefix: ``img_path`` and ``depth_map_path``, the folders that its paths are below.
         replace: (old, new) pairs applied to depth paths, for KITTI's raw ground truth. Lines without a depth path
             are then looked up by KITTI's own naming: DRIVE/proj_depth/NEW/CAMERA/NUMBER.png.
-        kwargs: of mmengine's `BaseDataset`.
+        kwargs: of mmengine's ``BaseDataset``.
 
     Raises:
         ValueError: an empty split, or a line that is not IMAGE DEPTH [FOCAL].
@@ -41,7 +41,7 @@ class DepthSplit(BaseDataset):
         super().__init__(**kwargs)
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """One entry per line that has a depth map; how many have none (`None`) is logged."""
+        """One entry per line that has a depth map; how many have none (``None``) is logged."""
         entries, without = [], 0
         for number, line in enumerate(read_lines(self.ann_file), 1):
             if not line.strip():
@@ -76,7 +76,7 @@ class DepthSplit(BaseDataset):
         return entries
 
     def _raw_map(self, image: str, kind: str) -> str:
-        """The raw map of a line that names none, if it is there: of `DATE/DRIVE/CAMERA/data/NUMBER.png`."""
+        """The raw map of a line that names none, if it is there: of ``DATE/DRIVE/CAMERA/data/NUMBER.png``."""
         parts = Path(image).parts
         if len(parts) != 5:
             return "None"
@@ -86,7 +86,7 @@ class DepthSplit(BaseDataset):
 
 @TRANSFORMS.register_module()
 class LoadDepth(BaseTransform):
-    """Loads `depth_map_path` as `gt_depth_map`: float32 metres, 0 = not measured; passes an image without one.
+    """Loads ``depth_map_path`` as ``gt_depth_map``: float32 metres, 0 = not measured; passes an image without one.
 
     Args:
         scale: stored units per metre (1000, KITTI 256).
@@ -116,7 +116,7 @@ class LoadDepth(BaseTransform):
 
 
 class _Crop(BaseTransform):
-    """Crops image and depth to `box(height, width) -> (top, bottom, left, right)`.
+    """Crops image and depth to ``box(height, width) -> (top, bottom, left, right)``.
 
     The crops belong to the data sets: a picture without a depth map, to be predicted, stays whole.
     """
@@ -156,7 +156,7 @@ class BorderCrop(_Crop):
 
 @TRANSFORMS.register_module()
 class KBCrop(_Crop):
-    """KITTI benchmark crop: the lowest `height` rows, the middle `width` columns.
+    """KITTI benchmark crop: the lowest ``height`` rows, the middle ``width`` columns.
 
     Raises:
         ValueError: the image is smaller.

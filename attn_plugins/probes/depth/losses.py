@@ -20,11 +20,11 @@ def _valid(target: Tensor, max_depth: float | None) -> Tensor:
 class SigLoss(nn.Module):
     """Scale-invariant log loss: sqrt(var(g) + 0.15 · mean(g)²), g = log(pred + ε) - log(target + ε) over valid pixels.
 
-    DINOv2, eval/depth/models/losses/sigloss.py, after AdaBins (arXiv 2011.14141). For the first `warm_iter`
+    DINOv2, eval/depth/models/losses/sigloss.py, after AdaBins (arXiv 2011.14141). For the first ``warm_iter``
     iterations the variance is left out.
 
     The variance is not additive over images, so how many are pooled matters. DINOv2 pools one GPU's 2 images;
-    `images` keeps that on any number of processes: the loss is the mean over groups of so many images. Groups without
+    ``images`` keeps that on any number of processes: the loss is the mean over groups of so many images. Groups without
     a valid pixel count as zero.
 
     Args:
@@ -32,7 +32,7 @@ class SigLoss(nn.Module):
         max_depth: metres; deeper targets are invalid.
         warm_iter: iterations of warm-up, 0 for none.
         images: images whose pixels are pooled; None for the whole batch.
-        loss_name: key in the log; has to begin with `loss`.
+        loss_name: key in the log; has to begin with ``loss``.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class SigLoss(nn.Module):
         self.loss_name = loss_name
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Loss of `prediction [B, 1, H, W]` against `target [B, 1, H, W]` in metres, 0 = not measured."""
+        """Loss of ``prediction [B, 1, H, W]`` against ``target [B, 1, H, W]`` in metres, 0 = not measured."""
         # The run's own counter, so that a resumed run does not warm up again.
         warming = MessageHub.get_current_instance().get_info("iter", 0) < self.warm_iter
         groups = zip(
@@ -76,19 +76,19 @@ class SigLoss(nn.Module):
 class LogGradientLoss(nn.Module):
     """Differences of g = log(pred + ε) - log(target + ε) over two pixels, at four scales, summed over valid pairs.
 
-    DINOv2, eval/depth/models/losses/gradientloss.py, after MegaDepth, whose formula is for one `[H, W]` map. DINOv2's
-    code receives `[B, 1, H, W]` and takes the first two axes for rows and columns: it differentiates over the batch,
-    and with its 2 images per GPU the loss is exactly 0. `axes="image"` (default) is the formula, per image;
-    `axes="upstream"` is what that code computes.
+    DINOv2, eval/depth/models/losses/gradientloss.py, after MegaDepth, whose formula is for one ``[H, W]`` map. DINOv2's
+    code receives ``[B, 1, H, W]`` and takes the first two axes for rows and columns: it differentiates over the batch,
+    and with its 2 images per GPU the loss is exactly 0. ``axes="image"`` (default) is the formula, per image;
+    ``axes="upstream"`` is what that code computes.
 
     Args:
         loss_weight: factor.
         max_depth: metres; deeper targets are invalid.
-        axes: `image` or `upstream`.
-        loss_name: key in the log; has to begin with `loss`.
+        axes: ``image`` or ``upstream``.
+        loss_name: key in the log; has to begin with ``loss``.
 
     Raises:
-        ValueError: unknown `axes`.
+        ValueError: unknown ``axes``.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class LogGradientLoss(nn.Module):
         self.loss_name = loss_name
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Loss of `prediction [B, 1, H, W]` against `target [B, 1, H, W]` in metres, 0 = not measured."""
+        """Loss of ``prediction [B, 1, H, W]`` against ``target [B, 1, H, W]`` in metres, 0 = not measured."""
         if self.axes == "upstream":
             return self.loss_weight * self._scales(prediction, target)
         pairs = zip(prediction.flatten(0, 1), target.flatten(0, 1), strict=True)

@@ -22,12 +22,12 @@ def crop_box(crop: str | None, height: int, width: int) -> tuple[int, int, int, 
     """Top, bottom, left, right of an evaluation crop.
 
     Args:
-        crop: `eigen` (NYUv2: rows 45 to 471, columns 41 to 601 of 480x640, scaled with the map), `eigen_pixels`
+        crop: ``eigen`` (NYUv2: rows 45 to 471, columns 41 to 601 of 480x640, scaled with the map), ``eigen_pixels``
             (those rows and columns of a map of any size, what the Monocular-Depth-Estimation-Toolbox takes of
-            SUN RGB-D), `garg` (KITTI: fractions of the size) or None for all.
+            SUN RGB-D), ``garg`` (KITTI: fractions of the size) or None for all.
 
     Raises:
-        ValueError: unknown crop, or a map of another shape than 3:4 for `eigen`.
+        ValueError: unknown crop, or a map of another shape than 3:4 for ``eigen``.
     """
     if crop is None:
         return 0, height, 0, width
@@ -65,8 +65,8 @@ def depth_errors(prediction: Tensor, target: Tensor) -> dict[str, float]:
     """The nine usual errors over valid pixels.
 
     Args:
-        prediction: `[P]` metres, clamped to the range.
-        target: `[P]` metres.
+        prediction: ``[P]`` metres, clamped to the range.
+        target: ``[P]`` metres.
     """
     prediction, target = prediction.double(), target.double()
     difference = prediction - target
@@ -95,10 +95,10 @@ class DepthErrors(BaseMetric):
     Args:
         min_depth: metres.
         max_depth: metres.
-        crop: `eigen`, `eigen_pixels`, `garg` or None; see `crop_box`.
+        crop: ``eigen``, ``eigen_pixels``, ``garg`` or None; see ``crop_box``.
         cap: metres; ground truth and predictions beyond it are set to it first, as the toolbox does on SUN RGB-D,
             so that whatever is farther counts as that far. None changes nothing.
-        kwargs: of mmengine's `BaseMetric`.
+        kwargs: of mmengine's ``BaseMetric``.
 
     Attributes:
         images: {image's path: RMSE} of the last evaluation.
@@ -120,7 +120,7 @@ class DepthErrors(BaseMetric):
         self.images: dict[str, float] = {}
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Add the errors of `pred_depth_map` `[1, H, W]` against `gt_depth_map` `[1, H, W]`."""
+        """Add the errors of ``pred_depth_map`` ``[1, H, W]`` against ``gt_depth_map`` ``[1, H, W]``."""
         for sample in data_samples:
             target = sample["gt_depth_map"]["data"].squeeze(0)
             prediction = sample["pred_depth_map"]["data"].squeeze(0).to(target.device)

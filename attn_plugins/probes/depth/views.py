@@ -18,12 +18,12 @@ __all__ = ["StoredDepth"]
 
 @DATASETS.register_module()
 class StoredDepth(StoredViews):
-    """`StoredViews` of images with depth maps, at their own size: as they are, and mirrored.
+    """``StoredViews`` of images with depth maps, at their own size: as they are, and mirrored.
 
     Other scales are no views of depth, as an object twice as large is half as far away.
 
     Args:
-        kwargs: of `StoredViews`; the data set's pipeline reads image and depth map and crops both.
+        kwargs: of ``StoredViews``; the data set's pipeline reads image and depth map and crops both.
     """
 
     of = VIEWS[:2]

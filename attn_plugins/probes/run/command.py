@@ -1,4 +1,4 @@
-"""The `mim` command line of a probe: the config as it is, with data, sizes and iteration counts overridden."""
+"""The ``mim`` command line of a probe: the config as it is, with data, sizes and iteration counts overridden."""
 
 from __future__ import annotations
 
@@ -106,13 +106,13 @@ def _resized(transform: Mapping[str, Any], crop: tuple[int, int], scale: tuple[i
 def mim_command(
     action: str, probe: str, options: Mapping[str, Any], *arguments: str, work_dir: str | Path | None = None
 ) -> list[str]:
-    """The argument vector of `mim ACTION mmseg CONFIG …` in this interpreter.
+    """The argument vector of ``mim ACTION mmseg CONFIG …`` in this interpreter.
 
     Args:
-        action: `train` or `test`.
+        action: ``train`` or ``test``.
         probe: name or path of the config.
-        options: for `--cfg-options`.
-        arguments: further arguments (`--resume`, `--launcher`, `pytorch`, `--gpus`, `2`).
+        options: for ``--cfg-options``.
+        arguments: further arguments (``--resume``, ``--launcher``, ``pytorch``, ``--gpus``, ``2``).
         work_dir: where logs and checkpoints go.
     """
     command = [sys.executable, "-m", "mim", action, "mmseg", str(config_file(probe)), *arguments]

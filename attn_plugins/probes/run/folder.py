@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 OWN = "own:"
-"""What the `probe` of such a config begins with; the name behind it is the column of the table."""
+"""What the ``probe`` of such a config begins with; the name behind it is the column of the table."""
 
 # Passes over the training images, where the protocol's 40,000 iterations would be hundreds.
 _PASSES = 60
@@ -175,15 +175,15 @@ def set_iterations(config: Config, probe: str, iterations: int, validations: int
 
 
 def write_config(config: Config, path: Path, about: str) -> Path:
-    """Write a config whole, to be edited and run by `mim train mmseg` alone.
+    """Write a config whole, to be edited and run by ``mim train mmseg`` alone.
 
     Args:
         config: whole, without a base.
-        path: ends in `.py`.
+        path: ends in ``.py``.
         about: comment on top.
 
     Raises:
-        ValueError: `path` does not end so.
+        ValueError: ``path`` does not end so.
     """
     if path.suffix != ".py":
         raise ValueError(f"{path}: a config is a .py file")

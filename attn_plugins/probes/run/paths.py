@@ -10,7 +10,7 @@ __all__ = ["config_file", "configs_dir"]
 
 
 def configs_dir() -> Path:
-    """The folder `mmseg_configs`.
+    """The folder ``mmseg_configs``.
 
     Raises:
         FileNotFoundError: it is in neither place.
@@ -19,7 +19,7 @@ def configs_dir() -> Path:
 
 
 def config_file(name: str) -> Path:
-    """The config of a probe: `voc2012`, `voc2012_linear` or a path.
+    """The config of a probe: ``voc2012``, ``voc2012_linear`` or a path.
 
     Raises:
         ValueError: no such config; the message lists them.

@@ -23,9 +23,9 @@ _STATISTICS = ("min", "max", "current", "mean")
 
 
 def install_safe_loading() -> None:
-    """Put `attn_plugins.checkpoints.read` in the place of every loader that mmengine has registered.
+    """Put ``attn_plugins.checkpoints.read`` in the place of every loader that mmengine has registered.
 
-    mmengine's own unpickles a file in full when the safe way refuses it, and its safe way admits `getattr`. This
+    mmengine's own unpickles a file in full when the safe way refuses it, and its safe way admits ``getattr``. This
     holds for the whole process: local files and http(s) addresses are read by the allow-list, other schemes refused.
     """
     others = [scheme for scheme in CheckpointLoader._schemes if scheme not in ("", "http://", "https://")]
@@ -35,12 +35,12 @@ def install_safe_loading() -> None:
 
 
 def run_state_is_read() -> AbstractContextManager[None]:
-    """Context in which `attn_plugins.checkpoints` reads what mmengine saves of a run, too."""
+    """Context in which ``attn_plugins.checkpoints`` reads what mmengine saves of a run, too."""
     return safe_globals(_run_state())
 
 
 def load_from_local(filename: str, map_location: Any = None) -> Any:
-    """The contents of a local checkpoint, on the CPU; `map_location` is accepted for mmengine's sake.
+    """The contents of a local checkpoint, on the CPU; ``map_location`` is accepted for mmengine's sake.
 
     Raises:
         CheckpointError: no such file, damaged, or it asks for something outside the allow-list, which is named.
@@ -50,7 +50,7 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
 
 
 def load_from_http(filename: str, map_location: Any = None) -> Any:
-    """The contents of a checkpoint behind an address, kept in torch's hub folder; see `load_from_local`."""
+    """The contents of a checkpoint behind an address, kept in torch's hub folder; see ``load_from_local``."""
     name = f"{hashlib.sha256(filename.encode()).hexdigest()[:8]}-{Path(urlsplit(filename).path).name}"
     file = Path(torch.hub.get_dir()) / "checkpoints" / name
     if not file.is_file():
@@ -81,9 +81,9 @@ def _run_state() -> list[Any]:
 
 
 def _statistic(owner: Any, name: str) -> Any:
-    """What a file gets for `getattr`: a HistoryBuffer's pickle names its four statistics so, and nothing else is.
+    """What a file gets for ``getattr``: a HistoryBuffer's pickle names its four statistics so, and nothing else is.
 
-    With the true `getattr`, a file reaches every function of the interpreter from any class that it may name.
+    With the true ``getattr``, a file reaches every function of the interpreter from any class that it may name.
     """
     if owner is not HistoryBuffer or name not in _STATISTICS:
         raise pickle.UnpicklingError(f"GLOBAL builtins.getattr, for {name!r} of {owner!r}")

@@ -1,4 +1,4 @@
-"""The hook that keeps `probe.json`, and what it says about a run: its data, and how it differs from the config."""
+"""The hook that keeps ``probe.json``, and what it says about a run: its data, and how it differs from the config."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ _NOT_COMPARED = (
 
 @HOOKS.register_module()
 class ProbeResultHook(Hook):
-    """Keeps `WORK_DIR/probe.json`, which `attn-plugins table` reads, and the work dir to one run at a time."""
+    """Keeps ``WORK_DIR/probe.json``, which ``attn-plugins table`` reads, and the work dir to one run at a time."""
 
     def before_run(self, runner: Any) -> None:
         """Take the work dir.
 
         Raises:
             ValueError: another run is at work in it; or it holds the result of another backbone, of other data or of
-                other settings, all of which are named; or its `probe.json` is damaged.
+                other settings, all of which are named; or its ``probe.json`` is damaged.
         """
         folder = Path(runner.work_dir)
         if is_main_process():
@@ -80,7 +80,7 @@ class ProbeResultHook(Hook):
             ) from None
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """Add to its `meta` what predicting needs; see `attn_plugins.probes.load`."""
+        """Add to its ``meta`` what predicting needs; see ``attn_plugins.probes.load``."""
         record = record_of_run(runner)
         if record is not None:
             checkpoint["meta"][META_KEY] = record.text()
@@ -125,7 +125,7 @@ def _this_run(runner: Any) -> ProbeResult:
 
 
 def data_splits(runner: Any) -> dict[str, DataSplit]:
-    """{`train`, `val`, `test`: split} of the loops that the runner has built."""
+    """{``train``, ``val``, ``test``: split} of the loops that the runner has built."""
     loops = {role: getattr(runner, f"_{role}_loop") for role in ("train", "val", "test")}
     return {role: _split(loop.dataloader.dataset) for role, loop in loops.items() if isinstance(loop, BaseLoop)}
 
@@ -140,7 +140,7 @@ def _split(dataset: Any) -> DataSplit:
 
 
 def overrides(config: Config) -> dict[str, Any]:
-    """{option: value} where a config differs from the shipped one of the same probe, `None` for what it lacks.
+    """{option: value} where a config differs from the shipped one of the same probe, ``None`` for what it lacks.
 
     A config of no shipped probe is compared with its own file.
     """
@@ -178,7 +178,7 @@ def _own_settings(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """(`train_cfg.max_iters`, 40000), …; lists of numbers and texts whole, as JSON has them."""
+    """(``train_cfg.max_iters``, 40000), …; lists of numbers and texts whole, as JSON has them."""
     items: Any = value.items() if isinstance(value, Mapping) else enumerate(value)
     for key, inner in items:
         place = f"{name}.{key}" if name else str(key)

@@ -1,4 +1,4 @@
-"""A probe in this process: what `mim train` and `mim test` build, without starting another interpreter."""
+"""A probe in this process: what ``mim train`` and ``mim test`` build, without starting another interpreter."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def build_runner(
     resume: bool = False,
     change: Callable[[Config], None] | None = None,
 ) -> Runner:
-    """The runner of a probe's config, not started: call its `train()` or `test()`.
+    """The runner of a probe's config, not started: call its ``train()`` or ``test()``.
 
     Args:
         probe: name or path of the config.
-        options: as `--cfg-options` takes them; texts are read as there.
+        options: as ``--cfg-options`` takes them; texts are read as there.
         work_dir: where logs and checkpoints go.
         resume: go on from the last checkpoint there.
         change: edits of the config that no option can make.
@@ -46,7 +46,7 @@ def build_runner(
 
 
 def parsed_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options with texts read as `--cfg-options` reads them."""
+    """Options with texts read as ``--cfg-options`` reads them."""
     return {key: _parsed(value) for key, value in options.items()}
 
 

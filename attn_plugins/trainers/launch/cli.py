@@ -94,7 +94,7 @@ def _loading_only(spec: str | None) -> Iterator[None]:
 
 
 def _run(script: list[str]) -> None:
-    """Run `SCRIPT ARGS…` or `-m MODULE ARGS…` as `python` would, in this process."""
+    """Run ``SCRIPT ARGS…`` or ``-m MODULE ARGS…`` as ``python`` would, in this process."""
     module = script[0] == "-m"
     sys.argv = script[1:] if module else script
     sys.path.insert(0, str(Path.cwd() if module else Path(script[0]).resolve().parent))

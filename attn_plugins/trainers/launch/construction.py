@@ -24,7 +24,8 @@ __all__ = ["is_vit_class", "patch_as_built"]
 def is_vit_class(cls: type) -> bool:
     """Whether a class's constructor, or an inherited one, makes the parts that a codebase's ViTs have.
 
-    Those of DINO, DINOv2, DINOv3, lightly-train and timm (EVA and its kin included) have `patch_embed` and `blocks`.
+    Those of DINO, DINOv2, DINOv3, lightly-train and timm (EVA and its kin included) have ``patch_embed`` and
+    ``blocks``.
     """
     wanted = {codebase.constructor for codebase in CODEBASES.values() if codebase.constructor}
     found = [_names(vars(base).get("__init__")) for base in cls.__mro__]
@@ -38,7 +39,7 @@ def _names(constructor: Any) -> set[str]:
 
 @contextlib.contextmanager
 def patch_as_built(built: Callable[[nn.Module], None]) -> Iterator[None]:
-    """Within this context `built(model)` is called with every ViT whose constructor has just finished.
+    """Within this context ``built(model)`` is called with every ViT whose constructor has just finished.
 
     Classes that exist already are reached, and those that are defined while the context is open.
     """

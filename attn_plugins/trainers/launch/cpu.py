@@ -25,7 +25,7 @@ __all__ = ["instead_of_cuda"]
 
 @contextlib.contextmanager
 def instead_of_cuda() -> Iterator[None]:
-    """Within this context `cuda` means the CPU, NCCL means gloo, gradient scaling is off and torch.hub offline.
+    """Within this context ``cuda`` means the CPU, NCCL means gloo, gradient scaling is off and torch.hub offline.
 
     The process must not have used CUDA yet. Without torchrun's environment, that of a single process is set.
     """
@@ -44,7 +44,7 @@ def instead_of_cuda() -> Iterator[None]:
 
 
 class _CudaIsCpu(TorchFunctionMode):
-    """`device='cuda'`, `.to('cuda')`, `.cuda()`: the CPU."""
+    """``device='cuda'``, ``.to('cuda')``, ``.cuda()``: the CPU."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = {name: _to_cpu(value) if name == "device" else value for name, value in (kwargs or {}).items()}
@@ -66,7 +66,7 @@ def _to_cpu(device: Any) -> Any:
 
 
 def _gloo_averages() -> bool:
-    """Whether this torch's gloo knows `ReduceOp.AVG`, which 2.7's does not; asked of a group of one."""
+    """Whether this torch's gloo knows ``ReduceOp.AVG``, which 2.7's does not; asked of a group of one."""
     options = dist.AllreduceOptions()
     options.reduceOp = dist.ReduceOp.AVG
     try:
@@ -144,7 +144,7 @@ def _replacements() -> list[tuple[Any, str, Any]]:
 
 
 def _share(tensor: Tensor, group: Any) -> Tensor:
-    """What each process adds to a sum that is the mean: gloo refuses `ReduceOp.AVG` in older releases of torch.
+    """What each process adds to a sum that is the mean: gloo refuses ``ReduceOp.AVG`` in older releases of torch.
 
     Divided before, as NCCL does, so that the result needs no more work when a call returns before it is there.
     """

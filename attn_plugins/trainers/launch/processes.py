@@ -16,7 +16,7 @@ def only_by_torchrun(script: Sequence[str]) -> Iterator[None]:
     """Refuse to start a second Python on the same script, as Lightning does for its other devices.
 
     Raises:
-        RuntimeError: from the trainer's `subprocess.Popen`, naming the remedy.
+        RuntimeError: from the trainer's ``subprocess.Popen``, naming the remedy.
     """
     name = script[1] if script[0] == "-m" else str(Path(script[0]).resolve())
     active = True

@@ -34,6 +34,7 @@ class Block(nn.Module):
         return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -53,6 +54,7 @@ def test_opcheck(options: dict[str, Any]) -> None:
     torch.library.opcheck(entmax_attention, args)
 
 
+@pytest.mark.slow
 def test_compiles_to_one_graph() -> None:
     block = Block().to(DEVICE)
     x = torch.randn(2, 20, 32, device=DEVICE, requires_grad=True)
@@ -85,6 +87,7 @@ def test_fully_sharded(tmp_path: Path) -> None:
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_what_is_kept_grows_with_the_rows_not_with_their_square() -> None:
     """Besides its inputs, a call keeps the output and one float per row."""
     kept = {}

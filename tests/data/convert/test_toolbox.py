@@ -49,6 +49,7 @@ def ramp(height: int, width: int, low: int, high: int) -> np.ndarray:
     return np.repeat(np.linspace(low, high, height).astype(np.uint16)[:, None], width, axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "make", "config", "linked"),
     [("nyuv2", nyu, "nyuv2_linear4_depth", 8), ("kitti", kitti, "kitti_linear4_depth", 5)],

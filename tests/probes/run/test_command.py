@@ -125,6 +125,7 @@ def test_labels_out_of_range_are_named() -> None:
         CheckLabels(20)(results)
 
 
+@pytest.mark.slow
 def test_a_head_of_other_classes_is_refused(backbone_file: Path, roots: dict[str, Path], tmp_path: Path) -> None:
     settings = options("voc2012_linear", backbone_file, roots, **{"model.decode_head.num_classes": 20})
     with pytest.raises(ValueError, match="the head has 20 classes, PascalVOCDataset has 21"):

@@ -78,6 +78,7 @@ def test_another_run_in_the_same_folder_is_refused_and_changes_nothing(
     here("voc2012", settings, tmp_path / "run").train()
 
 
+@pytest.mark.slow
 def test_a_second_run_at_the_same_time_is_refused(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

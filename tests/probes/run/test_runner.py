@@ -21,13 +21,10 @@ from ..conftest import ARCH, OPTIONS, tiny_vit
 from ..running import LAYOUT_OF, mim, options, weights
 
 pytestmark = pytest.mark.slow
-# One in the ordinary tier, where the other kinds are trained and resumed below; all of them every night.
-THROUGH_MIM = [
-    pytest.param(probe, marks=() if probe == "voc2012_linear" else pytest.mark.nightly) for probe in LAYOUT_OF
-]
 
 
-@pytest.mark.parametrize("probe", THROUGH_MIM)
+@pytest.mark.nightly  # in the ordinary tier: one of them on two processes, and each kind in this process
+@pytest.mark.parametrize("probe", LAYOUT_OF)
 def test_every_config_trains_through_mim(
     probe: str, backbone_file: Path, roots: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -40,13 +37,19 @@ def test_every_config_trains_through_mim(
     assert [(e["split"], e["iter"]) for e in record["evaluations"]] == [("val", 2)]
 
 
-def test_a_nyuv2_head_is_tested_on_sunrgbd_through_mim(
-    backbone_file: Path, roots: dict[str, Path], tmp_path: Path
+@pytest.mark.parametrize("through_mim", [False, pytest.param(True, marks=pytest.mark.nightly)])
+def test_a_nyuv2_head_is_tested_on_sunrgbd(
+    through_mim: bool, backbone_file: Path, roots: dict[str, Path], tmp_path: Path
 ) -> None:
     here("nyuv2", options("nyuv2_linear4_depth", backbone_file, roots), tmp_path / "nyu").train()
     settings = options("sunrgbd_linear4_depth", backbone_file, roots)
     head = str(tmp_path / "nyu/iter_2.pth")
-    mim("test", "sunrgbd", settings, "--checkpoint", head, work_dir=tmp_path / "sun")
+    if through_mim:
+        mim("test", "sunrgbd", settings, "--checkpoint", head, work_dir=tmp_path / "sun")
+    else:
+        runner = here("sunrgbd", settings, tmp_path / "sun")
+        runner._load_from = head
+        runner.test()
     (row,) = collect([tmp_path])
     best = {key.split(" [")[0]: value for key, value in row.best.items()}
     assert set(best) == {"nyuv2", "sunrgbd"} and best["sunrgbd"] > 0
@@ -100,6 +103,11 @@ def test_two_processes_match_one_through_mim(backbone_file: Path, roots: dict[st
     settings = options("voc2012_linear", backbone_file, roots, 3)
     output = mim("train", "voc2012", settings, "--launcher", "pytorch", "--gpus", "2", work_dir=tmp_path / "two")
     assert "total batch 4 = 2 process(es) x 2 images" in output
+    record = json.loads((tmp_path / "two/probe.json").read_text())
+    assert record["backbone"]["plugins"] == "entmax15"
+    assert [(e["split"], e["iter"]) for e in record["evaluations"]] == [("val", 3)]
+    head = weights(tmp_path / "two", 3)
+    assert head and not any("backbone" in name for name in head)
     here("voc2012", settings, tmp_path / "one").train()
     torch.testing.assert_close(weights(tmp_path / "two", 3), weights(tmp_path / "one", 3), rtol=1e-4, atol=1e-6)
 

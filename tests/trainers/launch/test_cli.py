@@ -58,12 +58,14 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return losses(python(TRAINER, "--out", tmp_path_factory.mktemp("plain"), "--steps", 3))
 
 
+@pytest.mark.slow
 def test_softmax_gives_the_losses_of_the_unlaunched_trainer_to_the_last_digit(plain: list[str], tmp_path: Path) -> None:
     command = ("-m", "attn_plugins.launch", "--attn-plugins", "softmax", "--", TRAINER, "--out", tmp_path)
     assert losses(python(*command)) == plain
     assert len(plain) == 3
 
 
+@pytest.mark.slow
 def test_entmax15_is_trained_stamped_resumed_and_not_resumed_as_anything_else(
     launch: Callable[..., Result], plain: list[str], tmp_path: Path
 ) -> None:

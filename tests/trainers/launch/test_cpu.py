@@ -45,6 +45,7 @@ print("ALL ON THE CPU")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_cuda_calls_are_answered_by_the_cpu_and_it_says_so_loudly(tmp_path: Path) -> None:
     script = tmp_path / "script.py"

@@ -1,12 +1,10 @@
 """Data parallel training on two gloo processes is training on one."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.processes import together
 from torch import Tensor
 
 pytestmark = pytest.mark.slow
@@ -16,10 +14,7 @@ SPEC = "entmax_alpha+registers:num=2"
 
 
 def gradients(processes: int, path: Path) -> dict[str, Tensor]:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*torchrun, SCRIPT, SPEC, path], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
+    together(processes, SCRIPT, SPEC, path)
     out: dict[str, Tensor] = torch.load(path, weights_only=True)
     return out
 

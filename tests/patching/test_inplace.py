@@ -9,12 +9,13 @@ import pytest
 import timm
 import torch
 from codebases.twin import assert_same_outputs, normalized_by
+from helpers.tiny_vit import Attention
 from torch import Tensor, nn
 
 import attn_plugins
 from attn_plugins.registry import NORMALIZERS
 
-from .models import Attention, TinyViT, images, snapshot
+from .models import images, snapshot, tiny_vit
 
 
 def specs(model: nn.Module) -> list[str | None]:
@@ -32,7 +33,7 @@ def specs(model: nn.Module) -> list[str | None]:
     ],
 )
 def test_outputs_are_those_of_the_entmax_package(spec: str, normalizer: object) -> None:
-    model, x = TinyViT(), images()
+    model, x = tiny_vit(), images()
     softmax = torch.softmax
     with normalized_by(softmax if normalizer is softmax else normalizer):  # type: ignore[arg-type]
         expected = model(x)
@@ -41,7 +42,7 @@ def test_outputs_are_those_of_the_entmax_package(spec: str, normalizer: object) 
 
 
 def test_unpatch_leaves_no_trace() -> None:
-    model, x = TinyViT(), images()
+    model, x = tiny_vit(), images()
     model.blocks[1].register_forward_hook(lambda *_: None)
     before, output = snapshot(model), model(x)
     for spec in ("entmax15", "entmax_alpha", "sparsemax"):
@@ -56,7 +57,7 @@ def test_unpatch_leaves_no_trace() -> None:
 
 
 def test_patching_twice_changes_nothing() -> None:
-    model = attn_plugins.patch(TinyViT(), "entmax_alpha")
+    model = attn_plugins.patch(tiny_vit(), "entmax_alpha")
     with torch.no_grad():
         model.get_parameter("blocks.2.attn.attn_plugins_normalizer.logit").add_(0.7)
     before = snapshot(model)
@@ -67,7 +68,7 @@ def test_patching_twice_changes_nothing() -> None:
 
 
 def test_patching_again_replaces_the_chosen_layers() -> None:
-    model = attn_plugins.patch(TinyViT(), "entmax15")
+    model = attn_plugins.patch(tiny_vit(), "entmax15")
     attn_plugins.patch(model, "entmax_alpha", layers=[1, -1])
     assert specs(model) == ["entmax15", "entmax_alpha", "entmax15", "entmax_alpha"]
     attn_plugins.patch(model, "sparsemax", layers="blocks.1")
@@ -78,7 +79,7 @@ def test_patching_again_replaces_the_chosen_layers() -> None:
 
 
 def test_patched_gives_back_what_was_there() -> None:
-    model, x = TinyViT(), images()
+    model, x = tiny_vit(), images()
     bare, dense = snapshot(model), model(x)
     with attn_plugins.patched(model, "entmax_alpha") as inside:
         assert inside is model and specs(model) == ["entmax_alpha"] * 4
@@ -94,7 +95,7 @@ def test_patched_gives_back_what_was_there() -> None:
 
 
 def test_a_single_attention_module() -> None:
-    attention, x = Attention(), images()
+    attention, x = Attention(), torch.randn(3, 9, 16)
     with normalized_by(entmax.entmax15):
         expected = attention(x)
     attn_plugins.patch(attention, "entmax15")
@@ -103,7 +104,7 @@ def test_a_single_attention_module() -> None:
 
 
 def test_a_shared_module_is_one_layer() -> None:
-    model, x = TinyViT(), images()
+    model, x = tiny_vit(), images()
     model.blocks[2] = model.blocks[0]
     with normalized_by(entmax.entmax15):
         expected = model(x)
@@ -113,7 +114,7 @@ def test_a_shared_module_is_one_layer() -> None:
 
 
 def test_hooks_go_on() -> None:
-    model, x, seen = TinyViT(), images(), []
+    model, x, seen = tiny_vit(), images(), []
     attention = model.get_submodule("blocks.0.attn")
     attention.register_forward_pre_hook(lambda module, args: (2 * args[0],))
     attention.register_forward_hook(lambda module, args, output: seen.append(output))
@@ -126,7 +127,7 @@ def test_hooks_go_on() -> None:
 
 def test_a_forward_that_hides_the_class_is_refused() -> None:
     """accelerate's hooks put a ``forward`` on the module, and the patched class's would never run."""
-    model = TinyViT()
+    model = tiny_vit()
     attention, first = model.get_submodule("blocks.2.attn"), model.get_submodule("blocks.0.attn")
     attention.forward = attention.forward
     before = [type(module) for module in model.modules()]
@@ -150,7 +151,7 @@ class Doubled(Attention):
 
 
 def test_a_subclass_that_calls_super() -> None:
-    model, x = Doubled(), images()
+    model, x = Doubled(), torch.randn(3, 9, 16)
     with normalized_by(entmax.entmax15):
         expected = model(x)
     attn_plugins.patch(model, "entmax15")
@@ -158,7 +159,7 @@ def test_a_subclass_that_calls_super() -> None:
 
 
 def test_every_error_leaves_the_model_alone() -> None:
-    model = attn_plugins.patch(TinyViT(), "entmax15", layers=[0, 2])
+    model = attn_plugins.patch(tiny_vit(), "entmax15", layers=[0, 2])
     before = snapshot(model)
     wrong: list[tuple[str, object, str]] = [
         ("entmax51", None, "entmax15"),
@@ -191,7 +192,7 @@ def test_a_constructor_that_fails_late_leaves_the_model_alone(fails_at: int) -> 
             if len(built) == fails_at:
                 raise MemoryError("no room for this layer")
 
-    model = attn_plugins.patch(TinyViT(), "entmax15", layers=0)
+    model = attn_plugins.patch(tiny_vit(), "entmax15", layers=0)
     before = snapshot(model)
     with NORMALIZERS.temporarily():
         attn_plugins.register_normalizer("fragile")(Fragile)
@@ -201,7 +202,7 @@ def test_a_constructor_that_fails_late_leaves_the_model_alone(fails_at: int) -> 
 
 
 def test_an_adapter_that_fails_late_leaves_the_model_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = attn_plugins.patch(TinyViT(), "sparsemax", layers=[0, 2])
+    model = attn_plugins.patch(tiny_vit(), "sparsemax", layers=[0, 2])
     before = snapshot(model)
     seen = []
 
@@ -228,11 +229,11 @@ def test_a_model_without_attention_is_refused() -> None:
 def test_no_warning_where_everything_is_reached() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        attn_plugins.patch(TinyViT(), "entmax15")
+        attn_plugins.patch(tiny_vit(), "entmax15")
 
 
 def test_describe_tells_path_class_adapter_spec_and_backend() -> None:
-    model = attn_plugins.patch(TinyViT(depth=3), "entmax_alpha", layers=1)
+    model = attn_plugins.patch(tiny_vit(depth=3), "entmax_alpha", layers=1)
     attn_plugins.patch(model, "softmax", layers=2)
     lines = attn_plugins.describe(model)
     assert [(x.path, x.cls, x.adapter, x.spec) for x in lines] == [
@@ -245,7 +246,7 @@ def test_describe_tells_path_class_adapter_spec_and_backend() -> None:
 
 
 def test_the_log_says_what_was_patched_and_which_backend_computes_it(caplog: pytest.LogCaptureFixture) -> None:
-    model = TinyViT()
+    model = tiny_vit()
     with caplog.at_level("INFO", logger="attn_plugins"):
         attn_plugins.patch(model, "entmax15", layers=[0, 1])
     (backend,) = {line.backend for line in attn_plugins.describe(model) if line.backend}

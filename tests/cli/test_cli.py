@@ -43,6 +43,7 @@ def test_applying_needs_no_torch(tmp_path: Path) -> None:
     assert "heavy: []" in missing.stdout and missing.returncode == 2 and str(tmp_path) in missing.stderr
 
 
+@pytest.mark.slow
 def test_the_check_can_fail() -> None:
     assert "entmax15" in run("list", heavy=True)
 
@@ -68,6 +69,7 @@ assert set(attn_plugins.__all__) <= set(dir(attn_plugins))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["attn_plugins.attention", "attn_plugins.registry", "attn_plugins.native.build"])
 def test_whatever_is_imported_first_the_package_is_whole(module: str) -> None:
     done = subprocess.run([sys.executable, "-c", FIRST, module], capture_output=True, text=True, timeout=120)

@@ -55,6 +55,7 @@ def block_diagonal(lengths: Sequence[int]) -> Tensor:
     return owner[:, None] == owner[None, :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("lengths", [(20, 20, 5, 5, 5), (1, 66, 0, 3), (37,)])
 @pytest.mark.parametrize("normalizer,alpha", [("entmax15", 1.5), ("sparsemax", 2.0)])
@@ -63,6 +64,7 @@ def test_packed(lengths: tuple[int, ...], normalizer: str, alpha: float, dtype: 
     check(run(normalizer, attn_mask=list(lengths)), tensors, alpha, dtype, keep=block_diagonal(lengths))
 
 
+@pytest.mark.slow
 def test_packed_with_long_sequences() -> None:
     """As DINOv2's nested batch: global crops that stream keys and local crops that fit on chip, in one launch."""
     lengths = (257, 257, 50, 50, 50)

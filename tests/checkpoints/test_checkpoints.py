@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.processes import together
 
 import attn_plugins
 from attn_plugins.checkpoints import CheckpointError, build, identify, load_backbone, recorded_spec
@@ -110,8 +109,7 @@ def test_halves_that_two_processes_wrote_are_put_together(tmp_path: Path) -> Non
     model = patched("entmax_alpha+registers:num=2")
     torch.save(dict(model.state_dict()), tmp_path / "whole.pth")
     script = Path(__file__).with_name("sharded.py")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    subprocess.run([*torchrun, str(script), str(tmp_path)], check=True, timeout=300)
+    together(2, script, tmp_path)
     assert len(list((tmp_path / "sharded").glob("*.distcp"))) == 2
     loaded, identity = built(tmp_path / "sharded")
     assert identity["plugins_source"] == "recorded"

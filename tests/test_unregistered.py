@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints.models import ARCH, OPTIONS, bare, images
 from torch import Tensor
 
 import attn_plugins
 from attn_plugins.checkpoints import CheckpointError, build, identify, save
 from attn_plugins.registry import NORMALIZERS
-
-from .models import ARCH, OPTIONS, bare, images
 
 
 def sharper(z: Tensor, dim: int = -1, factor: float = 2.0) -> Tensor:

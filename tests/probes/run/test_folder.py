@@ -20,7 +20,7 @@ from attn_plugins.probes.run.folder import default_iterations
 from attn_plugins.results import collect, read_images, read_result
 from attn_plugins.results import render as render_table
 
-from .conftest import ARCH, OPTIONS, tiny_vit
+from ..conftest import ARCH, OPTIONS, tiny_vit
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (21, 3)).astype(np.uint8)
 
@@ -67,14 +67,15 @@ def trained(config: Config, work_dir: Path) -> Runner:
 MASKS = ("--void", "none", "--size", "48", "--iterations", "2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "more", "metric"),
     [
-        pytest.param("masks", MASKS, "mIoU", marks=pytest.mark.slow),
+        ("masks", MASKS, "mIoU"),
         ("colours", (*MASKS, "--fast"), "mIoU"),
         ("depth", ("--depth-scale", "1000", "--iterations", "2", "--fast"), "rmse"),
         ("masks", (*MASKS, "--finetune", "--layer-decay", "0.8"), "mIoU"),
-        pytest.param("depth", ("--depth-scale", "1000", "--iterations", "2"), "rmse", marks=pytest.mark.slow),
+        ("depth", ("--depth-scale", "1000", "--iterations", "2"), "rmse"),
         ("classes", ("--iterations", "2", "--cfg-options", "train_cfg.total_batch_size=4"), "top1"),
     ],
 )
@@ -114,6 +115,7 @@ def test_masks_of_values_and_of_colours_are_the_same_data(pictures: Path, backbo
         np.testing.assert_array_equal(maps[0]["gt_seg_map"], np.array(order)[maps[1]["gt_seg_map"]])
 
 
+@pytest.mark.slow
 def test_two_specs_stand_beside_each_other_with_their_difference(
     pictures: Path, tmp_path: Path, backbone_file: Path
 ) -> None:

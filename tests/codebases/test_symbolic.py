@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from export.models import SPECS, HandWritten, build
 from torch import Tensor, nn
 
 import attn_plugins
-
-from .models import SPECS, HandWritten, build
 
 pytest.importorskip("timm", reason="timm (the probes extra) is not installed")
 

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,15 @@ from .models import CASES, build
 
 pytest.importorskip("timm", reason="timm (the probes extra) is not installed")
 
-every_case = pytest.mark.parametrize(("name", "spec"), CASES, ids=[f"{name}-{spec}" for name, spec in CASES])
+# In the ordinary tier every spec in one kind of model, and one spec in the others.
+every_case = pytest.mark.parametrize(
+    ("name", "spec"),
+    [
+        pytest.param(*case, marks=() if case[0] == "timm" or case[1] == "entmax15" else pytest.mark.nightly)
+        for case in CASES
+    ],
+    ids=[f"{name}-{spec}" for name, spec in CASES],
+)
 PROGRAMS = ("trace", "export")
 
 ELSEWHERE = """
@@ -51,22 +60,27 @@ def exported(name: str, spec: str) -> torch.export.ExportedProgram:
 
 
 @pytest.fixture(scope="module")
-def differences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
-    """Of every saved program, loaded where attn_plugins cannot be imported, to its model; by case and program."""
+def differences(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+    """Of every saved program, loaded where attn_plugins cannot be imported, to its model; by case and program.
+
+    Of the cases that are asked for: one process loads them all.
+    """
     folder = tmp_path_factory.mktemp("programs")
-    for number, (name, spec) in enumerate(CASES):
+    items: list[Any] = [item for item in request.session.items if "differences" in getattr(item, "fixturenames", ())]
+    cases = list(dict.fromkeys((item.callspec.params["name"], item.callspec.params["spec"]) for item in items))
+    for number, (name, spec) in enumerate(cases):
         model, x = build(name, spec)
         path = str(folder / str(number))
         torch.save((x, output(model, x)), path + ".data")
         with attn_plugins.exportable(model), torch.no_grad():
             torch.jit.trace(model, (x,)).save(path + ".trace")
         torch.export.save(exported(name, spec), path + ".export")
-    paths = [str(folder / str(number)) for number in range(len(CASES))]
+    paths = [str(folder / str(number)) for number in range(len(cases))]
     done = subprocess.run(
         [sys.executable, "-c", ELSEWHERE, *paths], capture_output=True, text=True, timeout=600, cwd=folder
     )
     assert done.returncode == 0, done.stderr
-    return {f"{CASES[int(Path(p).stem)]}{Path(p).suffix}": found for p, found in json.loads(done.stdout).items()}
+    return {f"{cases[int(Path(p).stem)]}{Path(p).suffix}": found for p, found in json.loads(done.stdout).items()}
 
 
 @pytest.mark.slow
@@ -101,6 +115,7 @@ def test_onnx(name: str, spec: str, tmp_path: Path) -> None:
     assert (torch.from_numpy(found) - output(model, x)).abs().max() <= 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "spec"), [("timm", "entmax15"), ("softmax", "sparsemax"), ("timm", "entmax_alpha")])
 def test_any_batch(name: str, spec: str) -> None:
     model, x = build(name, spec)
