@@ -186,17 +186,23 @@ def outcome_of(child: ElementTree.Element) -> str:
 
 
 def table(results: list[dict[str, Any]]) -> list[str]:
-    """The README's table, in Markdown: a row a set of packages, with what passed and why the rest did not."""
-    lines = ["| environment | passed | skipped or failed, and why |", "|---|---|---|"]
+    """The README's table, in Markdown: a row a set of packages, how many checks passed and why the rest did not."""
+    checks = dict.fromkeys(name for result in results for row in result["rows"] for name in row["checks"])
+    lines = [
+        f"Checks: {', '.join(checks)}.",
+        "",
+        "| environment | passed | skipped or failed, and why |",
+        "|---|---|---|",
+    ]
     for result in results:
         python = f"Python {result['python']}"
         if not result["rows"]:
             lines.append(f"| {', '.join([python, *result['pins']])} | not run | {result['resolved']} |")
         for index, row in enumerate(result["rows"]):
             words = [f"… then {row['pins'][0]}", *row["pins"][1:]] if index else [python, *row["pins"]]
-            passed = [name for name, outcome in row["checks"].items() if outcome == "passed"]
             rest = [f"{name}: {outcome}" for name, outcome in row["checks"].items() if outcome != "passed"]
-            lines.append(f"| {', '.join(words)} | {', '.join(passed)} | {'; '.join(rest)} |")
+            passed = f"{len(row['checks']) - len(rest)} of {len(row['checks'])}"
+            lines.append(f"| {', '.join(words)} | {passed} | {'; '.join(rest)} |")
     dates = sorted({result["date"] for result in results})
     return [line.replace("==", " ").replace("_", " ") for line in lines] + ["", f"Run on {', '.join(dates)}."]
 
