@@ -43,6 +43,7 @@ __all__ = [
     "tell_if_newer",
     "traceable",
     "untraced_shape",
+    "unwrapped",
     "without_side_effect_checks",
 ]
 
@@ -239,11 +240,20 @@ def _allowed(entry: Any) -> Any:
 
 
 def refuse_sharded(*tensors: Tensor) -> None:
-    """Refuse ``DTensor``s, which context and sequence parallelism give to attention.
+    """Refuse keys that are spread over processes: ``DTensor``s, and whatever is computed inside ``context_parallel``.
+
+    There a model is given its process's part of the sequence as plain tensors, and the function that stands in for
+    torch's SDPA gathers the rest. Attention that does not ask it sees that part alone.
 
     Raises:
-        UnsupportedModelError: one of ``tensors`` is a DTensor.
+        UnsupportedModelError: one of ``tensors`` is a DTensor, or this is inside ``context_parallel``.
     """
+    if (getattr(nn.functional.scaled_dot_product_attention, "__module__", None) or "").startswith("torch.distributed."):
+        raise UnsupportedModelError(
+            "attention was called inside torch's context_parallel: context- and sequence-parallel attention is not "
+            "supported, since every row of weights needs all its keys in one process. Leave context_parallel, and "
+            "shard batches (DDP, FSDP) or heads (ColwiseParallel) instead"
+        )
     for tensor in tensors:
         placements = None if type(tensor) is Tensor else getattr(tensor, "placements", None)
         if isinstance(placements, tuple):  # of a proxy of torch.fx, any attribute is another proxy
@@ -267,3 +277,14 @@ def set_reshard(function: Callable[..., Any]) -> None:
     import torch.distributed.fsdp._runtime_utils as runtime
 
     runtime._reshard = function
+
+
+_WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
+
+
+def unwrapped(name: str) -> str:
+    """The name of a parameter or module without what FSDP, checkpointing and ``torch.compile`` put into it."""
+    name += "."
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name.removesuffix(".")

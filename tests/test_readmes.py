@@ -74,6 +74,26 @@ def test_every_page_is_in_the_navigation() -> None:
     assert sorted(pages) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
 
 
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and mkdocs make them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    text = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(), flags=re.M | re.S)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"https?:|mailto:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), f"{page}: {link}"
+        assert not anchor or anchor in anchors(target), f"{page}: {link}"
+        # What mkdocs builds of docs/ has nothing outside of it.
+        assert not page.startswith("docs/") or (ROOT / "docs") in target.resolve().parents, f"{page}: {link}"
+
+
 PYTHON = [(page, text) for page, kind, text in BLOCKS if kind == "python"]
 
 

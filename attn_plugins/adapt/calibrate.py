@@ -151,6 +151,7 @@ def calibrate(
             "sizes": [_size(batch) for batch in fitted_on],
             "sparsity": sparsity,
             "held_out": held_out is not None,
+            "measured_on": len(shown[0]),
             "measured": [asdict(line) for line in after],
         }
         factors = tuple(tuple(round(value, 5) for value in row) for row in logs.exp().tolist())

@@ -76,11 +76,8 @@ class Moving:
         self.anneal: Anneal | None = None
         if recipe.anneal:
             own = parse(spec_of(model) or "softmax")  # with the scale that a calibration gave it
-            fitted = [scale.log_scale.detach().clone() for scale in _scales(model)]  # which another normalizer loses
             options = {"steps": max(1, int(steps * recipe.anneal_share)), "shape": "cosine", "order": recipe.anneal}
             self.anneal = Anneal(model, own, **options)
-            for scale, values in zip(_scales(model), fitted, strict=True):
-                scale.log_scale.data.copy_(values)
         scales = _scales(model)
         self.learned = [scale.log_scale for scale in scales if isinstance(scale.log_scale, nn.Parameter)]
         if not recipe.hold:

@@ -88,8 +88,8 @@ BOXED_MEASURES = {
             "background_excess",
             "[CLS] cosine, background less foreground",
             "",
-            "cls_background less cls_foreground, image by image: above zero, patches away from the object are more "
-            "like [CLS] than those on it.",
+            "The cosine outside boxes less that inside, image by image: above zero, patches away from the object are "
+            "more like [CLS] than those on it.",
             "Su 2026, section 3.1, as a number",
             (-2, 2),
         ),
@@ -106,7 +106,7 @@ BOXED_MEASURES = {
             "inside_excess",
             "Attention inside the object, less its area",
             "%",
-            "attention_inside less the share of patches that are the object's, which uniform attention reaches.",
+            "Attention that stays inside, less the share of patches that are the object's: 0 for uniform attention.",
             "here",
             (-1, 1),
         ),

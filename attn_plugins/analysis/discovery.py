@@ -112,6 +112,7 @@ class LostWatcher(Watcher):
         self._batch: Batch | None = None
         self._grid = (0, 0)
         self._hits: list[float] = []
+        self._blind: list[float] = []
 
     def attach(self, features: ViTFeatures) -> list[RemovableHandle]:
         last = features.blocks[-1]
@@ -136,18 +137,20 @@ class LostWatcher(Watcher):
             return
         patches, side = self._grid[0] * self._grid[1], self._batch.pixels.shape[-1]
         for keys, boxes in zip(self._keys[:, -patches:].float(), self._batch.boxes, strict=True):
-            hit = np.nan
+            hit = blind = np.nan
             if boxes:
                 found = lost(keys, self._grid)
                 x, y = side / self._grid[1], side / self._grid[0]
                 box = (found[0] * x, found[1] * y, found[2] * x, found[3] * y)
-                hit = float(max(iou(box, own) for own in boxes) >= 0.5)
+                whole = (0.0, 0.0, float(side), float(side))
+                hit, blind = (float(max(iou(one, own) for own in boxes) >= 0.5) for one in (box, whole))
             self._hits.append(hit)
+            self._blind.append(blind)
 
     def found(self) -> list[Score]:
-        """CorLoc; nothing where keys are not known, or no image has a box."""
+        """CorLoc, beside the whole picture's as the box; nothing where keys are not known, or no image has a box."""
         hits = np.array(self._hits)
-        return [Score.of(CORLOC, hits)] if np.isfinite(hits).any() else []
+        return [Score.of(CORLOC, hits, np.array(self._blind))] if np.isfinite(hits).any() else []
 
 
 class JaccardWatcher(Watcher):
@@ -166,6 +169,7 @@ class JaccardWatcher(Watcher):
         self._batch: Batch | None = None
         self._grid = (0, 0)
         self._values: list[Tensor] = []
+        self._blind: list[Tensor] = []
 
     def begin(self, batch: Batch, grid: tuple[int, int]) -> None:
         self._batch, self._grid = batch, grid
@@ -184,9 +188,12 @@ class JaccardWatcher(Watcher):
         both, either = (kept & front).sum(dim=(2, 3)), (kept | front).sum(dim=(2, 3))
         best = (both / either).amax(1).double()
         # An image without foreground has nothing to find.
-        self._values.append(torch.where(front.any(3).any(2).any(1), best, torch.nan).cpu())
+        there = front.any(3).any(2).any(1)
+        area = (front.sum(dim=(2, 3)) / counted.sum(dim=(2, 3))).amax(1).double()
+        self._values.append(torch.where(there, best, torch.nan).cpu())
+        self._blind.append(torch.where(there, area, torch.nan).cpu())
 
     def found(self) -> list[Score]:
-        """The mean over images; nothing where no image has a foreground."""
+        """The mean over images, beside the whole picture's as mask; nothing where no image has a foreground."""
         values = torch.cat(self._values).numpy() if self._values else np.zeros(0)
-        return [Score.of(JACCARD, values)] if np.isfinite(values).any() else []
+        return [Score.of(JACCARD, values, torch.cat(self._blind).numpy())] if np.isfinite(values).any() else []

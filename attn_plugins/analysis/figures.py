@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import LogLocator
 
 from .exhibit import Exhibit, Panel
 from .findings import Findings, Settings
 from .images import Batch
 from .layers import LayerProbe
 from .norms import FACTOR
-from .panels import Series, by_layer, dress, heat_panels, legend, panel, style, text
+from .panels import GREY, RULE, SMALL, Series, by_layer, dress, heat_panels, legend, panel, style, text
 from .pib import HITS
 from .picture_figures import SIDE, packed
 from .pictures import marked
@@ -168,8 +169,12 @@ def _histogram(results: Sequence[Any]) -> Panel:
         )
     seen = [norms.quantile(share)[-1] for _, norms in results for share in (0.0001, 0.9999)]
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(LogLocator(base=2, subs=(1.5,)))
+    axes.xaxis.set_minor_formatter("{x:g}")
     axes.set_xlim(float(min(seen)) / 1.5, float(max(seen)) * 1.5)
     dress(axes, "L2 norm", "% of tokens")
+    axes.tick_params(which="minor", labelsize=SMALL, color=RULE, labelcolor=GREY)
     legend(figure, axes)
     names = ", ".join(subject.name for subject, _ in results)
     return Panel("histogram", "", f"Histogram of the last layer's patch norms of {names}.", figure)

@@ -119,6 +119,7 @@ class Score:
         value, low, high: the number and its 95 % interval by bootstrap over images.
         images: images that it is over.
         values: ``[N]``, image by image, where it is their mean; None where it is made of all of them together.
+        chance: what the same measure gives an answer that looks at no image; None where none is known.
     """
 
     definition: Definition
@@ -127,18 +128,21 @@ class Score:
     high: float
     images: int
     values: Floats | None = None
+    chance: float | None = None
 
     @classmethod
-    def of(cls, definition: Definition, values: Floats) -> Score:
-        """The mean of one number an image, ``values: [N]``."""
+    def of(cls, definition: Definition, values: Floats, blind: Floats | None = None) -> Score:
+        """The mean of one number an image, ``values: [N]``; ``blind: [N]`` are those of an answer without looking."""
         measured = Measured(definition, values[:, None])
         (low,), (high,) = measured.interval()
-        return cls(definition, float(measured.mean[0]), float(low), float(high), int(measured.images[0]), values)
+        chance = None if blind is None else float(np.nanmean(blind))
+        count = int(measured.images[0])
+        return cls(definition, float(measured.mean[0]), float(low), float(high), count, values, chance)
 
     def row(self) -> dict[str, Any]:
         """As a row of a table."""
         told = {"measure": self.definition.name, "value": self.value, "low": self.low, "high": self.high}
-        return told | {"images": self.images}
+        return told | {"images": self.images, "chance": self.chance}
 
 
 def bootstrap(

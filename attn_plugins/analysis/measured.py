@@ -9,7 +9,8 @@ from .diffusion import BOXED_MEASURES, MEASURES
 from .exhibit import Exhibit, Panel
 from .findings import Findings, Settings
 from .maps import REACH
-from .panels import Series, by_layer, dots
+from .measure import Definition
+from .panels import Series, by_layer, dots, styles
 
 __all__ = ["diffusion_exhibit", "discovery_exhibit", "drift_exhibit", "measures_exhibit", "reach_exhibit"]
 
@@ -27,6 +28,7 @@ def measures_exhibit(
     panels: list[Panel] = []
     rows = []
     told = []
+    looks = dict(zip((one.subject.name for one in found), styles([one.subject for one in found]), strict=True))
     for measure in measures:
         own = [(one, one.measures[measure]) for one in found if measure in one.measures]
         if not own:
@@ -40,7 +42,8 @@ def measures_exhibit(
             what.unit,
             [Series.of(one.subject, measured) for one, measured in own],
             bounds=(what.bounds[0] * scale, what.bounds[1] * scale),
-            note=f"{what.text} Source: {what.source}. {count} images.",
+            looks=[looks[one.subject.name] for one, _ in own],
+            note=_note(what, count),
         )
         rows += [
             {"model": one.subject.name, "epoch": one.subject.epoch} | row
@@ -50,6 +53,11 @@ def measures_exhibit(
         values = ", ".join(f"{one.subject.name} {scale * m.mean[-1]:.3g}" for one, m in own)
         told.append(f"{what.title}: {values}")
     return Exhibit(name, title, caption, f"In the last layer: {'; '.join(told)}.", tuple(panels), rows)
+
+
+def _note(what: Definition, images: int) -> str:
+    source = "" if what.source == "here" else f" Source: {what.source}."
+    return f"{what.text}{source} {images} images."
 
 
 def diffusion_exhibit(found: Sequence[Findings]) -> Exhibit:
@@ -71,7 +79,7 @@ def drift_exhibit(found: Sequence[Findings]) -> Exhibit:
         "Drift of features",
         f"Against {found[0].subject.name}, on the same images. Lines are means over images, bands 95 % intervals by "
         "bootstrap over images.",
-        found[1:],
+        found,  # the first has no drift, and a colour all the same
         list(DRIFT),
     )
 
@@ -93,7 +101,7 @@ def discovery_exhibit(found: Sequence[Findings], settings: Settings) -> Exhibit:
     for name in dict.fromkeys(score.definition.name for one in found for score in one.scores):
         own = [(one.subject, score) for one in found for score in one.scores if score.definition.name == name]
         what = own[0][1].definition
-        scale = what.scale
+        scale, chance = what.scale, own[0][1].chance
         panels.append(
             dots(
                 name,
@@ -101,7 +109,8 @@ def discovery_exhibit(found: Sequence[Findings], settings: Settings) -> Exhibit:
                 what.unit,
                 [(subject.name, scale * s.value, scale * s.low, scale * s.high) for subject, s in own],
                 bounds=(scale * what.bounds[0], scale * what.bounds[1]),
-                note=f"{what.text} Source: {what.source}. {own[0][1].images} images.",
+                bound=None if chance is None else ("the whole picture", scale * chance),
+                note=_note(what, own[0][1].images),
             )
         )
         rows += [{"model": subject.name, "epoch": subject.epoch} | score.row() for subject, score in own]
@@ -110,7 +119,8 @@ def discovery_exhibit(found: Sequence[Findings], settings: Settings) -> Exhibit:
     return Exhibit(
         "discovery",
         "Objects and parts, without training",
-        "What the last layer knows of objects without a head: bars are 95 % intervals by bootstrap over images. Masks: "
+        "What the last layer knows of objects without a head: bars are 95 % intervals by bootstrap over images; dotted "
+        "is what the whole picture as box or mask would reach, which says how large the objects are. Masks: "
         f"background {background or 'none'}, left out {ignored or 'none'}.",
         f"{'; '.join(told)}.",
         tuple(panels),

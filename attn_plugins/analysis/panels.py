@@ -84,8 +84,8 @@ def style(index: int) -> dict[str, Any]:
     }
 
 
-def styles(series: Sequence[Series]) -> list[dict[str, Any]]:
-    """A style for each line; epochs of one spec go from dark to bright, the specs differ in marker and dash."""
+def styles(series: Sequence[Series | Subject]) -> list[dict[str, Any]]:
+    """A style for each line or model; epochs of a spec go from dark to bright, specs differ in marker and dash."""
     specs = list(dict.fromkeys(one.spec for one in series))
     epochs = sorted({one.epoch for one in series if one.epoch is not None})
     if len(epochs) < 2 or any(one.epoch is None for one in series):
@@ -145,6 +145,7 @@ def by_layer(
     spread: str = "width of the 95 % interval",
     bounds: tuple[float, float] = (-math.inf, math.inf),
     bound: tuple[str, float] | None = None,
+    looks: Sequence[dict[str, Any]] | None = None,
     note: str = "",
 ) -> list[Panel]:
     """Panels of one measure: lines with their bands, or for many models heat maps of the value and its spread.
@@ -156,6 +157,7 @@ def by_layer(
         spread: what ``high - low`` is, for the second heat map.
         bounds: values that can be, within which axes stay.
         bound: name and height of a line to compare with.
+        looks: the lines' styles (:func:`styles`), where others stand beside these in other figures.
         note: of the panels.
     """
     told = f"{title}, {unit}" if unit else title
@@ -167,7 +169,7 @@ def by_layer(
         ]
     figure, axes = panel(told)
     depth = max(len(one.value) for one in series)
-    for one, look in zip(series, styles(series), strict=True):
+    for one, look in zip(series, looks or styles(series), strict=True):
         layers = np.flatnonzero(np.isfinite(one.value))
         axes.plot(layers, one.value[layers], label=text(one.label), **look)
         axes.fill_between(layers, one.low[layers], one.high[layers], color=look["color"], alpha=0.14, linewidth=0)
@@ -175,6 +177,8 @@ def by_layer(
         axes.axhline(bound[1], color=GREY, linewidth=1, linestyle=(0, (1, 2)))
         axes.annotate(bound[0], (depth - 1, bound[1]), ha="right", va="bottom", fontsize=SMALL, color=GREY)
     dress(axes, y=unit, depth=depth)
+    if not any(np.nan_to_num(part).any() for one in series for part in (one.value, one.low, one.high)):
+        axes.set_ylim(-0.05, 1)  # nothing but zeros, which have no scale of their own
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, bounds[0]), min(high, bounds[1] + 0.02 * (bounds[1] - bounds[0])))
     if math.isfinite(bounds[0]) and low < bounds[0] + 0.35 * (high - low):
@@ -191,6 +195,7 @@ def dots(
     scores: Sequence[tuple[str, float, float, float]],
     *,
     bounds: tuple[float, float] = (-math.inf, math.inf),
+    bound: tuple[str, float] | None = None,
     note: str = "",
 ) -> Panel:
     """One number a model, a row each, with its interval; as many as there are.
@@ -200,23 +205,38 @@ def dots(
         title, unit: of the measure.
         scores: name, value, lower and upper end.
         bounds: values that can be, within which the axis stays.
+        bound: name and place of a line to compare with.
         note: of the panel.
     """
     told = f"{title}, {unit}" if unit else title
     names = [textwrap.fill(label, 30) for label, *_ in scores]
     lines = sum(label.count("\n") + 1 for label in names)
-    figure, axes = panel(told, 0.8 + 0.21 * lines)
+    figure, axes = panel(told, 0.8 + 0.21 * (lines + (bound is not None)))
     for row, (_, value, low, high) in enumerate(scores):
         axes.plot([low, high], [row, row], color=COLOURS[0], linewidth=2, alpha=0.45, solid_capstyle="butt")
         axes.plot(value, row, "o", color=COLOURS[0], markersize=5)
     dress(axes, unit)
     axes.grid(axis="x", color=RULE, linewidth=0.7)
     axes.set_yticks(range(len(scores)), [text(label) for label in names])
-    axes.set_ylim(len(scores) - 0.5, -0.5)
+    axes.set_ylim(len(scores) - 0.5, -0.5 if bound is None else -1.3)
+    if bound is not None:
+        axes.axvline(bound[1], color=GREY, linewidth=1, linestyle=(0, (1, 2)))
+        right = bound[1] > sum(axes.get_xlim()) / 2
+        axes.annotate(
+            bound[0],
+            (bound[1], -0.9),
+            ha="right" if right else "left",
+            va="center",
+            fontsize=SMALL,
+            color=GREY,
+            xytext=(-4 if right else 4, 0),
+            textcoords="offset points",
+        )
     low, high = axes.get_xlim()
     axes.set_xlim(max(low, bounds[0]), min(high, bounds[1]))
     values = "; ".join(f"{label}: {value:.3g} ({low:.3g} to {high:.3g})" for label, value, low, high in scores)
-    return Panel(name, "", f"{told}. {values}.", figure, note=note)
+    beside = "" if bound is None else f" {bound[0]}: {bound[1]:.3g}."
+    return Panel(name, "", f"{told}. {values}.{beside}", figure, note=note)
 
 
 def heat_panels(
@@ -283,7 +303,8 @@ def _heat(
     timed = all(one.epoch is not None for one in series) and len({one.epoch for one in series}) == columns > 2
     names = [str(one.epoch) for one in series] if timed else [_column(one.label, columns) for one in series]
     upright = not timed and columns > 3
-    row = min(0.27, max(0.14, 6 / len(values)))
+    beneath = spread and columns == 4  # four values with intervals beside them would touch
+    row = min(0.4 if beneath else 0.27, max(0.14, 6 / len(values)))
     longest = max(max(map(len, name.split("\n"))) for name in names)
     figure, axes = panel(title, row * len(values) + 1.1 + (0.078 * longest if upright else 0.15))
     shown = axes.imshow(values, cmap="cividis", aspect="auto", origin="lower", vmin=scale[0], vmax=scale[1])
@@ -301,26 +322,27 @@ def _heat(
     for spine in axes.spines.values():
         spine.set_visible(False)
     if columns <= 8 and row > 0.2:
-        _numbers(axes, values, series, extra, shown, spread and columns <= 4)
+        apart = "\n" if beneath else " "
+        _numbers(axes, values, series, extra, shown, apart if spread and columns <= 4 and row > 0.35 * beneath else "")
     bar = figure.colorbar(shown, ax=axes, fraction=0.05, pad=0.02)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=SMALL, length=0, labelcolor=GREY)
     return figure
 
 
-def _numbers(axes: Any, values: Floats, series: Sequence[Series], extra: int, shown: Any, intervals: bool) -> None:
-    """Each cell's value, with its interval if there is room, in black or white, whichever reads better."""
+def _numbers(axes: Any, values: Floats, series: Sequence[Series], extra: int, shown: Any, apart: str) -> None:
+    """Each cell's value, with its interval behind ``apart`` unless that is empty, in black or white."""
     digits = 0 if np.nanmax(np.abs(values)) >= 10 else 2
     for (row, column), value in np.ndenumerate(values):
         if not np.isfinite(value):
             continue
         said = f"{value:.{digits}f}"
         one = series[column]
-        if intervals and row >= extra and np.isfinite(one.high[row - extra]):
-            said += f" ({one.low[row - extra]:.{digits}f}–{one.high[row - extra]:.{digits}f})"
+        if apart and row >= extra and np.isfinite(one.high[row - extra]):
+            said += f"{apart}({one.low[row - extra]:.{digits}f}–{one.high[row - extra]:.{digits}f})"
         ground = shown.cmap(shown.norm(value))[:3]
         ink = max(("#ffffff", "#000000"), key=lambda colour: contrast(matplotlib.colors.to_rgb(colour), ground))
-        axes.text(column, row, said, ha="center", va="center", fontsize=SMALL, color=ink)
+        axes.text(column, row, said, ha="center", va="center", fontsize=SMALL, color=ink, linespacing=1.0)
 
 
 def contrast(a: Sequence[float], b: Sequence[float]) -> float:

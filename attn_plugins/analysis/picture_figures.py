@@ -40,9 +40,9 @@ def pca_exhibit(found: Sequence[Findings], images: NDArray[np.float32], settings
         "pca",
         "Patch features as colours",
         "First three principal components of the last layer's patch features (final norm applied) as red, green and "
-        f"blue; {fitted}, upsampled bicubically from {features[0].shape[1]} x {features[0].shape[2]} patches{cut}. "
-        "Order and signs are brought into line with the first model, so that colours compare; signs of the first are "
-        "fixed by the data alone. The CSV has each picture's mean colour.",
+        f"blue; {fitted} ({len(images)}), upsampled bicubically from {features[0].shape[1]} x {features[0].shape[2]} "
+        f"patches{cut}. Order and signs are brought into line with the first model, so that colours compare; signs of "
+        "the first are fixed by the data alone. The CSV has each picture's mean colour.",
         f"{len(images)} images; the input and the principal components of {', '.join(f.subject.name for f in found)}.",
         tuple(panels),
         rows,
@@ -56,6 +56,7 @@ def overlay_exhibit(found: Sequence[Findings], images: NDArray[np.float32], sett
     every = np.concatenate([maps.numpy().ravel() for _, maps in results])
     top = float(np.quantile(every, 0.99))
     names = ["mean of heads", *(f"head {head}" for head in heads)]
+    columns = f"From left to right: input, {', '.join(names)}."
     rows: list[dict[str, Any]] = []
     panels = []
     for index, (subject, maps) in enumerate(results):
@@ -68,12 +69,13 @@ def overlay_exhibit(found: Sequence[Findings], images: NDArray[np.float32], sett
             zero = float((weights == 0).double().mean())
             rows.append({"model": subject.name, "map": name, "peak": float(weights.max()), "zero_share": zero})
         alt = f"For {len(images)} images: the input and attention maps of {subject.name}: {', '.join(names)}."
-        panels.append(Panel(f"{index + 1:02d}", subject.name, alt, grid(pictures, 2 + len(heads)), wide=True))
+        drawn = grid(pictures, 2 + len(heads))
+        panels.append(Panel(f"{index + 1:02d}", subject.name, alt, drawn, wide=True, note=columns))
     where = "the last layer" if settings.layer == -1 else f"layer {settings.layer}"
     return Exhibit(
         "overlay",
         "What [CLS] looks at",
-        f"Attention of [CLS] over the patches in {where}; columns are the input, {', '.join(names)}. All maps of all "
+        f"Attention of [CLS] over the patches in {where}, of {len(images)} images. All maps of all "
         f"models have one scale, from dark (0) to bright (a weight of {top:.2g} and above, the 99th percentile).",
         f"The input and attention maps of {', '.join(s.name for s, _ in results)}: mean of heads and heads {heads}.",
         tuple(panels),
@@ -90,10 +92,11 @@ def maps_exhibit(found: Sequence[Findings], images: NDArray[np.float32]) -> Exhi
         "outliers": "attention of the outliers",
         "similar": "cosine with the marked patch",
     }
-    tops = {
-        name: float(np.quantile(np.concatenate([getattr(maps, name).numpy().ravel() for _, maps in results]), 0.99))
-        for name in names
-    }
+    every = {name: np.concatenate([getattr(maps, name).numpy().ravel() for _, maps in results]) for name in names}
+    tops = {name: float(np.quantile(values, 0.99)) for name, values in every.items()}
+    # Norms are far from 0, where all of them would look alike.
+    lows = dict.fromkeys(names, 0.0) | {"norms": float(np.quantile(every["norms"], 0.01))}
+    columns = f"From left to right: input with the marked patch, {', '.join(names.values())}."
     panels, rows = [], []
     for index, (subject, maps) in enumerate(results):
         side = images.shape[1]
@@ -102,7 +105,8 @@ def maps_exhibit(found: Sequence[Findings], images: NDArray[np.float32]) -> Exhi
         for number, image in enumerate(images):
             pictures.append(marked(image, [], (point[0], point[1]), SIDE // 2))
             pictures += [
-                overlaid(image, getattr(maps, name)[number].numpy(), top, SIDE // 2) for name, top in tops.items()
+                overlaid(image, getattr(maps, name)[number].numpy(), top, SIDE // 2, lows[name])
+                for name, top in tops.items()
             ]
             rows.append(
                 {"model": subject.name, "image": number, "outliers": int(maps.counts[number])}
@@ -110,15 +114,16 @@ def maps_exhibit(found: Sequence[Findings], images: NDArray[np.float32]) -> Exhi
             )
         told = ", ".join(str(int(count)) for count in maps.counts)
         alt = f"For {len(images)} images: the input and maps of {subject.name}; outliers: {told}."
-        panels.append(Panel(f"{index + 1:02d}", subject.name, alt, grid(pictures, 1 + len(names)), wide=True))
+        drawn = grid(pictures, 1 + len(names))
+        panels.append(Panel(f"{index + 1:02d}", subject.name, alt, drawn, wide=True, note=columns))
     scales = ", ".join(f"{names[name]} {top:.2g}" for name, top in tops.items())
     return Exhibit(
         "maps",
         "Norms, outliers and similar patches",
-        f"The last layer; columns are the input with the marked patch, {', '.join(names.values())}. Outliers have a "
-        f"norm above {FACTOR:g} medians of their image; where there is none, the patch with the largest norm stands "
-        f"in, and the CSV counts them. One scale for all models, from dark (0 and below) to bright (the 99th "
-        f"percentile and above: {scales}).",
+        f"The last layer's block output, before any norm, of {len(images)} images; cosines are under the final norm. "
+        f"Outliers have a norm above {FACTOR:g} medians of their image; where there is none, the patch with the "
+        "largest norm stands in, and the CSV counts them. One scale for all models, from dark (0 and below; for norms "
+        f"the 1st percentile, {lows['norms']:.2g}) to bright (the 99th percentile and above: {scales}).",
         f"The input and four maps of {', '.join(subject.name for subject, _ in results)}.",
         tuple(panels),
         rows,

@@ -27,10 +27,14 @@ def resized(picture: NDArray[np.floating] | Pixels, side: int, smooth: bool = Fa
     return np.asarray(Image.fromarray(np.ascontiguousarray(content)).resize((side, side), kind))
 
 
-def overlaid(picture: NDArray[np.floating], values: NDArray[np.floating], top: float, side: int) -> Pixels:
-    """A map ``[h, w]`` in colours (0 dark, ``top`` and above bright) over a picture ``[S, S, 3]`` in grey."""
+def overlaid(
+    picture: NDArray[np.floating], values: NDArray[np.floating], top: float, side: int, low: float = 0.0
+) -> Pixels:
+    """A map ``[h, w]`` in colours (``low`` dark, ``top`` and above bright) over a picture ``[S, S, 3]`` in grey."""
     grey = resized(np.repeat(picture.mean(-1, keepdims=True), 3, axis=-1), side, smooth=True) / 255
-    shade = matplotlib.colormaps["cividis"](np.clip(values / top, 0, 1) if top > 0 else np.zeros_like(values))
+    shade = matplotlib.colormaps["cividis"](
+        np.clip((values - low) / (top - low), 0, 1) if top > low else np.zeros_like(values)
+    )
     colours = resized(shade[..., :3], side) / 255
     return np.asarray(((0.3 * (0.25 + 0.6 * grey) + 0.7 * colours) * 255).round(), np.uint8)
 

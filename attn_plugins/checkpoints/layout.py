@@ -14,6 +14,7 @@ from ..codebases import CODEBASES, Codebase, Shape, StateDict
 from ..codebases.parts import is_head
 from ..record import RECORD
 from ..swap import PREFIX
+from ..torch_names import unwrapped
 from .errors import CheckpointError
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
 ]
 
 _CHUNKED = re.compile(r"\bblocks\.(\d+)\.(\d+)\.")
-_WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
 _NESTED = 3  # how deep state dicts lie in a file: {"app": {"model": {...}}}
 
 
@@ -89,7 +89,7 @@ def flat_key(key: str) -> str:
 
     DINOv2 pads each chunk with identities so that the second number is the block's own index.
     """
-    return _CHUNKED.sub(r"blocks.\2.", _unwrapped(key))
+    return _CHUNKED.sub(r"blocks.\2.", unwrapped(key))
 
 
 def shape_of(state: Mapping[str, Any], keys: Mapping[str, str], heads: Mapping[str, str] | None = None) -> Shape:
@@ -116,7 +116,7 @@ def shape_of(state: Mapping[str, Any], keys: Mapping[str, str], heads: Mapping[s
     architecture, num_heads = names.architectures.get(
         (embed_dim, depth), (f"vit(embed_dim={embed_dim}, depth={depth})", None)
     )
-    chunks = {match[1] for match in map(_CHUNKED.search, map(_unwrapped, keys)) if match}
+    chunks = {match[1] for match in map(_CHUNKED.search, map(unwrapped, keys)) if match}
     grid = square_grid(tensors)
     return Shape(
         codebase=codebase.called,
@@ -174,12 +174,6 @@ def _stem(key: object) -> str | None:
         return None
     stems = (name for _, names in _known() for name in names.stems)
     return next((name for name in stems if key == name or key.endswith("." + name)), None)
-
-
-def _unwrapped(key: str) -> str:
-    for wrapper in _WRAPPERS:
-        key = key.replace(wrapper, "")
-    return key
 
 
 def _known() -> list[tuple[Codebase, StateDict]]:

@@ -9,7 +9,7 @@ from typing import Any
 __all__ = ["add_parser"]
 
 DATASETS = ("voc2012", "ade20k", "cityscapes", "nyuv2", "kitti", "sunrgbd", "imagenet")
-CONVERTED = ("nyuv2", "kitti")
+CONVERTED = ("imagenet", "voc2012", "ade20k", "cityscapes", "nyuv2", "kitti", "sunrgbd")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -27,7 +27,9 @@ def add_parser(subparsers: Any) -> None:
     converting.add_argument("dataset", choices=CONVERTED, metavar="NAME", help=", ".join(CONVERTED))
     converting.add_argument("source", type=Path, metavar="SOURCE", help="folder that the archives were unpacked in")
     converting.add_argument("out", type=Path, metavar="OUT", help="the data root: new, empty, or of an interrupted run")
-    converting.add_argument("--filled", action="store_true", help="nyuv2: depth with its holes filled, not as measured")
+    converting.add_argument(
+        "--filled", action="store_true", help="nyuv2, sunrgbd: depth with its holes filled, not as measured"
+    )
     converting.set_defaults(func=run_convert)
 
     making = actions.add_parser("make", help="write rendered scenes in a data set's real layout")

@@ -1,11 +1,12 @@
-"""A pretrained backbone made sparse, in a minute or two: verified, as patched, calibrated, probed, drawn."""
+"""A pretrained backbone made sparse, in two or three minutes: as patched, calibrated, adapted; probed and drawn."""
 
 from __future__ import annotations
 
+import copy
 import json
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +14,51 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
+from ..adapt import Recipe, distil
 from ..adapt.calibrate import calibrate
 from ..analysis.attention import statistics
 from ..analysis.images import MEAN, STD
 from ..checkpoints import build
 from ..codebases.features import ViTFeatures
 from ..data.scenes import NUM_CLASSES, Scene, render
-from ..files import write_text
-from ..patching import patch, spec_of, verify
+from ..files import write_text, written
+from ..patching import patch, spec_of, unpatch, verify
 from ..progress import printed_progress
 from ..text import columns
+from .folder import claim
 from .linear import Score, predict, score
 from .sparse_picture import Seen, draw_sparse, look
 
-__all__ = ["Row", "show_backbone"]
+__all__ = ["Amount", "Row", "show_backbone"]
 
 GRID = (16, 20)
 """Patches of a scene."""
-TRAIN, VAL, FIT, SHOWN = 96, 48, 16, 3
-"""Scenes that heads are fitted on, that they are scored on, that factors are calibrated on, and that are drawn."""
-SEED = 300
+SEED, SEEN_SEED = 300, 301
+"""Of the scenes that are judged, and of those that factors are fitted on and the backbone learns from."""
+SHOWN = 3
+"""Scenes that are drawn."""
 TARGET = "entmax15"
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much is done for a table.
+
+    Attributes:
+        train, val: scenes that heads are fitted on and that they are scored on.
+        fit: scenes that factors are calibrated on.
+        seen: scenes that the backbone is adapted on.
+        adapt: how.
+    """
+
+    train: int = 96
+    val: int = 48
+    fit: int = 16
+    seen: int = 200
+    adapt: Recipe = field(default_factory=lambda: Recipe(minutes=1.0))
 
 
 @dataclass(frozen=True)
@@ -71,22 +94,24 @@ def show_backbone(
     arch: str = "auto",
     repo: str | None = None,
     say: Callable[[str], None] = print,
+    amount: Amount | None = None,
 ) -> list[Row]:
     """Show what sparse attention makes of a softmax backbone; write `table.json` and `picture.png` in `out`.
 
-    The same frozen weights three times: softmax, entmax-1.5 in its place, and entmax-1.5 with a factor on the scores
-    of each head that is fitted without training. Each is verified and gets a linear segmentation head of its own on
-    rendered scenes.
+    One backbone four times: with softmax, with entmax-1.5 in its place, with entmax-1.5 and a factor on the scores of
+    each head that is fitted without training, and distilled from there for a minute. Each is verified and gets a
+    linear segmentation head of its own on rendered scenes.
 
     Args:
         checkpoint: a ViT pre-trained with softmax.
-        out: folder; files of an earlier run are replaced.
+        out: folder; a run with the same backbone that was interrupted goes on with its distillation.
         arch, repo: as probes take them, where the checkpoint does not tell.
         say: prints a line.
+        amount: how much is done.
 
     Raises:
         CheckpointError: as `attn_plugins.checkpoints.build`.
-        ValueError: the checkpoint records another spec than softmax.
+        ValueError: the checkpoint records another spec than softmax, or `out` holds another run.
     """
     begin = time.monotonic()
     model, told = build(arch, checkpoint, "auto", repo)
@@ -95,80 +120,118 @@ def show_backbone(
             f"{checkpoint} was trained with {told['plugins']!r}, and what is shown starts from softmax; "
             f"`attn-plugins report {checkpoint} --data IMAGES` shows a model as it is"
         )
-    say(f"[1/4] rendering {TRAIN + VAL} scenes for {told['arch']}")
-    scenes = _scenes(ViTFeatures(model).patch_size)
-    rows, seen = list[Row](), dict[str, Seen]()
+    amount = amount or Amount()
+    claim(out, {"backbone": told["digest"], "amount": asdict(amount)})
+    say(f"[1/5] rendering {amount.train + amount.val + amount.seen} scenes for {told['arch']}")
+    side = ViTFeatures(model).patch_size
+    scenes, files = _scenes(side, amount), _files(out / "scenes", side, amount.seen)
+    table = _Table(scenes, amount, say)
     patch(model, "softmax")  # which computes what it did, and is verified and drawn like the others
-    say("[2/4] softmax")
-    features = _add(rows, seen, "softmax", model, scenes, None, say)
-    say(f"[3/4] {TARGET}, as patched: the same weights, nothing fitted")
+    say("[2/5] softmax")
+    table.add("softmax", model)
+    say(f"[3/5] {TARGET}, patched only: the same weights, nothing fitted")
     patch(model, TARGET)
-    _add(rows, seen, f"{TARGET}, patched only", model, scenes, features, say)
-    say(f"[4/4] {TARGET}, calibrated: a factor on the scores of each head, from {FIT} scenes without labels")
+    table.add(f"{TARGET}, patched only", model)
+    say(f"[4/5] {TARGET}, calibrated: a factor on the scores of each head, from {amount.fit} scenes, no labels")
     patch(model, "softmax")
-    _add(rows, seen, f"{TARGET}, calibrated", _calibrated(model, scenes), scenes, features, say)
-    chance = score(torch.zeros_like(scenes.labels[TRAIN:]), scenes.labels[TRAIN:], NUM_CLASSES + 1)
-    out.mkdir(parents=True, exist_ok=True)
-    draw_sparse(out / "picture.png", scenes.pictures, scenes.queries, seen)
-    contents: dict[str, Any] = {"backbone": told, "chance": asdict(chance), "rows": [asdict(row) for row in rows]}
+    student = copy.deepcopy(model)
+    calibrate(model, _images(files[: amount.fit]), TARGET)
+    table.add(f"{TARGET}, calibrated", model)
+    say(f"[5/5] {TARGET}, adapted: distilled from there on {amount.seen} scenes without labels")
+    unpatch(student)
+    show = printed_progress("steps")
+    done = distil(student, files, TARGET, amount.adapt, folder=out / "adapt", progress=show)
+    say(f"      {done}")
+    table.add(f"{TARGET}, adapted", student)
+    chance = score(torch.zeros_like(scenes.labels[amount.train :]), scenes.labels[amount.train :], NUM_CLASSES + 1)
+    draw_sparse(out / "picture.png", scenes.pictures, scenes.queries, table.seen)
+    contents: dict[str, Any] = {
+        "backbone": told,
+        "amount": asdict(amount),
+        "adapted": {"steps": done.recipe.steps, "seconds": round(done.seconds, 1)},
+        "chance": asdict(chance),
+        "rows": [asdict(row) for row in table.rows],
+    }
     write_text(out / "table.json", json.dumps(contents, indent=1, default=str) + "\n")
     say("")
-    say("\n".join(_table(rows, chance)))
+    say("\n".join(_lines(table.rows, chance)))
     say("")
     say(f"picture  {out / 'picture.png'}")
     say(f"table    {out / 'table.json'}")
-    say(f"{time.monotonic() - begin:.0f} s. mIoU of a linear head on {TRAIN} scenes, patch by patch, on {VAL} others")
-    return rows
+    say(
+        f"{time.monotonic() - begin:.0f} s. mIoU of a linear head on {amount.train} rendered scenes, patch by patch, "
+        f"on {amount.val} others."
+    )
+    return table.rows
 
 
-def _calibrated(model: nn.Module, scenes: _Scenes) -> nn.Module:
-    calibrate(model, scenes.images[:FIT], TARGET)
-    return model
+class _Table:
+    """What each model is worth and what it sees, one after another."""
 
+    def __init__(self, scenes: _Scenes, amount: Amount, say: Callable[[str], None]) -> None:
+        self.scenes, self.train, self.say = scenes, amount.train, say
+        self.rows: list[Row] = []
+        self.seen: dict[str, Seen] = {}
+        self.first: Tensor | None = None
 
-def _add(
-    rows: list[Row],
-    seen: dict[str, Seen],
-    name: str,
-    model: nn.Module,
-    scenes: _Scenes,
-    softmax: Tensor | None,
-    say: Callable[[str], None],
-) -> Tensor:
-    """Append what ``model`` is worth and what it sees; its patch features ``[N, P, C]``."""
-    checked = verify(model, scenes.images[:1])
-    answered = sum(line.answered > 0 for line in checked)
-    say(f"      verified: {answered} of {len(checked)} layers compute {spec_of(model)}")
-    features = _features(model, scenes.images)
-    found = predict(features[:TRAIN], scenes.labels[:TRAIN], features[TRAIN:], NUM_CLASSES + 1)
-    like = 1.0 if softmax is None else F.cosine_similarity(features[TRAIN:], softmax[TRAIN:], dim=-1).mean().item()
-    zeros = statistics(model, scenes.images[TRAIN : TRAIN + 8]).zero_share.mean().item()
-    rows.append(Row(name, str(spec_of(model)), score(found, scenes.labels[TRAIN:], NUM_CLASSES + 1), like, zeros))
-    shown = scenes.images[TRAIN : TRAIN + SHOWN]
-    seen[name] = look(model, shown, scenes.queries)
-    say(f"      mIoU {rows[-1].miou}, cosine to softmax {like:.3f}, {100 * zeros:.0f} % of the weights are 0")
-    return features
+    def add(self, name: str, model: nn.Module) -> None:
+        """Verify a patched model, fit a head on its features and look at what it attends to."""
+        train, labels, images = self.train, self.scenes.labels, self.scenes.images
+        checked = verify(model, images[:1])
+        answered = sum(line.answered > 0 for line in checked)
+        self.say(f"      verified: {answered} of {len(checked)} layers compute {spec_of(model)}")
+        features = _features(model, images)
+        self.first = features if self.first is None else self.first
+        found = predict(features[:train], labels[:train], features[train:], NUM_CLASSES + 1)
+        like = F.cosine_similarity(features[train:], self.first[train:], dim=-1).mean().item()
+        zeros = statistics(model, images[train : train + 8]).zero_share.mean().item()
+        row = Row(name, str(spec_of(model)), score(found, labels[train:], NUM_CLASSES + 1), like, zeros)
+        self.rows.append(row)
+        self.seen[name] = look(model, images[train : train + SHOWN], self.scenes.queries)
+        self.say(f"      mIoU {row.miou}, cosine to softmax {like:.3f}, {100 * zeros:.0f} % of the weights are 0")
 
 
 @torch.no_grad()
 def _features(model: nn.Module, images: Tensor) -> Tensor:
-    vit, show, found = ViTFeatures(model), printed_progress("images"), []
+    vit, show, found = ViTFeatures(model), printed_progress("images"), list[Tensor]()
     for batch in images.split(8):
         found.append(vit(batch, [-1])[0][0].flatten(2).transpose(1, 2))
         show(sum(map(len, found)), len(images))
     return torch.cat(found)
 
 
-def _scenes(patch_size: int) -> _Scenes:
-    size = (GRID[0] * patch_size, GRID[1] * patch_size)
-    drawn = [render(SEED, index, size) for index in range(TRAIN + VAL)]
-    stack = torch.stack([torch.from_numpy(scene.image) for scene in drawn]).float() / 255
-    images = ((stack - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2).contiguous()
+def _scenes(patch_size: int, amount: Amount) -> _Scenes:
+    drawn = [render(SEED, index, _size(patch_size)) for index in range(amount.train + amount.val)]
+    images = _normalised([scene.image for scene in drawn])
     middle = slice(patch_size // 2, None, patch_size)
     labels = torch.stack([torch.from_numpy(scene.mask[middle, middle].copy()) for scene in drawn])
-    shown = drawn[TRAIN : TRAIN + SHOWN]
+    shown = drawn[amount.train : amount.train + SHOWN]
     queries = [_on_nearest(scene, patch_size) for scene in shown]
     return _Scenes(images, labels.long().flatten(1), [scene.image for scene in shown], queries)
+
+
+def _files(folder: Path, patch_size: int, count: int) -> list[Path]:
+    """Scenes on disk: what a user has."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{index:04d}.png" for index in range(count)]
+    for index, file in enumerate(files):
+        with written(file) as partial:
+            Image.fromarray(render(SEEN_SEED, index, _size(patch_size)).image).save(partial, "PNG")
+    return files
+
+
+def _images(files: Sequence[Path]) -> Tensor:
+    return _normalised([np.asarray(Image.open(file)) for file in files])
+
+
+def _normalised(pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
+    """``[H, W, 3]`` each to ``[N, 3, H, W]``."""
+    stack = torch.from_numpy(np.stack(pictures)).float() / 255
+    return ((stack - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2).contiguous()
+
+
+def _size(patch_size: int) -> tuple[int, int]:
+    return GRID[0] * patch_size, GRID[1] * patch_size
 
 
 def _on_nearest(scene: Scene, patch_size: int) -> tuple[int, int]:
@@ -177,7 +240,7 @@ def _on_nearest(scene: Scene, patch_size: int) -> tuple[int, int]:
     return int(np.median(rows)) // patch_size, int(np.median(cols)) // patch_size
 
 
-def _table(rows: list[Row], chance: Score) -> list[str]:
+def _lines(rows: Sequence[Row], chance: Score) -> list[str]:
     cells: list[tuple[str, ...]] = [("", "mIoU (95 % over images)", "cosine to softmax", "weights exactly 0")]
     cells += [(row.model, str(row.miou), f"{row.cosine:.3f}", f"{100 * row.zeros:.1f} %") for row in rows]
     cells.append(("background everywhere (chance)", str(chance), "", ""))

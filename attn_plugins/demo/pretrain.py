@@ -10,7 +10,7 @@ import copy
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -52,6 +52,7 @@ class Recipe:
         teacher_temperature: after the first third of the steps; 0.04 before.
         norm_in_head: batch norm in the projection head, which keeps small batches from collapsing.
         bf16: whether the backbones run under bfloat16 autocast; head and loss are in float32 either way.
+        views: options of lightly's ``DINOTransform`` beside the sizes and the number of crops.
     """
 
     steps: int = 36
@@ -69,6 +70,7 @@ class Recipe:
     teacher_temperature: float = 0.06
     norm_in_head: bool = False
     bf16: bool = False
+    views: dict[str, Any] = field(default_factory=dict)
 
     @property
     def arch_options(self) -> dict[str, Any]:
@@ -141,7 +143,7 @@ class Method:
 
     def _schedule(self, step: int) -> None:
         steps = self.recipe.steps
-        scale = cosine_warmup_schedule(step, steps + 1, 1e-3, 1.0, max(steps // 10, 1), 0.1)
+        scale = cosine_warmup_schedule(step, steps + 1, 1.0, 1e-3, max(steps // 10, 1), 0.0)
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.learning_rate * scale
         decay = cosine_schedule(step, steps + 1, 0.04, 0.4)
@@ -180,8 +182,7 @@ class Crops:
             global_crop_size=recipe.global_size,
             local_crop_size=recipe.local_size,
             n_local_views=recipe.local_crops,
-            gaussian_blur=(0.5, 0.1, 0.2),
-            sigmas=(0.1, 1.0),
+            **{"gaussian_blur": (0.5, 0.1, 0.2), "sigmas": (0.1, 1.0), **recipe.views},
         )
 
     def batch(self, step: int) -> list[Tensor]:

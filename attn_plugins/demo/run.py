@@ -27,6 +27,7 @@ from ..progress import printed_progress
 from ..results import COLUMNS
 from ..spec import parse
 from ..text import columns
+from .folder import claim
 from .picture import draw, load_images
 from .pretrain import ARCH, Method, Recipe, pretrain
 from .probing import probe_columns, probe_voc, write_columns
@@ -110,8 +111,7 @@ def run(
         ValueError: `out` holds a run with other settings.
     """
     begin = time.monotonic()
-    out.mkdir(parents=True, exist_ok=True)
-    _claim(out, settings)
+    claim(out, asdict(settings))
     finished = out / "table.json"  # written last
     if finished.exists():
         rows: list[dict[str, Any]] = read_json(finished)["rows"]
@@ -181,18 +181,6 @@ def _report(
         command=command,
         title="Attention plugins: demo",
     )
-
-
-def _claim(out: Path, settings: Settings) -> None:
-    record, wanted = out / "settings.json", json.loads(json.dumps(asdict(settings)))
-    if record.exists():
-        found = read_json(record)
-        if found != wanted:
-            raise ValueError(f"{out} holds a run with {found}, not {wanted}: choose another --out, or remove it")
-    elif any(out.iterdir()):
-        raise ValueError(f"{out} is not empty and holds no demo run: choose another --out")
-    else:
-        write_text(record, json.dumps(wanted, indent=1) + "\n")
 
 
 def _pretrain(out: Path, settings: Settings, data: Path) -> list[Method]:

@@ -71,9 +71,9 @@ class EntmaxAnneal(nn.Module):
         self.warmup, self.shape, self.order = warmup, shape, order
         self.step, self.place, self.layers = 0, 0, 1
         self.value = self.start
-        # What compiled code reads, which a number would make anew at every step. Whole numbers, since no cast to half
-        # precision (FSDP's of buffers, .half()) touches them.
-        self.register_buffer("millionths", torch.zeros(num_heads, dtype=torch.int32), persistent=False)
+        # What compiled code reads, which a number would make anew at every step. Bytes, the highest first: no cast to
+        # half precision (FSDP's of buffers, .half()) touches whole numbers, and DINOv3 fills all others with 2**31.
+        self.register_buffer("millionths", torch.zeros(num_heads, 3, dtype=torch.uint8), persistent=False)
         self.millionths: Tensor
         self.set_step(0)
         _LIVE.add(self)
@@ -111,7 +111,8 @@ class EntmaxAnneal(nn.Module):
         self.moving = value not in (1.0, self.end)
         self.softmax = value == 1.0
         with torch.no_grad():
-            self.millionths.fill_(round(value * _MILLION))
+            for place, byte in enumerate(round(value * _MILLION).to_bytes(3, "big")):
+                self.millionths[:, place].fill_(byte)
 
     def reset_parameters(self) -> None:
         """Write anew what ``to_empty`` has left empty."""
@@ -121,7 +122,8 @@ class EntmaxAnneal(nn.Module):
     def alpha(self) -> float | Tensor:
         """1.0 at softmax, the target at the end, and ``[num_heads]`` in between: kernels dispatch on it."""
         if self.moving:
-            return self.millionths.to(torch.float32) / _MILLION
+            high, middle, low = self.millionths.to(torch.float32).unbind(-1)
+            return (65536 * high + 256 * middle + low) / _MILLION
         return 1.0 if self.softmax else self.end
 
     def forward(self, scores: Tensor, dim: int = -1) -> Tensor:

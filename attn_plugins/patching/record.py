@@ -16,6 +16,7 @@ from ..codebases.base import NORMALIZER, SPEC, WHOLE, Layer
 from ..mechanisms import applied_mechanisms
 from ..record import RECORD, decode, encode
 from ..spec import Plugin, Spec, computed, parse, settled
+from ..torch_names import unwrapped
 
 __all__ = [
     "METADATA_KEY",
@@ -51,17 +52,20 @@ def is_lost(module: nn.Module) -> bool:
 def lost(model: nn.Module) -> dict[str, str]:
     """{path: what happened} of the layers of ``model`` that were patched and are not any more."""
     modules = dict(model.named_modules())
+    # Wrappers that came since put themselves between the names; of one name the module inside is the last.
+    plain = {unwrapped(path): module for path, module in modules.items()}
     found = {}
     for path, module in modules.items():
         if is_lost(module):
             exchanged = f"its class was exchanged for {type(module).__module__}.{type(module).__qualname__}"
             found[path] = "a forward was set on the instance" if "forward" in vars(module) else exchanged
         for inner in vars(module).get(PATCHED, ()):
-            where = ".".join(name for name in (path, inner) if name)
-            if where not in modules:
+            where = unwrapped(".".join(name for name in (path, inner) if name))
+            layer = plain.get(where)
+            if layer is None:
                 found[where] = "the layer was removed"
-            elif NORMALIZER not in (*vars(modules[where]), *modules[where]._modules):
-                found[where] = f"the layer was replaced by a {type(modules[where]).__qualname__}"
+            elif NORMALIZER not in (*vars(layer), *layer._modules):
+                found[where] = f"the layer was replaced by a {type(layer).__qualname__}"
     return found
 
 

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
-__all__ = ["follow", "steps_made"]
+__all__ = ["follow", "is_rehearsal", "steps_made"]
 
 Step = Callable[[bool, Optimizer], object]
 """Called after every step that counts, with whether an optimizer holds parameters of the network, and which counts."""
@@ -35,7 +35,7 @@ def follow(network: nn.Module, step: Step) -> None:
 
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or is_rehearsal(optimizer):
         return
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for network in list(_followed):
@@ -49,6 +49,21 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if driver is optimizer:
             for step in steps:
                 step(own is not None, optimizer)
+
+
+def is_rehearsal(optimizer: Optimizer) -> bool:
+    """Whether the step that has just ended trained nothing: every rate and every gradient is zero.
+
+    ``torch.distributed.checkpoint`` makes such a step, so that there is a state to load one into. A warm-up from zero
+    has gradients.
+    """
+    rates = [group.get("lr", 1) for group in optimizer.param_groups]
+    # One on a GPU is none of that module's, and is not waited for.
+    if any(isinstance(rate, Tensor) and rate.device.type != "cpu" for rate in rates) or any(map(float, rates)):
+        return False
+    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    gradients = (parameter.grad for parameter in parameters if parameter.grad is not None)
+    return not any(bool(getattr(gradient, "_local_tensor", gradient).any()) for gradient in gradients)
 
 
 def steps_made(optimizer: Optimizer) -> int:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..patching import ANSWERED, NORMALIZER
+from .following import is_rehearsal
 from .messages import say
 
 __all__ = ["tell_answers"]
@@ -30,7 +31,8 @@ def tell_answers(network: nn.Module, spec: str) -> None:
 
 
 def _after_step(optimizer: Any, args: Any, kwargs: Any) -> None:
-    if not torch.compiler.is_compiling():  # a compiled step is not broken up for it: told at the end
+    # A compiled step is not broken up for it: told at the end.
+    if not torch.compiler.is_compiling() and not is_rehearsal(optimizer):
         _tell("after the first training step")
 
 

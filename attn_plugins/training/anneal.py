@@ -26,7 +26,8 @@ class Anneal:
     The models are patched once, with the normalizer ``entmax_anneal``; afterwards a step sets a number. So it can be
     made before DDP, FSDP or ``torch.compile`` take the model, like any patch, and stepped after. Where the schedule
     stands is in the models' own state dicts: load them, and the next step goes on. Student and teacher are annealed
-    together by one object.
+    together by one object. Calibrated factors of the target (``scale=per_head``) stay: they hold from the first step,
+    at alpha 1 too; ``attn-plugins adapt --anneal`` moves them with alpha.
 
         >>> anneal = attn_plugins.Anneal([student, teacher], "entmax15", steps=10_000)
         >>> for images in loader:
@@ -58,7 +59,7 @@ class Anneal:
             parts = [*kept, *(_annealed(plugin, options) for plugin in aims if plugin not in kept)]
             towards = parse("+".join(map(str, [*parts, *self.target.mechanisms])))
             for model in self.models:
-                patch(model, towards)
+                _patched(model, towards)
         self.layers = [layer for model in self.models for layer in arrange(model)]
         bare = [type(model).__qualname__ for model in self.models if not _layers(model)]
         if bare or not self.models:
@@ -99,12 +100,7 @@ class Anneal:
         if self.target is None:
             raise ValueError("Anneal: the models were patched with the schedule; patch them with the target yourself")
         for model in self.models:
-            held = [
-                (module, module._modules[NORMALIZER]) for module in model.modules() if NORMALIZER in module._modules
-            ]
-            patch(model, self.target)
-            for module, before in held:
-                _keep_scale(before, module._modules.get(NORMALIZER))
+            _patched(model, self.target)
 
     def state_dict(self) -> dict[str, int]:
         """For trainers that ask for one; the models' state dicts tell it as well."""
@@ -127,11 +123,26 @@ def _layers(model: nn.Module) -> list[EntmaxAnneal]:
     return [module for module in model.modules() if isinstance(module, EntmaxAnneal)]
 
 
+def _patched(model: nn.Module, spec: Spec) -> None:
+    """Patch ``model``; factors that were learned or calibrated in front of a normalizer stay in front of its schedule.
+
+    And the other way round, once alpha is at its end.
+    """
+    held = [(module, module._modules[NORMALIZER]) for module in model.modules() if NORMALIZER in module._modules]
+    patch(model, spec)
+    for module, before in held:
+        _keep_scale(before, module._modules.get(NORMALIZER))
+
+
 def _keep_scale(before: nn.Module | None, after: nn.Module | None) -> None:
-    """What was learned or calibrated in front of an annealed normalizer stays in front of its target."""
-    if isinstance(before, ScoreScale) and isinstance(after, ScoreScale):
+    if isinstance(before, ScoreScale) and isinstance(after, ScoreScale) and _end(before) == _end(after):
         own = {name: value for name, value in before.state_dict().items() if not name.startswith("inner.")}
         after.load_state_dict(own, strict=False)
+
+
+def _end(scaled: ScoreScale) -> Any:
+    """alpha of the normalizer behind a factor, or where its schedule ends."""
+    return getattr(scaled.inner, "end", scaled.alpha)
 
 
 def _annealed(target: Plugin, options: dict[str, Any]) -> Plugin:

@@ -1,6 +1,6 @@
-"""Make the small pretrained weights that the demo starts from: DINO on rendered scenes, one ViT for every method.
+"""Make the small pretrained weights that the demo starts from: DINO on pictures of one object, a ViT for each method.
 
-python pretrain.py train --out runs --steps 1300 --methods softmax entmax15     # hours; the same command resumes
+python pretrain.py train --out runs                                             # hours; the same command resumes
 python pretrain.py write --out runs --to ../../attn_plugins/demo/weights        # half-precision safetensors
 
 Methods start from the same weights and see the same crops, whether one process trains both or each has its own.
@@ -9,6 +9,7 @@ Methods start from the same weights and see the same crops, whether one process 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
@@ -26,22 +28,31 @@ from attn_plugins.attention import sdpa
 from attn_plugins.attention.call import AttentionCall
 from attn_plugins.checkpoints import read
 from attn_plugins.data.scenes import render
-from attn_plugins.demo.pretrain import Method, Recipe, pretrain
+from attn_plugins.demo.pretrain import ARCH, Method, Recipe, pretrain
 from attn_plugins.files import write_text, written
 from attn_plugins.progress import printed_progress
 
 RECIPE = Recipe(
-    batch_size=32,
+    steps=3000,
+    batch_size=64,
     embed_dim=96,
     num_heads=3,
-    local_size=24,
-    learning_rate=7e-4,
+    learning_rate=5e-4,
     momentum=0.99,
-    teacher_temperature=0.04,  # 0.06, as in longer runs, lets runs of a few thousand steps collapse
+    teacher_temperature=0.04,
     bf16=True,
+    views={
+        "global_crop_scale": (0.35, 1.0),
+        "local_crop_scale": (0.1, 0.35),
+        "cj_hue": 0.4,  # objects of a class have many colours, and those of a picture one
+        "cj_sat": 0.8,
+        "solarization_prob": 0.1,
+    },
 )
 SIZE = (128, 160)
 """(H, W) of the scenes, pixels."""
+MARGIN, LEAST = 0.15, 30
+"""Around an object, as a share of its longer side; and the shorter side of an object that is taken, in pixels."""
 TRAIN_SEED = 100
 """Of the scenes: what judges these weights, the demo included, renders with other seeds: pictures never seen."""
 
@@ -49,8 +60,8 @@ TRAIN_SEED = 100
 def train(args: argparse.Namespace) -> None:
     """Train until ``--steps``; a run that was killed goes on from its last state."""
     attn_plugins.register_backend(attn_plugins.Backend("sdpa_float32", _softmax_in_float32, _unless_bf16_softmax))
-    files = _scenes(args.out / "scenes", args.scenes)
-    recipe = replace(RECIPE, steps=args.steps, seed=args.seed)
+    files = _pictures(args.out / "pictures", args.pictures)
+    recipe = replace(RECIPE, steps=args.steps or RECIPE.steps, seed=args.seed)
     show = printed_progress("+".join(args.methods))
     for spec in args.methods:
 
@@ -77,7 +88,14 @@ def write(args: argparse.Namespace) -> None:
         }
         with written(args.to / f"{_slug(spec)}.safetensors") as partial:
             save_file(tensors, str(partial))
-        record = {"spec": spec, "steps": state["step"], "recipe": asdict(method.recipe), "scenes": args.scenes}
+        record = {
+            "arch": ARCH,
+            "arch_options": method.recipe.arch_options,
+            "spec": spec,
+            "steps": state["step"],
+            "recipe": asdict(method.recipe),
+            "pictures": args.pictures,
+        }
         write_text(args.to / f"{_slug(spec)}.json", json.dumps(record, indent=1) + "\n")
 
 
@@ -93,15 +111,36 @@ def _unless_bf16_softmax(call: AttentionCall) -> str | None:
     return None if fits else "it computes softmax of bfloat16 on the CPU"
 
 
-def _scenes(folder: Path, count: int) -> list[Path]:
+def _pictures(folder: Path, count: int) -> list[Path]:
+    """Squares around the objects of rendered scenes: what ImageNet is to the official recipe."""
+    complete = folder / "complete"
+    files = [folder / f"{index:05d}.png" for index in range(count)]
+    if complete.exists() and complete.read_text() == str(count):
+        return files
     folder.mkdir(parents=True, exist_ok=True)
-    show, files = printed_progress("scenes"), [folder / f"{index:05d}.png" for index in range(count)]
-    for index, file in enumerate(files):
-        if not file.exists():
-            with written(file) as partial:
-                Image.fromarray(render(TRAIN_SEED, index, SIZE).image).save(partial, "PNG")
-        show(index + 1, count)
-    return files
+    show, made = printed_progress("pictures"), 0
+    for index in itertools.count():
+        for picture in _objects(index)[: count - made]:
+            with written(files[made]) as partial:
+                Image.fromarray(picture).save(partial, "PNG")
+            made += 1
+            show(made, count)
+        if made == count:
+            write_text(complete, str(count))
+            return files
+
+
+def _objects(index: int) -> list[NDArray[np.uint8]]:
+    scene, found = render(TRAIN_SEED, index, SIZE), []
+    for box in scene.boxes:
+        width, height = box.xmax - box.xmin, box.ymax - box.ymin
+        if min(width, height) < LEAST:
+            continue
+        half = max(width, height) * (0.5 + MARGIN)
+        x, y = (box.xmin + box.xmax) / 2, (box.ymin + box.ymax) / 2
+        rows = slice(int(max(y - half, 0)), int(min(y + half, SIZE[0])))
+        found.append(scene.image[rows, int(max(x - half, 0)) : int(min(x + half, SIZE[1]))])
+    return found
 
 
 def _slug(spec: str) -> str:
@@ -111,10 +150,10 @@ def _slug(spec: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("train", "write"))
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run: scenes and training states")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run: pictures and training states")
     parser.add_argument("--methods", nargs="+", default=["softmax", "entmax15"], metavar="SPEC")
-    parser.add_argument("--steps", type=int, default=1300)
-    parser.add_argument("--scenes", type=int, default=4000, help="rendered scenes to train on")
+    parser.add_argument("--steps", type=int, help=f"default: {RECIPE.steps}")
+    parser.add_argument("--pictures", type=int, default=6000, help="of rendered objects, to train on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--to", type=Path, help="write: folder of the weights")
     args = parser.parse_args()

@@ -16,6 +16,8 @@ from attn_plugins.analysis.compare import Change, DriftWatcher, changes, changes
 from attn_plugins.analysis.findings import Findings
 from attn_plugins.analysis.images import Batch
 from attn_plugins.analysis.measure import Definition, Measured, Score
+from attn_plugins.analysis.measured import drift_exhibit
+from attn_plugins.analysis.panels import style
 from attn_plugins.analysis.pib import PiB
 from attn_plugins.analysis.subjects import Subject
 from attn_plugins.analysis.watch import watch
@@ -128,3 +130,15 @@ def test_changes_are_paired_and_binary_ones_are_mcnemars() -> None:
 def test_images_that_one_model_lacks_are_left_out() -> None:
     change = Change(VALUE, "x", np.array([1.0, np.nan, 3.0]), np.array([2.0, 5.0, np.nan]))
     assert (change.images, change.before, change.after) == (1, 1.0, 2.0)
+
+
+def test_a_model_has_the_colour_in_the_drift_that_it_has_in_other_figures() -> None:
+    drifted = {"drift_cosine": Measured(compare.MEASURES["drift_cosine"], np.full((4, 3), 0.5))}
+    subjects = [Subject(name, nn.Identity, name) for name in ("softmax", "entmax15", "sparsemax")]
+    found = [Findings(subject, measures=drifted if number else {}) for number, subject in enumerate(subjects)]
+    (panel,) = drift_exhibit(found).panels
+    lines = panel.drawing.axes[0].lines
+    assert [(line.get_label(), line.get_color()) for line in lines] == [
+        ("entmax15", style(1)["color"]),
+        ("sparsemax", style(2)["color"]),
+    ]

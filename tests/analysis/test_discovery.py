@@ -72,6 +72,7 @@ def test_corloc_is_over_the_last_layers_keys(model: Any) -> None:
     (score,) = watcher.found()
     assert score.values is not None
     assert score.values[0] == (iou(boxes[0], (0.0, 0.0, 64.0, 64.0)) >= 0.5) and score.images == 2
+    assert score.chance == 0.5, "the whole picture is the first image's box and not the third's"
     assert np.isnan(score.values[1]) and score.values[2] == (iou(boxes[2], (1.0, 1.0, 5.0, 5.0)) >= 0.5)
     assert not model.blocks[1].attn.qkv._forward_hooks
 
@@ -93,6 +94,8 @@ def test_the_jaccard_index_is_of_the_best_head(model: Any) -> None:
     watch(model, [Batch(pixels, [[]] * 3, masks=masks)], [watcher])
     (score,) = watcher.found()
     assert score.values is not None and score.images == 2 and np.isnan(score.values[2])
+    areas = [float((masks[n] == 3).sum() / (masks[n] != 255).sum()) for n in range(2)]
+    assert score.chance == pytest.approx(np.mean(areas))
     for image in range(2):
         values = []
         for head in cls_attention(model, pixels, 1)[image]:

@@ -37,6 +37,23 @@ def test_lines_that_stand_together_differ(count: int) -> None:
     assert two[0]["color"] == two[1]["color"] and two[0]["marker"] != two[1]["marker"], "one epoch of two specs"
 
 
+def test_zeros_alone_are_drawn_on_a_scale_that_does_not_look_like_something() -> None:
+    nothing = Series("a", "a", None, *(np.zeros(3) for _ in range(3)))
+    (panel,) = by_layer("x", "A measure", "%", [nothing], bounds=(0, 100))
+    assert drawn(panel).get_ylim() == (0, 1)
+
+
+def test_a_line_may_have_the_style_that_its_model_has_elsewhere() -> None:
+    some = series(3)
+    (panel,) = by_layer("x", "A measure", "%", some[1:], looks=styles(some)[1:])
+    assert [line.get_color() for line in drawn(panel).lines] == [look["color"] for look in styles(some)[1:]]
+
+
+def test_scores_stand_beside_what_needs_no_model() -> None:
+    panel = dots("x", "CorLoc", "%", [("a", 40.0, 30.0, 50.0), ("b", 70.0, 60.0, 80.0)], bound=("chance", 65.0))
+    assert 65.0 in [line.get_xdata()[0] for line in drawn(panel).lines] and "chance: 65" in panel.alt
+
+
 def test_few_models_are_lines_with_their_bands_and_many_are_heat_maps_of_value_and_spread() -> None:
     some = series(3)
     (panel,) = by_layer("x", "A measure", "%", some)

@@ -5,13 +5,12 @@ The official repositories are used where DINO_ROOT, DINOV2_ROOT and DINOV3_ROOT 
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import entmax
 import pytest
 import torch
-from mechanisms.tiny_vits import FAMILIES, SIZE, WIDTH, images, trained
+from mechanisms.tiny_vits import FAMILIES, SIZE, WIDTH, images, trained, without_xformers
 from torch import Tensor, nn
 
 import attn_plugins
@@ -29,14 +28,6 @@ ADAPTERS = {
 
 def build(name: str, **options: Any) -> Any:
     return trained(FAMILIES[name].build(**options))
-
-
-def without_xformers(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    """xformers has no kernels for a CPU: ask unpatched DINOv2 attention for its other path."""
-    for module in model.modules():
-        source = sys.modules[type(module).__module__]
-        if hasattr(source, "memory_efficient_attention"):
-            monkeypatch.setattr(source, "XFORMERS_AVAILABLE", False)
 
 
 @pytest.mark.parametrize("name", ADAPTERS)

@@ -18,9 +18,10 @@ pytest.importorskip("matplotlib", reason="pip install 'attn_plugins[analysis]'")
 import timm
 
 import attn_plugins
+from attn_plugins.adapt import Recipe
 from attn_plugins.checkpoints import save
 from attn_plugins.cli import main
-from attn_plugins.demo import backbone
+from attn_plugins.demo import backbone, official
 from attn_plugins.demo.sparse_picture import ZERO, attention_colours, look
 
 OPTIONS: dict[str, Any] = {
@@ -43,29 +44,52 @@ def checkpoint(folder: Path, spec: str) -> Path:
     return save(folder / "model.pth", model, arch="timm/vit_tiny_patch16_224", arch_options=OPTIONS)
 
 
+TINY = backbone.Amount(train=6, val=3, fit=4, seen=4, adapt=Recipe(steps=2, batch=2))
+
+
 @pytest.mark.slow
-def test_the_same_weights_three_times(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name, count in (("TRAIN", 6), ("VAL", 3), ("FIT", 4), ("SHOWN", 2)):
-        monkeypatch.setattr(backbone, name, count)
-    out = tmp_path / "out"
-    assert main(["demo", "--checkpoint", str(checkpoint(tmp_path, "softmax")), "--out", str(out)]) == 0
+def test_the_same_weights_four_times(tmp_path: Path) -> None:
+    out, printed = tmp_path / "out", list[str]()
+    backbone.show_backbone(checkpoint(tmp_path, "softmax"), out, say=printed.append, amount=TINY)
     told = json.loads((out / "table.json").read_text())
-    softmax, patched, calibrated = told["rows"]
-    assert [row["spec"] for row in told["rows"]] == ["softmax", "entmax15", "entmax15:scale=per_head"]
+    softmax, patched, calibrated, adapted = told["rows"]
+    fitted = "entmax15:scale=per_head"
+    assert [row["spec"] for row in told["rows"]] == ["softmax", "entmax15", fitted, fitted]
     assert softmax["cosine"] == 1 and softmax["zeros"] == 0
     assert patched["zeros"] > 0.1 and calibrated["cosine"] > patched["cosine"]
+    assert adapted["cosine"] != calibrated["cosine"] and told["adapted"]["steps"] == 2
     assert 0 < told["chance"]["miou"] < 20
-    printed = capsys.readouterr().out
-    assert "verified: 4 of 4 layers compute entmax15:scale=per_head" in printed and "(chance)" in printed
+    assert len(list((out / "scenes").glob("*.png"))) == 4
+    text = "\n".join(printed)
+    assert "verified: 4 of 4 layers compute entmax15:scale=per_head" in text and "(chance)" in text
     pixels = np.asarray(Image.open(out / "picture.png").convert("RGB"))
     columns = pixels.shape[1] // 155 + 1
-    assert columns == 1 + 3 * 3
+    assert columns == 1 + 4 * 3
     body = pixels[40:-22]
     for model, there in ((0, False), (1, True)):
         column = body[:, (1 + 3 * model) * 155 : (1 + 3 * model) * 155 + 150]
         assert bool((column == ZERO).all(-1).any()) == there
+
+
+def test_the_command_takes_one_backbone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(backbone, "show_backbone", lambda *args: asked.append(args))
+    monkeypatch.setattr(official, "download", lambda name: Path("hub") / f"{name}.pth")
+    out, one = str(tmp_path / "out"), ["--checkpoint", "x.pth"]
+    assert main(["demo", "--out", out, *one, "--arch", "dinov2/vit_small"]) == 0
+    assert main(["demo", "--out", out, "--weights", "dinov2_vits14"]) == 0
+    places = [(Path("x.pth"), "dinov2/vit_small"), (Path("hub") / "dinov2_vits14.pth", "auto")]
+    assert asked == [(path, Path(out), arch, None) for path, arch in places]
+    for wrong, told in (
+        ([*one, "--steps", "0"], "--steps belongs to the pre-training"),
+        ([*one, "--quick"], "--quick belongs to the pre-training"),
+        (["--arch", "timm/vit_tiny_patch16_224"], "belong to --checkpoint"),
+    ):
+        assert main(["demo", "--out", out, *wrong]) == 2
+        assert told in capsys.readouterr().err
+    assert len(asked) == 2
 
 
 def test_a_backbone_of_another_spec_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -60,6 +61,18 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(files: list[Path], tmp_p
     for a, b in zip(weights(whole), weights(resumed), strict=True):
         torch.testing.assert_close(a, b)
     assert [len(method.losses) for method in resumed] == [4, 4]
+
+
+def test_the_rate_rises_for_a_tenth_of_the_steps_and_then_falls() -> None:
+    """As DINO's ``cosine_scheduler``: to the peak along a line, from there down a cosine to a thousandth of it."""
+    recipe = replace(TINY, steps=100)
+    method, rates = Method("softmax", recipe), []
+    for step in range(recipe.steps):
+        method._schedule(step)
+        rates.append(method.optimizer.param_groups[0]["lr"] / recipe.learning_rate)
+    rising, falling = np.array(rates[:10]), np.array(rates[10:])
+    np.testing.assert_allclose(rising, np.linspace(0.1, 1, 10))
+    np.testing.assert_allclose(falling, 1e-3 + 0.5 * (1 - 1e-3) * (1 + np.cos(np.pi * np.arange(90) / 90)), atol=1e-3)
 
 
 def test_methods_start_from_the_same_weights_and_train_apart(files: list[Path], tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 from PIL import Image
 
-import attn_plugins.probes  # noqa: F401  registers what the configs name
 from attn_plugins.data.check import check
 from attn_plugins.data.convert import run
 from attn_plugins.files import written
+from attn_plugins.probes import CheckLabels
 from attn_plugins.shipped import shipped
 
 __all__ = ["assert_accepted", "first_items", "killed_in_write", "picture", "save", "tree"]
@@ -38,15 +38,23 @@ def assert_accepted(dataset: str, root: Path) -> None:
     assert not problems, [str(problem) for problem in problems]
 
 
-def first_items(config: str, root: Path) -> list[dict[str, Any]]:
-    """The first training and the first validation item of a root, by the probe's config as it is shipped."""
+def first_items(config: str, root: Path, changes: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """The first training and the first validation item of a root, by the probe's config as it is shipped.
+
+    `changes` are what a user gives as `--cfg-options`.
+    """
     init_default_scope("mmseg")
     file = f"{config}.py"
     cfg = Config.fromfile(str(shipped("mmseg_configs", file) / file))
+    cfg.merge_from_dict(changes or {})
     items = []
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.dataset.data_root = str(root)
-        items.append(DATASETS.build(loader.dataset)[0])
+        dataset = DATASETS.build(loader.dataset)
+        for transform in dataset.pipeline.transforms:
+            if isinstance(transform, CheckLabels):
+                transform.classes = len(dataset.metainfo["classes"])  # as ClassCountHook does when a run begins
+        items.append(dataset[0])
     return items
 
 

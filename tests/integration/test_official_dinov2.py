@@ -9,6 +9,7 @@ import yaml
 from helpers import official_trainers as trainers
 
 from attn_plugins.checkpoints import identify
+from attn_plugins.functional.anneal import stand
 
 pytestmark = pytest.mark.slow
 
@@ -95,3 +96,17 @@ def test_the_trainer_saves_resumes_and_evaluates_with_its_spec_and_no_other(
     refused = trainers.on_cpu(None, evaluation, *weights, "student.attn_plugins=softmax", path=patched, fails=True)
     assert "'entmax15' and 'softmax' was asked for" in refused
     assert torch.load(saved, weights_only=True)["teacher"]["backbone.cls_token"].shape == (1, 1, 384)
+
+
+@pytest.mark.timeout(900)
+def test_alpha_is_annealed_by_the_flag_and_a_resumed_run_goes_on(patched: Path, dataset: str, tmp_path: Path) -> None:
+    def train(*options: str) -> str:
+        script = (patched / "dinov2/train/train.py", "--config-file", CONFIG, "--output-dir", tmp_path)
+        spec = "student.attn_plugins=entmax_anneal:steps=3"
+        return trainers.on_cpu(None, *script, f"train.dataset_path={dataset}", spec, *options, path=patched)
+
+    assert "entmax_anneal: after step 1, alpha is 1.16667 to 1.16667" in train()
+    assert "entmax_anneal: after step 3, alpha is 1.5 to 1.5" in train("optim.epochs=2")
+    for iteration, step, alpha in ((1, 2, 1.333333), (3, 4, 1.5)):
+        saved = torch.load(tmp_path / f"eval/training_{iteration}/teacher_checkpoint.pth", weights_only=True)
+        assert stand(saved["teacher"]) == ([alpha] * 12, step)

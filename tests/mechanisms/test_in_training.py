@@ -14,6 +14,7 @@ from torch import nn
 
 import attn_plugins
 from attn_plugins.checkpoints import load_backbone
+from attn_plugins.patching import spec_of
 
 from .tiny_vits import FAMILIES, dinov1, dinov2, dinov3, images, lightly_dinov3, trained
 
@@ -110,6 +111,7 @@ def test_it_trains_under_fsdp_as_without(version: int, one_process: None) -> Non
             optimizer.step()
         losses.append(loss.detach())
     torch.testing.assert_close(losses[1], losses[0], atol=1e-5, rtol=1e-4)
+    assert spec_of(sharded) == spec_of(plain)
 
 
 @pytest.mark.parametrize("build", [dinov3, lightly_dinov3])

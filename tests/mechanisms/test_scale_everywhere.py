@@ -14,7 +14,7 @@ from attn_plugins import UnsupportedModelError
 from attn_plugins.adapt.calibrate import calibrate
 from attn_plugins.patching import find_attention
 
-from .tiny_vits import DEPTH, FAMILIES, HEADS, WIDTH, images, trained
+from .tiny_vits import DEPTH, FAMILIES, HEADS, WIDTH, images, trained, without_xformers
 
 FACTORS = torch.tensor([[0.2, 0.5, 1.5], [0.3, 0.9, 0.1], [2.0, 0.4, 0.7]])
 
@@ -43,8 +43,9 @@ def put_factors(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_it_is_a_multiplied_query(family: str) -> None:
+def test_it_is_a_multiplied_query(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = built(family)
+    without_xformers(model, monkeypatch)
     before, by_hand = read(family, model), copy.deepcopy(model)
     multiply_queries(by_hand)
     attn_plugins.patch(by_hand, "entmax15")
@@ -69,6 +70,8 @@ def test_asentmax_starts_as_the_normalizer(family: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_it_is_calibrated(family: str) -> None:
-    found = calibrate(built(family), images(3))
+def test_it_is_calibrated(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = built(family)
+    without_xformers(model, monkeypatch)
+    found = calibrate(model, images(3))
     assert len(found.scales.layers) == DEPTH and found.after[0].centred > found.before[0].centred

@@ -170,5 +170,13 @@ def trained(model: M, seed: int = 0) -> M:
     return model.eval()
 
 
+def without_xformers(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """xformers has no kernels for a CPU: ask unpatched DINOv2 attention for its other path."""
+    for module in model.modules():
+        source = sys.modules[type(module).__module__]
+        if hasattr(source, "memory_efficient_attention"):
+            monkeypatch.setattr(source, "XFORMERS_AVAILABLE", False)
+
+
 def images(count: int = 2, size: int = SIZE) -> Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(9))

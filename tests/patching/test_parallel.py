@@ -18,6 +18,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor.experimental import context_parallel
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
@@ -104,6 +105,17 @@ def heads(spec: str) -> Tensor:
     return out
 
 
+def in_context_parallel(rank: int, model: nn.Module) -> str:
+    """What is said where a process has its part of the tokens ``[B, N, 32]`` as a plain tensor."""
+    tokens = torch.randn(1, 4 * WORLD, 32, generator=torch.Generator().manual_seed(0))
+    with context_parallel(init_device_mesh("cpu", (WORLD,)), buffers=[tokens], buffer_seq_dims=[1]), torch.no_grad():
+        assert tokens.shape[1] == 4
+        said = refusal(lambda: model(tokens))
+    # Outside of it the same model computes.
+    assert model(tokens).shape == (1, 4 * WORLD, 32)
+    return said
+
+
 def refusal(run: Callable[[], object]) -> str:
     try:
         run()
@@ -122,6 +134,10 @@ def worker(rank: int, folder: str) -> None:
         mesh = init_device_mesh("cpu", (WORLD,))
         q = distribute_tensor(torch.randn(1, 2, 8, 4), mesh, [Shard(2)])
         told["context"] = refusal(lambda: attn_plugins.attention(q, q, q, normalizer="entmax15"))
+        layer = nn.TransformerEncoderLayer(32, 2, 64, batch_first=True)
+        whole = attn_plugins.patch(nn.TransformerEncoder(layer, 1, enable_nested_tensor=False).eval(), "entmax15")
+        told["inside"] = in_context_parallel(rank, whole)
+        told["inside, by SDPA"] = in_context_parallel(rank, attn_plugins.patch(tiny_vit(), "entmax15"))
         if rank == 0:
             torch.save(told, f"{folder}/told.pt")
     finally:
@@ -160,5 +176,6 @@ def test_heads_are_shared_out_where_nothing_is_learned_per_head(told: dict[str, 
     assert "alpha" in told["learnable"] and "heads" in told["learnable"]
 
 
-def test_context_parallelism_is_refused_by_name(told: dict[str, Any]) -> None:
-    assert "context- and sequence-parallel attention is not supported" in told["context"]
+@pytest.mark.parametrize("how", ["context", "inside", "inside, by SDPA"])
+def test_context_parallelism_is_refused_by_name(how: str, told: dict[str, Any]) -> None:
+    assert "context- and sequence-parallel attention is not supported" in told[how]

@@ -13,6 +13,7 @@ from helpers.tiny_vit import TinyViT
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 import attn_plugins
 from attn_plugins.checkpoints import recorded_spec, save
@@ -113,6 +114,31 @@ def test_a_patch_that_was_lost_is_not_told_as_one() -> None:
         attn_plugins.verify(model, images())
     with pytest.raises(ValueError, match=r"blocks\.1\.attn.*was lost"):
         attn_plugins.patch(tiny_vit(), "entmax15").load_state_dict(state)
+
+
+def compiled(model: Any) -> None:
+    model.blocks[0] = torch.compile(model.blocks[0])
+    model.blocks[1].attn = torch.compile(model.blocks[1].attn)
+
+
+def checkpointed(model: Any) -> None:
+    model.blocks[0] = checkpoint_wrapper(model.blocks[0])
+    model.blocks[1].attn = checkpoint_wrapper(model.blocks[1].attn)
+
+
+@pytest.mark.parametrize("wrap", [compiled, checkpointed])
+def test_a_layer_inside_a_wrapper_is_not_lost(wrap: Callable[[Any], None]) -> None:
+    model = attn_plugins.patch(TinyViT(), "entmax15")
+    wrap(model)
+    assert spec_of(model) == "entmax15"
+    state: Any = model.state_dict()
+    assert "lost" not in state._metadata[""]["attn_plugins"]
+    model.load_state_dict(state)
+    inner: Any = model.blocks[1].attn
+    inner = getattr(inner, "_orig_mod", None) or inner._checkpoint_wrapped_module
+    inner.__class__ = nn.Module
+    with pytest.raises(ValueError, match=r"patch lost in blocks\.1\.attn"):
+        spec_of(model)
 
 
 def test_a_replaced_layer_is_a_lost_patch() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers.tiny_vit import TinyViT
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from attn_plugins import Anneal
 from attn_plugins.trainers import annealing, patch_networks
@@ -60,6 +61,17 @@ def test_a_run_that_was_loaded_goes_on() -> None:
     resumed.load_state_dict(state)
     step(torch.optim.SGD(resumed.parameters(), lr=0.1), resumed)
     assert alphas(resumed) == pytest.approx([1.375] * 2)
+
+
+def test_a_step_that_only_makes_room_for_a_state_is_none() -> None:
+    student = TinyViT()
+    patch_networks(SPEC, student)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=0.1)
+    get_optimizer_state_dict(student, optimizer)  # makes a step, of nothing
+    assert alphas(student) == [1, 1] and optimizer.state
+    optimizer.param_groups[0]["lr"] = 0.0  # of a warm-up
+    step(optimizer, student)
+    assert alphas(student) == pytest.approx([1.125] * 2)
 
 
 def test_layers_are_told_their_place() -> None:

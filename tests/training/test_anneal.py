@@ -14,6 +14,7 @@ from torch import nn
 import attn_plugins
 from attn_plugins import Anneal
 from attn_plugins.checkpoints import save
+from attn_plugins.functional.scale import HeadScale
 from attn_plugins.patching import find_attention, spec_of
 from attn_plugins.spec import parse
 
@@ -141,6 +142,29 @@ def test_what_was_learned_in_front_of_it_stays_when_it_is_finished(scale: str) -
     before = model(IMAGES)
     anneal.finish()
     torch.testing.assert_close(model(IMAGES), before)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_calibrated_model_keeps_its_factors_all_the_way(learned: bool) -> None:
+    timm = pytest.importorskip("timm", reason="pip install timm")
+    sizes = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 0}
+    model = timm.create_model("vit_tiny_patch16_224", **sizes).eval()
+    attn_plugins.calibrate(model, IMAGES, "entmax15")
+    calibrated = model(IMAGES)
+    fitted = [layer.log_scale.clone() for layer in model.modules() if isinstance(layer, HeadScale)]
+    assert len(fitted) == 2 and min(float(values.abs().max()) for values in fitted) > 0.01
+    target = "entmax15:scale=learnable" if learned else "entmax15:scale=per_head"
+    anneal = Anneal(model, target, steps=2)
+    for _ in range(2):
+        held = [layer.log_scale for layer in model.modules() if isinstance(layer, HeadScale)]
+        assert all(isinstance(values, nn.Parameter) == learned for values in held)
+        torch.testing.assert_close([values.detach() for values in held], fitted)
+        anneal.step()
+    anneal.finish()
+    torch.testing.assert_close(model(IMAGES), calibrated)
+    assert spec_of(model) == target
+    other = Anneal(model, "sparsemax:scale=per_head", steps=2)  # for which they were not fitted
+    assert all(not layer.log_scale.any() for layer in model.modules() if isinstance(layer, HeadScale)), other
 
 
 def test_a_copy_goes_its_own_way() -> None:

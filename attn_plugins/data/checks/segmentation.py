@@ -141,7 +141,10 @@ def check_cityscapes(root: Path, official: bool = True) -> list[Problem]:
     problems = find_folders(root, ("leftImg8bit", "gtFine"), download)
     if problems:
         return problems
-    convert = f"write the train ids with cityscapesScripts: CITYSCAPES_DATASET={root} csCreateTrainIdLabelImgs"
+    convert = (
+        f"attn-plugins data convert cityscapes {root} OUT writes the train ids (as does cityscapesScripts' "
+        "csCreateTrainIdLabelImgs)"
+    )
     expected = _Ids(
         18,
         (_VOID,),

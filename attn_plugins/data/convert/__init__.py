@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from attn_plugins.data.convert import nyuv2, toolbox
+from attn_plugins.data.convert import ade20k, cityscapes, kaggle, nyuv2, sbd, sunrgbd, toolbox
 from attn_plugins.data.convert.plan import Converter, Options
 from attn_plugins.data.convert.run import Done, carry_out, unfinished
 from attn_plugins.progress import Progress
@@ -17,8 +17,13 @@ from attn_plugins.progress import Progress
 __all__ = ["CONVERTERS", "Done", "Options", "convert", "shipped_as", "unfinished"]
 
 CONVERTERS: dict[str, tuple[Converter, ...]] = {
+    "imagenet": (kaggle.KAGGLE,),
+    "voc2012": (sbd.TRAINAUG,),
+    "ade20k": (ade20k.CHALLENGE, ade20k.FULL),
+    "cityscapes": (cityscapes.LABELS,),
     "nyuv2": (nyuv2.LABELED, toolbox.NYUV2),
     "kitti": (toolbox.KITTI,),
+    "sunrgbd": (sunrgbd.RELEASE,),
 }
 """{data set: the ways in which it is shipped}, the first that recognises a source converts it."""
 

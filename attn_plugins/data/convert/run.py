@@ -77,7 +77,7 @@ def carry_out(
         "format": FORMAT,
         "source": str(source.resolve()),
         "options": {name: str(value) for name, value in asdict(options).items() if value},
-        "files": {path.name: _digest(path) for path in plan.decided_by},
+        "files": {str(path.resolve()): _digest(path) for path in plan.decided_by},
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(out.with_name(f".{out.name}.lock")):  # the system lets go of it when its process dies
