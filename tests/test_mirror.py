@@ -32,6 +32,7 @@ ACROSS = {
     "adapt/test_adapt_command.py": "the command on checkpoints of every kind",
     "adapt/test_processes.py": "several processes, and kills",
     "adapt/test_shipped.py": "the package's factors on the weights that they were fitted to",
+    "attention/test_devices.py": "devices that no kernel is written for",
     "attention/triton/test_kernels.py": "forward and backward, whatever kernels they take",
     "attention/triton/test_masks.py": "masks and packed batches, whatever kernels they take",
     "checkpoints/test_fuzz.py": "whatever stands in a file",
