@@ -23,10 +23,10 @@ from .maps import Maps, MapsWatcher, ReachWatcher
 from .measure import Measured, Score
 from .norms import THRESHOLD, NormWatcher, TokenNorms
 from .pib import HITS, PiB, PiBWatcher
-from .subjects import Subject
+from .subjects import Subject, check_heads, loaded
 from .watch import NORMS, Watcher, watch
 
-__all__ = ["KINDS", "NEEDS", "PRESETS", "Findings", "Settings", "examine", "try_out"]
+__all__ = ["KINDS", "NEEDS", "PRESETS", "Findings", "Settings", "examine"]
 
 KINDS = ("pca", "pib", "diffusion", "discovery", "attention", "maps", "norms", "drift")
 NEEDS = {"pib": "boxes", "discovery": "boxes or masks", "drift": "a second model"}
@@ -149,40 +149,6 @@ class Findings:
     images: tuple[int, int, int] = (0, 0, 0)
 
 
-def _loaded(subject: Subject, settings: Settings) -> tuple[nn.Module, ViTFeatures]:
-    model = subject.load().to(settings.device)
-    features = ViTFeatures(model)
-    if settings.size % features.patch_size:
-        raise ValueError(
-            f"size={settings.size} is no multiple of the patch size {features.patch_size} of {subject.name}"
-        )
-    return model, features
-
-
-@torch.no_grad()
-def try_out(subject: Subject, settings: Settings, kinds: Collection[str] = KINDS) -> None:
-    """Load a model, show it one empty image and let it go: what cannot be examined is refused before anything is.
-
-    Raises:
-        ValueError: it cannot be built, loaded or patched so, cannot take images of this size, or has no such layer or
-            head.
-    """
-    try:
-        model, _ = _loaded(subject, settings)
-        blank = torch.zeros(1, 3, settings.size, settings.size, device=settings.device)
-        overlay = cls_attention(model, blank, settings.layer if "attention" in kinds else -1)
-        if "attention" in kinds:
-            _check_heads(overlay, subject, settings)
-    except ValueError as error:
-        raise ValueError(f"{subject.name} cannot be examined, and nothing was: {error}") from error
-
-
-def _check_heads(overlay: Tensor, subject: Subject, settings: Settings) -> None:
-    heads = overlay.shape[1]
-    if any(not 0 <= head < heads for head in settings.heads or ()):
-        raise ValueError(f"heads={settings.heads}: {subject.name} has heads 0 to {heads - 1}")
-
-
 @torch.no_grad()
 def examine(
     subject: Subject,
@@ -205,7 +171,7 @@ def examine(
             point-in-box is asked for where no image has a box.
     """
     sources = Sources.of(images)
-    model, features = _loaded(subject, settings)
+    model, features = loaded(subject, settings)
     verified = verdict(model, subject.name)
     arch = f"{type(model).__name__}, {features.depth} blocks, width {features.embed_dim}, patch {features.patch_size}"
     seen, overlay, maps = _pictures(model, features, subject, sources.images, settings, kinds)
@@ -315,7 +281,7 @@ def _pictures(
         seen = features(shown.pixels, [features.depth - 1])[0][0].permute(0, 2, 3, 1).float().cpu()
     if "attention" in kinds:
         overlay = cls_attention(model, shown.pixels, settings.layer).float().cpu()
-        _check_heads(overlay, subject, settings)
+        check_heads(overlay, subject, settings)
     looking = MapsWatcher(features.depth - 1)
     if "maps" in kinds:
         watch(model, [shown], [looking])

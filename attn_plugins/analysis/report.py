@@ -13,14 +13,14 @@ from .compare import changes, changes_table
 from .diffusion import MEASURES as DIFFUSION
 from .exhibit import Exhibit
 from .figures import attention_exhibit, layers_exhibit, norms_exhibit, pib_exhibit
-from .findings import KINDS, NEEDS, Findings, Settings, examine, try_out
+from .findings import KINDS, NEEDS, Findings, Settings, examine
 from .images import MEAN, STD, Batch, Images, Sources
 from .layers import collect_layers
 from .measured import diffusion_exhibit, discovery_exhibit, drift_exhibit, reach_exhibit
 from .page import Section, page
 from .pib import PiB
 from .picture_figures import maps_exhibit, overlay_exhibit, pca_exhibit
-from .subjects import Subject
+from .subjects import Subject, try_out
 
 __all__ = ["exhibits", "provenance", "write_report"]
 

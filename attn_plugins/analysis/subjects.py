@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from ..codebases.features import ViTFeatures
 from ..patching.record import spec_of
+from .attention import cls_attention
 
 if TYPE_CHECKING:
     from ..checkpoints import Choice
+    from .findings import Settings
 
-__all__ = ["Subject", "epoch_of", "from_checkpoints", "short_name"]
+__all__ = ["Subject", "check_heads", "epoch_of", "from_checkpoints", "loaded", "short_name", "try_out"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,46 @@ class Subject:
         """A model that is at hand."""
         spec = spec_of(model) or "softmax"
         return cls(name or spec, lambda: model.eval(), spec)
+
+
+def loaded(subject: Subject, settings: Settings) -> tuple[nn.Module, ViTFeatures]:
+    """The model, and what reads its features.
+
+    Raises:
+        ValueError: it takes no images of this size.
+    """
+    model = subject.load().to(settings.device)
+    features = ViTFeatures(model)
+    if settings.size % features.patch_size:
+        raise ValueError(
+            f"size={settings.size} is no multiple of the patch size {features.patch_size} of {subject.name}"
+        )
+    return model, features
+
+
+@torch.no_grad()
+def try_out(subject: Subject, settings: Settings, kinds: Collection[str]) -> None:
+    """Load a model, show it one empty image and let it go: what cannot be examined is refused before anything is.
+
+    Raises:
+        ValueError: it cannot be built, loaded or patched so, cannot take images of this size, or has no such layer or
+            head.
+    """
+    try:
+        model, _ = loaded(subject, settings)
+        blank = torch.zeros(1, 3, settings.size, settings.size, device=settings.device)
+        overlay = cls_attention(model, blank, settings.layer if "attention" in kinds else -1)
+        if "attention" in kinds:
+            check_heads(overlay, subject, settings)
+    except ValueError as error:
+        raise ValueError(f"{subject.name} cannot be examined, and nothing was: {error}") from error
+
+
+def check_heads(overlay: Tensor, subject: Subject, settings: Settings) -> None:
+    """Raise ``ValueError`` where a head is asked for that attention ``[B, heads, h, w]`` does not have."""
+    heads = overlay.shape[1]
+    if any(not 0 <= head < heads for head in settings.heads or ()):
+        raise ValueError(f"heads={settings.heads}: {subject.name} has heads 0 to {heads - 1}")
 
 
 def from_checkpoints(
