@@ -8,6 +8,8 @@ import gc
 import importlib.util
 import os
 import random
+import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -42,6 +44,16 @@ def _same_random_numbers() -> None:
     """Every test starts from the same state, whichever run before it in its process."""
     torch.manual_seed(0)
     random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled() -> Iterator[None]:
+    """No test meets dynamo's limit of recompilations by what tests before it have compiled."""
+    yield
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    if dynamo is not None and dynamo.counters["frames"]:
+        torch.compiler.reset()
+        dynamo.counters.clear()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,9 +1,12 @@
-"""What ruff does not ask of docstrings, whose dialect is Google's sections in Markdown, as the API pages render it."""
+"""Docstrings speak one dialect, Google's sections and Markdown, as the API pages render it; ruff holds the sections."""
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +14,33 @@ import pytest
 import attn_plugins
 from attn_plugins import functional, testing
 
+PACKAGE = Path(attn_plugins.__file__).parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+WRONG = re.compile(r":\w+:`+[^`]*`+|(?<!`)`[^`]+`(?!`)|::$", re.MULTILINE)
 PUBLIC = {
     f"{module.__name__}.{name}": getattr(module, name)
     for module in (attn_plugins, functional, testing)
     for name in module.__all__
     if inspect.isfunction(getattr(module, name)) or inspect.isclass(getattr(module, name))
 }
+
+
+def docstrings(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and text of every docstring, those of attributes among them."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield node.lineno, node.value.value
+
+
+def test_code_is_quoted_one_way() -> None:
+    """``so``: roles and literal blocks would be shown as they stand, and single backticks are a second way."""
+    wrong = [
+        f"{path.relative_to(PACKAGE)}:{line}: {found.group()}"
+        for path in MODULES
+        for line, text in docstrings(path)
+        for found in WRONG.finditer(re.sub(r"(?<!:)``[^`]+``", "", text))
+    ]
+    assert not wrong, "write ``so``:\n" + "\n".join(wrong)
 
 
 def entries(text: str) -> set[str]:

@@ -62,7 +62,7 @@ assert main(["env"]) == 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("compiler", [False, True])
+@pytest.mark.parametrize("compiler", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_without_what_linux_has(compiler: bool, tmp_path: Path) -> None:
     paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {"PYTHONPATH": os.pathsep.join(paths), "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}

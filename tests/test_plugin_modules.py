@@ -64,11 +64,11 @@ def python(folder: Path, *arguments: str, variable: str = "", plugin: str = PLUG
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, cwd=folder)
 
 
-SPELLINGS = [pytest.param(spelling, marks=pytest.mark.nightly) for spelling in ("flag", "flag=")]
+SPELLINGS = [pytest.param(spelling, marks=pytest.mark.nightly) for spelling in ("flag", "flag=", "both")]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("where", ["flag first", "variable", "both", *SPELLINGS])
+@pytest.mark.parametrize("where", ["flag first", "variable", *SPELLINGS])
 def test_a_command_knows_it(where: str, tmp_path: Path) -> None:
     arguments = {
         "flag": ["list", "--import", "lab_plugins"],
@@ -121,7 +121,7 @@ def test_subprocesses_and_workers_know_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flag", [True, False])
+@pytest.mark.parametrize("flag", [True, pytest.param(False, marks=pytest.mark.nightly)])
 def test_the_launcher_knows_it(flag: bool, tmp_path: Path) -> None:
     (tmp_path / "trainer.py").write_text(TRAINER)
     given = ["--import", "lab_plugins"] if flag else []
@@ -137,7 +137,7 @@ def test_the_launcher_knows_it(flag: bool, tmp_path: Path) -> None:
     [
         (PLUGIN, "lab_plugin", "ModuleNotFoundError: No module named 'lab_plugin'. It must be installed, or lie in a"),
         ("1 / 0", "lab_plugins", "'lab_plugins', named by --import or ATTN_PLUGINS_IMPORT, does not import: ZeroDiv"),
-        (PLUGIN + PLUGIN, "lab_plugins", "'mine' is registered already"),
+        pytest.param(PLUGIN + PLUGIN, "lab_plugins", "'mine' is registered already", marks=pytest.mark.nightly),
     ],
 )
 def test_a_broken_module_is_named(plugin: str, name: str, message: str, tmp_path: Path) -> None:

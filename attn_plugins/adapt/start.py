@@ -67,7 +67,7 @@ class Moving:
     """What a step moves besides the optimizer: alpha with the factors that belong to it, and the mean of learned ones.
 
     Args:
-        model: that :func:`begin` has patched.
+        model: that ``begin`` has patched.
         recipe: how alpha and factors move.
         steps: of the whole run.
     """

@@ -157,7 +157,7 @@ def by_layer(
         spread: what ``high - low`` is, for the second heat map.
         bounds: values that can be, within which axes stay.
         bound: name and height of a line to compare with.
-        looks: the lines' styles (:func:`styles`), where others stand beside these in other figures.
+        looks: the lines' styles (``styles``), where others stand beside these in other figures.
         note: of the panels.
     """
     told = f"{title}, {unit}" if unit else title

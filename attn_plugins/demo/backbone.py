@@ -96,7 +96,7 @@ def show_backbone(
     say: Callable[[str], None] = print,
     amount: Amount | None = None,
 ) -> list[Row]:
-    """Show what sparse attention makes of a softmax backbone; write `table.json` and `picture.png` in `out`.
+    """Show what sparse attention makes of a softmax backbone; write ``table.json`` and ``picture.png`` in ``out``.
 
     One backbone four times: with softmax, with entmax-1.5 in its place, with entmax-1.5 and a factor on the scores of
     each head that is fitted without training, and distilled from there for a minute. Each is verified and gets a
@@ -110,8 +110,8 @@ def show_backbone(
         amount: how much is done.
 
     Raises:
-        CheckpointError: as `attn_plugins.checkpoints.build`.
-        ValueError: the checkpoint records another spec than softmax, or `out` holds another run.
+        CheckpointError: as ``attn_plugins.checkpoints.build``.
+        ValueError: the checkpoint records another spec than softmax, or ``out`` holds another run.
     """
     begin = time.monotonic()
     model, told = build(arch, checkpoint, "auto", repo)

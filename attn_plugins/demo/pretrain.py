@@ -74,7 +74,7 @@ class Recipe:
 
     @property
     def arch_options(self) -> dict[str, Any]:
-        """What `ARCH` is built with."""
+        """What ``ARCH`` is built with."""
         return {
             "img_size": self.global_size,
             "patch_size": self.patch_size,
@@ -117,7 +117,7 @@ class Method:
         return self.teacher[0]
 
     def step(self, views: Sequence[Tensor], step: int) -> None:
-        """One update from crops `[B, 3, S, S]`, the two global ones first."""
+        """One update from crops ``[B, 3, S, S]``, the two global ones first."""
         begin, recipe = time.perf_counter(), self.recipe
         self._schedule(step)
         with torch.no_grad():
@@ -186,7 +186,7 @@ class Crops:
         )
 
     def batch(self, step: int) -> list[Tensor]:
-        """Views of one batch: 2 + local_crops tensors `[B, 3, S, S]`."""
+        """Views of one batch: 2 + local_crops tensors ``[B, 3, S, S]``."""
         rng = np.random.default_rng([self.recipe.seed, step])
         seed = int(rng.integers(2**31))
         random.seed(seed)
@@ -205,7 +205,7 @@ def pretrain(
     progress: Callable[[int, list[Method]], None],
     save_every: int = 20,
 ) -> list[Method]:
-    """Train one ViT for every spec, in lock step; continue from `state_file` if it is there.
+    """Train one ViT for every spec, in lock step; continue from ``state_file`` if it is there.
 
     Args:
         files: training images.
@@ -216,7 +216,7 @@ def pretrain(
         save_every: steps.
 
     Raises:
-        ValueError: `state_file` was written by another recipe or for other specs.
+        ValueError: ``state_file`` was written by another recipe or for other specs.
     """
     methods = [Method(spec, recipe) for spec in specs]
     crops = Crops(files, recipe)

@@ -1,4 +1,4 @@
-"""The demo: scenes on disk → DINO pre-training → `mim train mmseg` probes → one table and one picture."""
+"""The demo: scenes on disk → DINO pre-training → ``mim train mmseg`` probes → one table and one picture."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Settings:
 def run(
     out: Path, settings: Settings, say: Callable[[str], None] = print, command: str = "attn_plugins.demo.run"
 ) -> list[dict[str, Any]]:
-    """Run what is not done yet, and write `table.{json,csv}`, `picture.png` and `report.html` in `out`.
+    """Run what is not done yet, and write ``table.{json,csv}``, ``picture.png`` and ``report.html`` in ``out``.
 
     Every stage leaves complete files or none, so a run that was interrupted goes on where it stopped, and one
     that was complete only prints its table again.
@@ -108,7 +108,7 @@ def run(
         The rows of the table.
 
     Raises:
-        ValueError: `out` holds a run with other settings.
+        ValueError: ``out`` holds a run with other settings.
     """
     begin = time.monotonic()
     claim(out, asdict(settings))

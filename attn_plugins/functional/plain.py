@@ -1,9 +1,9 @@
-r"""Entmax in plain torch operations, the same ones whatever the scores are: what exported programs are made of.
+"""Entmax in plain torch operations, the same ones whatever the scores are: what exported programs are made of.
 
-With x = (alpha - 1)(z - max z), the weights are :math:`[x_i - \tau]_+^{1 / (\alpha - 1)}`. The threshold tau is found
+With x = (alpha - 1)(z - max z), the weights are ``[x_i - tau]_+ ^ (1 / (alpha - 1))``. The threshold tau is found
 by sorting for alpha = 1.5 and 2 (Peters et al. 2019, arXiv 1905.05702, algorithm 2), and otherwise by a fixed number
 of halvings of [-1, 0]. Two Newton steps follow. They take what rounding has left, and through them alone gradients
-flow: where g(tau) = 0 the derivative of a Newton step is the implicit function's, :math:`-g_x / g_\tau`, and that of
+flow: where g(tau) = 0 the derivative of a Newton step is the implicit function's, ``-g_x / g_tau``, and that of
 two steps is right to the third order. So this is differentiable in forward mode and repeatedly, unlike the kernels.
 
 In float32 it differs from the ``entmax`` package by less than 1e-5.

@@ -1,14 +1,14 @@
-r"""Rows of scores to entmax weights in plain torch: any device, float32 and float64, the kernels' reference.
+"""Rows of scores to entmax weights in plain torch: any device, float32 and float64, the kernels' reference.
 
-With x = (alpha - 1)(z - max z) and p = 1 / (alpha - 1), the weights are :math:`[x_i - \tau]_+^p`, where tau in
-[-1, 0) is the root of :math:`g(\tau) = \lVert [x - \tau]_+ \rVert_p - 1` (Peters et al. 2019, arXiv 1905.05702).
+With x = (alpha - 1)(z - max z) and p = 1 / (alpha - 1), the weights are ``[x_i - tau]_+ ^ p``, where tau in [-1, 0) is
+the root of ``g(tau) = || [x - tau]_+ ||_p - 1`` (Peters et al. 2019, arXiv 1905.05702).
 
 For alpha <= 2, p >= 1 and g is convex and decreasing, so Newton from tau = -1, where g >= 0, climbs to the root
 and never passes it. For sparsemax this is Michelot's projection; for entmax-1.5 it is exact as soon as all scores
-of the support are equal. How many steps at most: convexity gives, for one step,
-:math:`g(\tau')/g(\tau) + g'(\tau')/g'(\tau) \le 1`, so the product g |g'| falls to a quarter or less. It starts at
-:math:`n^{2/p}`` or below, and |g'| >= 1 throughout, so after k steps :math:``g \le 4^{-k} n^{2/p}`: 26 steps reach
-float64's resolution from n = 1 (46 from n = 10^6, sparsemax). Rows of real scores take four to eight.
+of the support are equal. How many steps at most: convexity gives, for one step from tau to tau',
+``g(tau') / g(tau) + g'(tau') / g'(tau) <= 1``, so the product g |g'| falls to a quarter or less. It starts at
+``n^(2/p)`` or below, and |g'| >= 1 throughout, so after k steps ``g <= 4^-k n^(2/p)``: 26 steps reach float64's
+resolution from n = 1 (46 from n = 10^6, sparsemax). Rows of real scores take four to eight.
 
 For alpha > 2, g is not convex; Newton is kept inside a bracket that shrinks by bisection when it must.
 """

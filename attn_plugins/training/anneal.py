@@ -39,13 +39,13 @@ class Anneal:
             trainers' flags say it), and then ``spec`` is left out.
         spec: the target: ``entmax15``, ``sparsemax`` or ``entmax:alpha=``, with layers, scales and mechanisms if one
             likes (``entmax15@6-11:scale=per_head+registers``).
-        options: of :class:`attn_plugins.functional.EntmaxAnneal`: ``steps``, ``warmup``, ``shape``, ``order``,
+        options: of ``attn_plugins.functional.EntmaxAnneal``: ``steps``, ``warmup``, ``shape``, ``order``,
             ``start``.
 
     Raises:
         ValueError: the target has no fixed alpha, an option is out of range, or ``spec`` is left out and a model has
             no such layers.
-        UnknownPluginError, UnsupportedModelError: as :func:`attn_plugins.patch`.
+        UnknownPluginError, UnsupportedModelError: as ``attn_plugins.patch``.
     """
 
     def __init__(self, models: nn.Module | Sequence[nn.Module], spec: str | Spec | None = None, **options: Any) -> None:

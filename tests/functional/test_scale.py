@@ -256,7 +256,10 @@ def test_numbers_change_from_layer_to_layer() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scale", ["per_head", "learnable", "asentmax", "0.3"])
+@pytest.mark.parametrize(
+    "scale",
+    ["per_head", "asentmax", *(pytest.param(scale, marks=pytest.mark.nightly) for scale in ("learnable", "0.3"))],
+)
 def test_compiled_and_exported_it_is_the_same(scale: str) -> None:
     model = attn_plugins.patch(vit(), f"entmax15:scale={scale}")
     set_factors(model)

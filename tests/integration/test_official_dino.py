@@ -136,20 +136,32 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trainers.image_folder(tmp_path_factory.mktemp("labelled"), 100)  # eval_knn splits val into 100 parts
 
 
-@pytest.mark.parametrize("script", [pytest.param("eval_knn.py", marks=pytest.mark.nightly), "eval_linear.py"])
-def test_evaluation_takes_the_spec_of_the_checkpoint_and_no_other(
-    entmax: tuple[Path, list[float]], patched: Path, labelled: Path, tmp_path: Path, script: str
-) -> None:
-    weights = ("--pretrained_weights", entmax[0] / "checkpoint.pth", "--data_path", labelled, "--num_workers", 0)
+def evaluation(script: str, checkpoint: Path, patched: Path, labelled: Path, out: Path) -> tuple[object, ...]:
+    weights = ("--pretrained_weights", checkpoint, "--data_path", labelled, "--num_workers", 0)
     options = {
         "eval_knn.py": ("--nb_knn", 5),
-        "eval_linear.py": ("--epochs", 1, "--num_labels", 20, "--output_dir", tmp_path),
+        "eval_linear.py": ("--epochs", 1, "--num_labels", 20, "--output_dir", out),
     }[script]
-    command = (patched / script, *ARCH, *weights, *options)
-    assert "was trained with 'entmax15' and 'softmax' was asked for" in trainers.on_cpu(None, *command, fails=True)
+    return (patched / script, *ARCH, *weights, *options)
+
+
+@pytest.mark.parametrize("script", [pytest.param("eval_knn.py", marks=pytest.mark.nightly), "eval_linear.py"])
+def test_evaluation_takes_the_spec_of_the_checkpoint(
+    entmax: tuple[Path, list[float]], patched: Path, labelled: Path, tmp_path: Path, script: str
+) -> None:
+    command = evaluation(script, entmax[0] / "checkpoint.pth", patched, labelled, tmp_path)
     output = trainers.on_cpu(None, *command, "--attn_plugins", "entmax15")
     assert {"eval_knn.py": "5-NN classifier result: Top1", "eval_linear.py": "Accuracy at epoch 0"}[script] in output
     assert "missing_keys=[]" in output
+
+
+@pytest.mark.nightly  # in the ordinary tier: training refuses it, by the same function
+@pytest.mark.parametrize("script", ["eval_knn.py", "eval_linear.py"])
+def test_evaluation_takes_no_other_spec(
+    entmax: tuple[Path, list[float]], patched: Path, labelled: Path, tmp_path: Path, script: str
+) -> None:
+    command = evaluation(script, entmax[0] / "checkpoint.pth", patched, labelled, tmp_path)
+    assert "was trained with 'entmax15' and 'softmax' was asked for" in trainers.on_cpu(None, *command, fails=True)
 
 
 def test_attention_maps_are_the_sparse_ones(

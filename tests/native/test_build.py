@@ -202,7 +202,7 @@ def test_spaces_in_the_environments_path() -> None:
 
 
 @needs_compiler
-@pytest.mark.slow
+@pytest.mark.nightly  # in the ordinary tier: what is read of such a path
 def test_torch_in_a_folder_with_a_space(tmp_path: Path) -> None:
     """Links to torch's files, and a copy of its OpenMP runtime, which is then loaded from there."""
 
@@ -233,7 +233,7 @@ def test_torch_in_a_folder_with_a_space(tmp_path: Path) -> None:
 @pytest.mark.slow
 @needs_compiler
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="switches x86 instructions off")
-@pytest.mark.parametrize("flag", ["-mno-avx512f", "-mno-avx"])
+@pytest.mark.parametrize("flag", [pytest.param("-mno-avx512f", marks=pytest.mark.nightly), "-mno-avx"])
 def test_narrower_registers_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
     monkeypatch.setenv("ATTN_PLUGINS_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(build, "FLAGS", (*FLAGS, flag))

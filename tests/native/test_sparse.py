@@ -84,7 +84,6 @@ def results(x: list[Tensor], alpha: float, backend: str, **masks: Any) -> list[T
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiled")
 class TestEveryInstructionSet:
-    @settings(max_examples=120)
     @given(**CASE)
     def test_equals_float64(
         self, queries: int, keys: int, dims: tuple[int, int], scale: float, alpha: float, masking: str, seed: int

@@ -37,7 +37,7 @@ def assert_same(a: nn.Module, b: nn.Module, patch: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spec", ["softmax", "entmax15"])
+@pytest.mark.parametrize("spec", [pytest.param("softmax", marks=pytest.mark.nightly), "entmax15"])
 def test_dinov1_small(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = checkout("DINO_ROOT")
     monkeypatch.delenv("DINO_ROOT")

@@ -4,11 +4,11 @@
     ADE20K_2021_17_01/images/ADE/{training,validation}/GROUP/SCENE/NAME.jpg, NAME_seg.png          that of 2021
     mapFromADE.txt                                                  lines "CLASS INDEX", of CSAILVision/sceneparsing
 
-In a `_seg.png` R / 10 * 256 + G is the index of a pixel's class among all objects of the data set. Which index is which
-of the 150 classes nothing in the data set says, and three classes are two objects each. The challenge's authors publish
-it, in `convertFromADE/` of their development kit, and it is read from there.
+In a ``_seg.png`` R / 10 * 256 + G is the index of a pixel's class among all objects of the data set. Which index is
+which of the 150 classes nothing in the data set says, and three classes are two objects each. The challenge's authors
+publish it, in ``convertFromADE/`` of their development kit, and it is read from there.
 
-As their `convertFromADE.m`, this makes the shortest side 512 pixels where it is longer.
+As their ``convertFromADE.m``, this makes the shortest side 512 pixels where it is longer.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _plan_challenge(source: Path, options: Options) -> Plan:
 
 
 def _full(source: Path) -> Path | None:
-    """The folder that holds `training` and `validation` with scenes below them."""
+    """The folder that holds ``training`` and ``validation`` with scenes below them."""
     places = [below / part for below in (source, *sorted(source.glob("ADE20K_*"))) for part in ("images/ADE", "images")]
     return next((place for place in places if any(place.glob(f"{FOLDERS['val']}/**/*_seg.png"))), None)
 
@@ -90,7 +90,7 @@ def _table(path: Path) -> NDArray[np.uint8]:
 
 
 def _size(height: int, width: int) -> tuple[int, int]:
-    """(H, W) as `convertFromADE.m` has it: squares stay."""
+    """(H, W) as ``convertFromADE.m`` has it: squares stay."""
     if _SHORTEST < height < width:
         return _SHORTEST, int(width / height * _SHORTEST + 0.5)
     if _SHORTEST < width < height:

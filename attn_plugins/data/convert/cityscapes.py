@@ -1,6 +1,6 @@
 """Cityscapes as leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip unpack: label ids become the 19 train ids.
 
-Pixel by pixel that is what cityscapesScripts' `createTrainIdLabelImgs` draws: what has a negative id is drawn in
+Pixel by pixel that is what cityscapesScripts' ``createTrainIdLabelImgs`` draws: what has a negative id is drawn in
 neither picture, and everything else that is none of the 19 classes is 255.
 """
 

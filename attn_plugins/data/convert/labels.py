@@ -15,7 +15,7 @@ __all__ = ["exchanged", "present", "require", "stored"]
 
 
 def present(folder: Path, pattern: str) -> list[Path]:
-    """Sorted files below `folder`; not ``._NAME``, which macOS leaves beside ``NAME``."""
+    """Sorted files below ``folder``; not ``._NAME``, which macOS leaves beside ``NAME``."""
     return [path for path in sorted(folder.glob(pattern)) if not path.name.startswith("._")]
 
 
@@ -49,7 +49,7 @@ def stored(path: Path) -> NDArray[np.uint8]:
 
 
 def exchanged(path: Path, table: NDArray[np.int16], told: str) -> bytes:
-    """A mask [H, W] with each value v replaced by `table`[v], as a grey PNG.
+    """A mask [H, W] with each value v replaced by ``table``[v], as a grey PNG.
 
     Args:
         path: the mask.

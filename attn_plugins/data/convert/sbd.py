@@ -3,8 +3,8 @@
     VOCdevkit/VOC2012/...                                            of VOCtrainval_11-May-2012.tar
     benchmark_RELEASE/dataset/{cls/NAME.mat,train.txt,val.txt}       of benchmark.tgz
 
-`trainaug.txt` has VOC's training images and all of SBD's that are not in VOC's validation set; where VOC has a mask of
-its own, which is finer and has a void border, it is taken: the set of mmseg's `voc_aug.py` and its configs.
+``trainaug.txt`` has VOC's training images and all of SBD's that are not in VOC's validation set; where VOC has a mask
+of its own, which is finer and has a void border, it is taken: the set of mmseg's ``voc_aug.py`` and its configs.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """SUN RGB-D as SUNRGBD.zip and SUNRGBDtoolbox.zip unpack: the splits of allsplit.mat as lists, files as they are.
 
 Depth stays as released, 16 bits rotated by 3, which the probes decode. The lists name depth as it was measured,
-`depth/`, as Monocular-Depth-Estimation-Toolbox's `SUNRGBD_val_splits.txt` does; with `filled` the one whose holes were
-filled, `depth_bfx/`.
+``depth/``, as Monocular-Depth-Estimation-Toolbox's ``SUNRGBD_val_splits.txt`` does; with ``filled`` the one whose holes
+were filled, ``depth_bfx/``.
 """
 
 from __future__ import annotations

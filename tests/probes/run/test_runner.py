@@ -23,7 +23,7 @@ from ..running import LAYOUT_OF, mim, options, weights
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.nightly  # in the ordinary tier: one of them on two processes, and each kind in this process
+@pytest.mark.nightly  # in the ordinary tier: the demo's probe goes through mim, and each kind runs in this process
 @pytest.mark.parametrize("probe", LAYOUT_OF)
 def test_every_config_trains_through_mim(
     probe: str, backbone_file: Path, roots: dict[str, Path], tmp_path: Path
@@ -99,6 +99,8 @@ def test_kill_9_and_resume_through_mim(backbone_file: Path, roots: dict[str, Pat
     torch.testing.assert_close(weights(tmp_path / "killed", 16), weights(tmp_path / "whole", 16), rtol=1e-4, atol=1e-6)
 
 
+# In the ordinary tier: batch norm, and the draws, over two processes.
+@pytest.mark.nightly
 def test_two_processes_match_one_through_mim(backbone_file: Path, roots: dict[str, Path], tmp_path: Path) -> None:
     settings = options("voc2012_linear", backbone_file, roots, 3)
     output = mim("train", "voc2012", settings, "--launcher", "pytorch", "--gpus", "2", work_dir=tmp_path / "two")

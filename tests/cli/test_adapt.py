@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from adapt.pictures import ARCH, OPTIONS, folder, images, vit
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -17,8 +18,6 @@ import attn_plugins
 from attn_plugins.checkpoints import build, identify, parent_of, read, save
 from attn_plugins.cli import main
 from attn_plugins.files import sha256
-
-from .pictures import ARCH, OPTIONS, folder, images, vit
 
 ROOM = ["--held-out", "3", "--batch", "2", "--steps", "2", "--workers", "0", "--sizes", "32"]
 
