@@ -55,6 +55,7 @@ def test_flag_and_launcher_take_the_same_steps_with_entmax15(plain: list[str], u
     assert len(trainers.numbers(output, "teacher_moved")) == 2
 
 
+@pytest.mark.nightly  # in the ordinary tier: DDP and FSDP of a model of our own on two processes
 @pytest.mark.timeout(900)
 def test_sharded_over_two_processes_what_plugins_learn_is_trained_and_averaged(patched: Path) -> None:
     options = ("student.attn_plugins=entmax_alpha+registers:num=2", "student.drop_path_rate=0.3")
@@ -98,6 +99,7 @@ def test_the_trainer_saves_resumes_and_evaluates_with_its_spec_and_no_other(
     assert torch.load(saved, weights_only=True)["teacher"]["backbone.cls_token"].shape == (1, 1, 384)
 
 
+@pytest.mark.nightly  # in the ordinary tier: a trainer of our own that anneals, and this one that resumes
 @pytest.mark.timeout(900)
 def test_alpha_is_annealed_by_the_flag_and_a_resumed_run_goes_on(patched: Path, dataset: str, tmp_path: Path) -> None:
     def train(*options: str) -> str:
