@@ -30,6 +30,7 @@ from ..progress import printed_progress
 from ..text import columns
 from .folder import claim
 from .linear import Score, predict, score
+from .picture import load_images
 from .sparse_picture import Seen, draw_sparse, look
 
 __all__ = ["Amount", "Row", "show_backbone"]
@@ -135,7 +136,7 @@ def show_backbone(
     say(f"[4/5] {TARGET}, calibrated: a factor on the scores of each head, from {amount.fit} scenes, no labels")
     patch(model, "softmax")
     student = copy.deepcopy(model)
-    calibrate(model, _images(files[: amount.fit]), TARGET)
+    calibrate(model, load_images(files[: amount.fit]), TARGET)
     table.add(f"{TARGET}, calibrated", model)
     say(f"[5/5] {TARGET}, adapted: distilled from there on {amount.seen} scenes without labels")
     unpatch(student)
@@ -202,7 +203,8 @@ def _features(model: nn.Module, images: Tensor) -> Tensor:
 
 def _scenes(patch_size: int, amount: Amount) -> _Scenes:
     drawn = [render(SEED, index, _size(patch_size)) for index in range(amount.train + amount.val)]
-    images = _normalised([scene.image for scene in drawn])
+    stack = torch.stack([torch.from_numpy(scene.image) for scene in drawn]).float() / 255
+    images = ((stack - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2).contiguous()
     middle = slice(patch_size // 2, None, patch_size)
     labels = torch.stack([torch.from_numpy(scene.mask[middle, middle].copy()) for scene in drawn])
     shown = drawn[amount.train : amount.train + SHOWN]
@@ -218,16 +220,6 @@ def _files(folder: Path, patch_size: int, count: int) -> list[Path]:
         with written(file) as partial:
             Image.fromarray(render(SEEN_SEED, index, _size(patch_size)).image).save(partial, "PNG")
     return files
-
-
-def _images(files: Sequence[Path]) -> Tensor:
-    return _normalised([np.asarray(Image.open(file)) for file in files])
-
-
-def _normalised(pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
-    """``[H, W, 3]`` each to ``[N, 3, H, W]``."""
-    stack = torch.from_numpy(np.stack(pictures)).float() / 255
-    return ((stack - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2).contiguous()
 
 
 def _size(patch_size: int) -> tuple[int, int]:

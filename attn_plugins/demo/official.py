@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import urllib.error
 from pathlib import Path
 
 import torch
@@ -36,7 +35,7 @@ def download(name: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             torch.hub.download_url_to_file(address, str(path))
-        except (urllib.error.URLError, OSError) as error:
+        except OSError as error:
             raise ValueError(
                 f"--weights {name}: {address} cannot be reached ({error}); put that file at {path}, or give its place "
                 "by --checkpoint"

@@ -38,6 +38,9 @@ class ScoreScale(nn.Module):
 
         Args:
             call: the ``attn_plugins.AttentionCall``.
+
+        Raises:
+            NotImplementedError: always, here: every kind of scale says it for itself.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say by what scores are multiplied")
 

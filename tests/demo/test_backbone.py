@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,10 @@ def test_the_same_weights_four_times(tmp_path: Path) -> None:
     for model, there in ((0, False), (1, True)):
         column = body[:, (1 + 3 * model) * 155 : (1 + 3 * model) * 155 + 150]
         assert bool((column == ZERO).all(-1).any()) == there
+    again = backbone.show_backbone(checkpoint(tmp_path, "softmax"), out, amount=TINY)
+    assert [asdict(row) for row in again] == told["rows"], "a second run gives the same"
+    with pytest.raises(ValueError, match="choose another --out"):
+        backbone.show_backbone(checkpoint(tmp_path, "softmax"), out, amount=replace(TINY, seen=5))
 
 
 def test_the_command_takes_one_backbone(

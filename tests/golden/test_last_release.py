@@ -70,6 +70,7 @@ def test_a_pickled_model_computes_what_it_did(name: str, files: Path, outputs: d
 
 @pytest.mark.parametrize("name", ["timm-alpha-registers", "encoder", "hf_vit"])
 def test_a_pickled_model_is_pickled_again(name: str, files: Path, outputs: dict[str, Any], tmp_path: Path) -> None:
+    # Whole pickles, of this repository, again.
     torch.save(torch.load(files / f"{name}.model.pt", weights_only=False), tmp_path / "again.pt")
     model = torch.load(tmp_path / "again.pt", weights_only=False)
     torch.testing.assert_close(models.output(model), torch.tensor(outputs[name]), rtol=1e-4, atol=1e-5)
