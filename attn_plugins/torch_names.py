@@ -34,6 +34,7 @@ __all__ = [
     "leaves",
     "load_dynamo",
     "needs",
+    "refuse_context_parallel",
     "refuse_sharded",
     "register_hook",
     "register_vmap",
@@ -238,22 +239,33 @@ def _allowed(entry: Any) -> Any:
 
 # --- several processes
 
+_SDPA = torch._C._nn.scaled_dot_product_attention  # which ``nn.functional`` has but inside ``context_parallel``
 
-def refuse_sharded(*tensors: Tensor) -> None:
-    """Refuse keys that are spread over processes: ``DTensor``s, and whatever is computed inside ``context_parallel``.
+
+def refuse_context_parallel() -> None:
+    """Refuse to compute inside torch's ``context_parallel``, under ``torch.compile`` too, which guards what is read.
 
     There a model is given its process's part of the sequence as plain tensors, and the function that stands in for
     torch's SDPA gathers the rest. Attention that does not ask it sees that part alone.
 
     Raises:
-        UnsupportedModelError: one of ``tensors`` is a DTensor, or this is inside ``context_parallel``.
+        UnsupportedModelError: this is inside ``context_parallel``; with ``fullgraph=True`` dynamo's ``Unsupported``.
     """
-    if (getattr(nn.functional.scaled_dot_product_attention, "__module__", None) or "").startswith("torch.distributed."):
+    now: Any = nn.functional.scaled_dot_product_attention
+    if now is not _SDPA and (getattr(now, "__module__", None) or "").startswith("torch.distributed."):
         raise UnsupportedModelError(
             "attention was called inside torch's context_parallel: context- and sequence-parallel attention is not "
             "supported, since every row of weights needs all its keys in one process. Leave context_parallel, and "
             "shard batches (DDP, FSDP) or heads (ColwiseParallel) instead"
         )
+
+
+def refuse_sharded(*tensors: Tensor) -> None:
+    """Refuse ``DTensor``s: keys that are spread over processes.
+
+    Raises:
+        UnsupportedModelError: one of ``tensors`` is a DTensor.
+    """
     for tensor in tensors:
         placements = None if type(tensor) is Tensor else getattr(tensor, "placements", None)
         if isinstance(placements, tuple):  # of a proxy of torch.fx, any attribute is another proxy

@@ -25,6 +25,7 @@ PRIVATE = {
     "torch._ops.OpOverloadPacket": (2, 4),
     "torch._C._get_tracing_state": (2, 4),
     "torch._C._set_tracing_state": (2, 4),
+    "torch._C._nn.scaled_dot_product_attention": (2, 4),
     "torch.autograd.forward_ad._current_level": (2, 4),
     "torch.utils._pytree.tree_flatten": (2, 4),
     "torch.distributed.fsdp._runtime_utils._reshard": (2, 4),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..functional import plain
-from ..torch_names import forward_mode, refuse_sharded
+from ..torch_names import forward_mode, refuse_context_parallel, refuse_sharded
 from . import cpu, jagged, proxies, reference, sdpa, triton
 from .backend import BACKENDS, Backend, register_backend
 from .call import AttentionCall, NormalizerLike, default_scale, resolve_normalizer, split_mask
@@ -116,10 +116,12 @@ def attention(
 
     Raises:
         UnknownPluginError: the normalizer's name is not registered.
-        UnsupportedModelError: query, key or value are spread over several processes.
+        UnsupportedModelError: query, key or value are spread over several processes, or this is inside torch's
+            ``context_parallel``.
         ValueError: an unknown backend, or one that cannot run this call; masks that contradict or have another dtype;
             heads that cannot be shared.
     """
+    refuse_context_parallel()
     watched = None
     if not torch.compiler.is_compiling():
         refuse_sharded(query, key, value)

@@ -105,7 +105,7 @@ def heads(spec: str) -> Tensor:
     return out
 
 
-def in_context_parallel(rank: int, model: nn.Module) -> str:
+def in_context_parallel(rank: int, model: Callable[[Tensor], Tensor]) -> str:
     """What is said where a process has its part of the tokens ``[B, N, 32]`` as a plain tensor."""
     tokens = torch.randn(1, 4 * WORLD, 32, generator=torch.Generator().manual_seed(0))
     with context_parallel(init_device_mesh("cpu", (WORLD,)), buffers=[tokens], buffer_seq_dims=[1]), torch.no_grad():
@@ -137,7 +137,10 @@ def worker(rank: int, folder: str) -> None:
         layer = nn.TransformerEncoderLayer(32, 2, 64, batch_first=True)
         whole = attn_plugins.patch(nn.TransformerEncoder(layer, 1, enable_nested_tensor=False).eval(), "entmax15")
         told["inside"] = in_context_parallel(rank, whole)
-        told["inside, by SDPA"] = in_context_parallel(rank, attn_plugins.patch(tiny_vit(), "entmax15"))
+        told["inside, compiled"] = in_context_parallel(rank, torch.compile(whole, backend="eager"))
+        told["inside, by SDPA"] = in_context_parallel(
+            rank, nn.Sequential(*attn_plugins.patch(tiny_vit(), "entmax15").blocks)
+        )
         if rank == 0:
             torch.save(told, f"{folder}/told.pt")
     finally:
@@ -176,6 +179,6 @@ def test_heads_are_shared_out_where_nothing_is_learned_per_head(told: dict[str, 
     assert "alpha" in told["learnable"] and "heads" in told["learnable"]
 
 
-@pytest.mark.parametrize("how", ["context", "inside", "inside, by SDPA"])
+@pytest.mark.parametrize("how", ["context", "inside", "inside, compiled", "inside, by SDPA"])
 def test_context_parallelism_is_refused_by_name(how: str, told: dict[str, Any]) -> None:
     assert "context- and sequence-parallel attention is not supported" in told[how]
