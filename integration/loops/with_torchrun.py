@@ -1,4 +1,7 @@
-"""Processes that may be killed: `torchrun --nproc_per_node 2 --max-restarts 3 with_torchrun.py OUT STEPS`."""
+"""Processes that may be killed: `torchrun --nproc_per_node 2 --max-restarts 3 with_torchrun.py OUT STEPS`.
+
+TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 gives ranks that are started again a store without the addresses of the dead.
+"""
 
 import os
 import sys
