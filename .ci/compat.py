@@ -25,7 +25,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 ENVIRONMENTS: list[dict[str, Any]] = json.loads((HERE / "compat.json").read_text())
 TOOLS = ["pytest", "pytest-timeout", "hypothesis", "entmax", "safetensors", "packaging"]
-LAYERED = "timm or transformers or command"
+LAYERED = "timm or transformers or command or probe"
 """Of the checks, those that are run again when timm or transformers is exchanged in an environment."""
 ERROR = re.compile(r"^ *(?:\[rank\d+\]: )?([\w.]*(?:Error|Exception|Interrupt): \S.*)$", re.MULTILINE)
 """The line by which Python ends a process, torchrun's mark before it left out."""

@@ -5,6 +5,7 @@ Their attention calls SDPA, or multiplies in the same method, and is left to ``g
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import UnsupportedModelError
 from ..swap import PREFIX
 from .base import Codebase
 from .parts import Builder, Built, Features, Parts, Shape, StateDict, is_common, is_head
@@ -98,10 +100,26 @@ def _is_ours(keys: Collection[str], heads: Collection[str]) -> bool:
 
 
 def _build(name: str, shape: Shape | None, repo: Any, options: Mapping[str, Any]) -> Built:
-    import timm
-
+    timm = _timm()
     arguments = {"dynamic_img_size": True, **_size(shape), **options}
     return timm.create_model(NAMES.get(name, name), pretrained=False, num_classes=0, **arguments), dict, arguments
+
+
+def _timm() -> Any:
+    """timm, if its ViTs take the arguments that checkpoints call for; ``patch`` serves older ones as they are.
+
+    Raises:
+        UnsupportedModelError: it is too old for that.
+    """
+    import timm
+    from timm.models.vision_transformer import VisionTransformer
+
+    if "dynamic_img_size" not in inspect.signature(VisionTransformer.__init__).parameters:
+        raise UnsupportedModelError(
+            f"timm {timm.__version__} cannot build a ViT for a checkpoint here, which takes timm 0.9.16: "
+            "pip install -U timm. Models that you build yourself are patched with timm from 0.4.12"
+        )
+    return timm
 
 
 def same(name: str, shape: Shape | None, options: Mapping[str, Any], renamed: bool = True) -> Built:
@@ -112,8 +130,11 @@ def same(name: str, shape: Shape | None, options: Mapping[str, Any], renamed: bo
         shape: what a checkpoint's tensors tell; None for the architecture's own sizes.
         options: further arguments of the constructor; they win.
         renamed: whether timm's parameters have other names.
+
+    Raises:
+        UnsupportedModelError: timm is too old.
     """
-    import timm
+    timm = _timm()
     from timm.models import vision_transformer
 
     registers = shape.registers if shape else 0
@@ -127,7 +148,7 @@ def same(name: str, shape: Shape | None, options: Mapping[str, Any], renamed: bo
 
 def same_rotary(name: str, shape: Shape | None, options: Mapping[str, Any]) -> Built:
     """As ``same``, with rotary positions: timm builds it by ``Eva`` in its own sizes."""
-    import timm
+    timm = _timm()
     from timm.models import eva
 
     model = timm.create_model(name, num_classes=0, **options)

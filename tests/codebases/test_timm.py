@@ -13,6 +13,7 @@ from timm.layers import set_fused_attn
 from torch import nn
 
 import attn_plugins
+import attn_plugins.checkpoints
 
 from .twin import assert_same_outputs, normalized_by
 
@@ -206,3 +207,15 @@ def test_gradient_checkpointing() -> None:
         gradients.append([p.grad.clone() for p in model.parameters()])
     for without, with_checkpointing in zip(*gradients, strict=True):
         torch.testing.assert_close(without, with_checkpointing)
+
+
+def test_a_timm_that_is_too_old_to_build_from_is_refused_by_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(self: nn.Module, img_size: int = 224, patch_size: int = 16) -> None:
+        """As of timm 0.4: no sizes but one."""
+
+    monkeypatch.setattr(timm.models.vision_transformer.VisionTransformer, "__init__", init)
+    monkeypatch.setattr(timm, "__version__", "0.4.12")
+    monkeypatch.delenv("DINOV2_ROOT", raising=False)  # or its own code is taken
+    for arch in ("timm/vit_tiny_patch16_224", "dinov2/vit_small"):
+        with pytest.raises(attn_plugins.UnsupportedModelError, match=r"timm 0\.4\.12 .* takes timm 0\.9\.16"):
+            attn_plugins.checkpoints.build(arch)
