@@ -6,7 +6,7 @@ ARGS   ?=
 
 .PHONY: demo test quick nightly lint wheel pages release compat bench clean
 
-# Two small ViTs (softmax, entmax-1.5, ...) from rendered scenes to a table, a picture and a report in demo_out/.
+# A small pretrained ViT made sparse: a table and a picture under demo_out/. `make demo ARGS=--pretrain`: DINO from nothing.
 demo: $(VENV)/.demo
 	$(BIN)/attn-plugins demo $(ARGS)
 

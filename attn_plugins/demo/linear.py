@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Score", "predict", "score"]
+__all__ = ["Score", "fit", "score"]
 
 STEPS, BATCH, RATE = 600, 4096, 1e-2
 RESAMPLED = 1000
@@ -26,17 +27,16 @@ class Score:
         return f"{self.miou:.1f} ({self.low:.1f} to {self.high:.1f})"
 
 
-def predict(features: Tensor, labels: Tensor, others: Tensor, classes: int) -> Tensor:
-    """Classes of patches by logistic regression on standardised features; the same at every call.
+def fit(features: Tensor, labels: Tensor, classes: int) -> Callable[[Tensor], Tensor]:
+    """Logistic regression on standardised patch features; the same at every call.
 
     Args:
-        features: ``[N, P, C]``, of the images to fit on.
+        features: ``[N, P, C]``.
         labels: ``[N, P]``.
-        others: ``[M, P, C]``.
         classes: how many there are.
 
     Returns:
-        ``[M, P]``.
+        From features ``[M, P, C]`` to classes ``[M, P]``.
     """
     x, y = features.flatten(0, 1), labels.flatten()
     mean, std = x.mean(0), x.std(0).clamp_min(1e-6)
@@ -53,9 +53,13 @@ def predict(features: Tensor, labels: Tensor, others: Tensor, classes: int) -> T
         optimizer.zero_grad()
         F.cross_entropy(head(x[chosen]), y[chosen]).backward()
         optimizer.step()
-    with torch.no_grad():
-        result: Tensor = head((others - mean) / std).argmax(-1)
-    return result
+
+    @torch.no_grad()
+    def predict(others: Tensor) -> Tensor:
+        classes: Tensor = head((others - mean) / std).argmax(-1)
+        return classes
+
+    return predict
 
 
 def score(found: Tensor, truth: Tensor, classes: int) -> Score:

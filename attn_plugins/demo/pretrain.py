@@ -204,6 +204,7 @@ def pretrain(
     state_file: Path,
     progress: Callable[[int, list[Method]], None],
     save_every: int = 20,
+    until: int | None = None,
 ) -> list[Method]:
     """Train one ViT for every spec, in lock step; continue from ``state_file`` if it is there.
 
@@ -214,6 +215,7 @@ def pretrain(
         state_file: written every ``save_every`` steps and at the end, whole or not at all.
         progress: called with the steps done and the methods.
         save_every: steps.
+        until: the step to stop after, with the schedules on their way; the next call goes on.
 
     Raises:
         ValueError: ``state_file`` was written by another recipe or for other specs.
@@ -222,14 +224,15 @@ def pretrain(
     crops = Crops(files, recipe)
     started = _resume(methods, recipe, state_file)
     progress(started, methods)
-    for step in range(started, recipe.steps):
+    end = recipe.steps if until is None else min(until, recipe.steps)
+    for step in range(started, end):
         views = crops.batch(step)
         turn = step % len(methods)  # nobody always goes first
         for method in methods[turn:] + methods[:turn]:
             torch.manual_seed(recipe.seed + step)
             method.step(views, step)
         done = step + 1
-        if done % save_every == 0 or done == recipe.steps:
+        if done % save_every == 0 or done == end:
             _save(methods, recipe, done, state_file)
         progress(done, methods)
     return methods

@@ -23,7 +23,9 @@ __all__ = ["ZERO", "Seen", "draw_sparse", "look"]
 
 ZERO = (86, 126, 170)
 """Colour of weights that are exactly zero, which no colour of the others is like."""
-GAP, HEAD, FOOT = 5, 40, 22
+KINDS = ("attention", "like [CLS]", "components")
+GAP, HEAD, FOOT, LABELS = 5, 24, 24, 130
+GREY = "#3b424a"
 Pixels = NDArray[np.uint8]
 
 
@@ -73,7 +75,7 @@ def draw_sparse(
     models: Mapping[str, Seen],
     width: int = 150,
 ) -> None:
-    """Write the picture: a row an image; the input, then three columns for each model.
+    """Write the picture: three columns an image, the input above them; a row a model.
 
     Args:
         path: PNG to write, whole or not at all.
@@ -83,32 +85,42 @@ def draw_sparse(
         width: pixels of a column.
     """
     height = round(width * images[0].shape[0] / images[0].shape[1])
-    grid = next(iter(models.values())).attention.shape[-2:]
-    columns: list[tuple[str, str, list[Image.Image]]] = [("", "input", [Image.fromarray(image) for image in images])]
-    colours = pca_rgb([seen.features for seen in models.values()])
-    for (title, seen), pca in zip(models.items(), colours, strict=True):
-        zeros = 100 * (seen.attention == 0).float().mean().item()
-        columns.append((title, f"weights: {zeros:.0f} % are 0", [attention_colours(x) for x in seen.attention]))
-        columns.append(("", "like [CLS]", [_heat(x) for x in seen.similarity]))
-        columns.append(("", "components", [Image.fromarray((x.numpy() * 255).round().astype(np.uint8)) for x in pca]))
-    size = (len(columns) * (width + GAP) - GAP, HEAD + len(images) * (height + GAP) + FOOT)
-    sheet = Image.new("RGB", size, "white")
+    rows, cols = next(iter(models.values())).attention.shape[-2:]
+    wide, high = len(KINDS) * (width + GAP) + GAP, HEAD + height + (height + GAP) * len(models)
+    sheet = Image.new("RGB", (LABELS + len(images) * wide, high + FOOT), "white")
     pen, font, small = ImageDraw.Draw(sheet), ImageFont.load_default(size=15), ImageFont.load_default(size=12)
-    for column, (title, kind, pictures) in enumerate(columns):
-        x = column * (width + GAP)
-        if title:
-            pen.text((x + 1.5 * (width + GAP), 11), title, fill="black", font=font, anchor="mm")
-        pen.text((x + width / 2, 29), kind, fill="#3b424a", font=small, anchor="mm")
-        for row, (picture, query) in enumerate(zip(pictures, queries, strict=True)):
-            y = HEAD + row * (height + GAP)
-            kind_of = Image.Resampling.BICUBIC if column == 0 else Image.Resampling.NEAREST
-            sheet.paste(picture.resize((width, height), kind_of), (x, y))
-            if column % 3 == 1 or column == 0:
-                _mark(pen, x, y, width / grid[1], height / grid[0], query)
+
+    def place(cell: Image.Image, x: int, y: int, smooth: bool = False) -> None:
+        how = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
+        sheet.paste(cell.resize((width, height), how), (x, y))
+
+    for number, (image, query) in enumerate(zip(images, queries, strict=True)):
+        x = LABELS + number * wide
+        place(Image.fromarray(image), x + width + GAP, 0, smooth=True)
+        _mark(pen, x + width + GAP, 0, width / cols, height / rows, query)
+        for column, kind in enumerate(KINDS):
+            middle = x + column * (width + GAP) + width / 2
+            pen.text((middle, height + HEAD / 2), kind, fill=GREY, font=small, anchor="mm")
+    components = pca_rgb([seen.features for seen in models.values()])
+    for row, ((title, seen), colours) in enumerate(zip(models.items(), components, strict=True)):
+        y = height + HEAD + row * (height + GAP)
+        zeros = 100 * (seen.attention == 0).float().mean().item()
+        lines = [*title.split(", "), f"{zeros:.0f} % of these are 0"]
+        for line, text in enumerate(lines):
+            last = line == len(lines) - 1
+            at = (LABELS - 8, y + height / 2 + 20 * (line - (len(lines) - 1) / 2))
+            pen.text(at, text, fill=GREY if last else "black", font=small if last else font, anchor="rm")
+        for number, query in enumerate(queries):
+            x = LABELS + number * wide
+            place(attention_colours(seen.attention[number]), x, y)
+            _mark(pen, x, y, width / cols, height / rows, query)
+            place(_heat(seen.similarity[number]), x + width + GAP, y)
+            shown = (colours[number].numpy() * 255).round().astype(np.uint8)
+            place(Image.fromarray(shown), x + 2 * (width + GAP), y)
     told = "exactly 0; pale to dark red: above. Attention of the marked patch in the last layer, mean over heads"
-    y = size[1] - FOOT / 2
-    pen.rectangle((4, y - 6, 22, y + 6), fill=ZERO)
-    pen.text((28, y), told, fill="#3b424a", font=small, anchor="lm")
+    y = high + FOOT / 2
+    pen.rectangle((LABELS, y - 6, LABELS + 18, y + 6), fill=ZERO)
+    pen.text((LABELS + 24, y), told, fill=GREY, font=small, anchor="lm")
     with written(path) as partial:
         sheet.save(partial, "PNG")
 

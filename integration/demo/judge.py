@@ -17,7 +17,7 @@ from attn_plugins.analysis.images import MEAN, STD
 from attn_plugins.checkpoints import read
 from attn_plugins.codebases.features import ViTFeatures
 from attn_plugins.data.scenes import NUM_CLASSES, render
-from attn_plugins.demo.linear import predict, score
+from attn_plugins.demo.linear import fit, score
 from attn_plugins.demo.pretrain import Method, Recipe
 from attn_plugins.text import columns
 
@@ -65,7 +65,7 @@ def judged(backbone: nn.Module, images: Tensor, masks: Tensor, labels: Tensor) -
         read_out = [features(batch, [-1])[0] for batch in images.split(50)]
     patches = torch.cat([tokens.flatten(2).transpose(1, 2) for tokens, _ in read_out])
     cls = F.normalize(torch.cat([token for _, token in read_out]), dim=-1)
-    found = predict(patches[:TRAIN], masks[:TRAIN], patches[TRAIN:], NUM_CLASSES + 1)
+    found = fit(patches[:TRAIN], masks[:TRAIN], NUM_CLASSES + 1)(patches[TRAIN:])
     nearest = labels[:TRAIN][(cls[TRAIN:] @ cls[:TRAIN].T).topk(20).indices]
     votes = F.one_hot(nearest, NUM_CLASSES + 1).sum(1).argmax(1)
     accuracy = (votes == labels[TRAIN:]).double().mean().item()

@@ -1,7 +1,7 @@
 """Make the small pretrained weights that the demo starts from: DINO on pictures of one object, a ViT for each method.
 
-python pretrain.py train --out runs                                             # hours; the same command resumes
-python pretrain.py write --out runs --to ../../attn_plugins/demo/weights        # half-precision safetensors
+python pretrain.py train --out runs --until 6400                                # hours; the same command resumes
+python pretrain.py write --out runs --to ../../attn_plugins/demo/weights        # folders of timm's hub
 
 Methods start from the same weights and see the same crops, whether one process trains both or each has its own.
 """
@@ -30,23 +30,26 @@ from attn_plugins.checkpoints import read
 from attn_plugins.data.scenes import render
 from attn_plugins.demo.pretrain import ARCH, Method, Recipe, pretrain
 from attn_plugins.files import write_text, written
+from attn_plugins.patching.record import METADATA_KEY
 from attn_plugins.progress import printed_progress
 
 RECIPE = Recipe(
-    steps=3000,
+    steps=12_000,
     batch_size=64,
     embed_dim=96,
     num_heads=3,
-    learning_rate=5e-4,
+    learning_rate=1e-3,
     momentum=0.99,
     teacher_temperature=0.04,
     bf16=True,
     views={
         "global_crop_scale": (0.35, 1.0),
         "local_crop_scale": (0.1, 0.35),
-        "cj_hue": 0.4,  # objects of a class have many colours, and those of a picture one
-        "cj_sat": 0.8,
-        "solarization_prob": 0.1,
+        "cj_hue": 0.2,  # twice the usual: objects of a class have many colours, and those of a picture one
+        "cj_sat": 0.4,
+        "random_gray_scale": 0.1,
+        "gaussian_blur": (0.3, 0.1, 0.1),
+        "solarization_prob": 0.0,
     },
 )
 SIZE = (128, 160)
@@ -71,32 +74,32 @@ def train(args: argparse.Namespace) -> None:
                 losses = ", ".join(f"{m.spec} {np.mean(m.losses[-20:]):.3f}" for m in methods)
                 print(f"step {done}: loss {losses}; {methods[0].step_seconds:.2f} s a step", flush=True)
 
-        pretrain(files, (spec,), recipe, args.out / f"{_slug(spec)}.pth", progress, save_every=50)
+        pretrain(files, (spec,), recipe, args.out / f"{_slug(spec)}.pth", progress, 50, args.until)
 
 
 def write(args: argparse.Namespace) -> None:
-    """Write each teacher's backbone as float16 safetensors, and how it was made beside it."""
-    args.to.mkdir(parents=True, exist_ok=True)
+    """Write each teacher's backbone as a folder of timm's hub, in float16, and how it was made in its config."""
     for path in sorted(args.out.glob("*.pth")):
         state = read(path)
         (spec,) = state["methods"]
         method = Method(spec, Recipe(**state["recipe"]))
         method.load(state["methods"][spec])
+        folder = args.to / _slug(spec)
+        folder.mkdir(parents=True, exist_ok=True)
         tensors = {
             name: (t.half() if t.is_floating_point() else t).contiguous()
             for name, t in method.backbone.state_dict().items()
         }
-        with written(args.to / f"{_slug(spec)}.safetensors") as partial:
-            save_file(tensors, str(partial))
-        record = {
-            "arch": ARCH,
-            "arch_options": method.recipe.arch_options,
-            "spec": spec,
-            "steps": state["step"],
-            "recipe": asdict(method.recipe),
-            "pictures": args.pictures,
+        with written(folder / "model.safetensors") as partial:
+            save_file(tensors, str(partial), metadata={"format": "pt"})
+        config = {
+            "architecture": ARCH.partition("/")[2],
+            "num_classes": 0,
+            "model_args": method.recipe.arch_options,
+            METADATA_KEY: {"spec": spec},
+            "made_by": {"steps": state["step"], "pictures": args.pictures, "recipe": asdict(method.recipe)},
         }
-        write_text(args.to / f"{_slug(spec)}.json", json.dumps(record, indent=1) + "\n")
+        write_text(folder / "config.json", json.dumps(config, indent=1) + "\n")
 
 
 def _softmax_in_float32(call: AttentionCall) -> Tensor:
@@ -153,6 +156,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run: pictures and training states")
     parser.add_argument("--methods", nargs="+", default=["softmax", "entmax15"], metavar="SPEC")
     parser.add_argument("--steps", type=int, help=f"default: {RECIPE.steps}")
+    parser.add_argument("--until", type=int, metavar="STEP", help="stop there, with the schedules of --steps under way")
     parser.add_argument("--pictures", type=int, default=6000, help="of rendered objects, to train on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--to", type=Path, help="write: folder of the weights")

@@ -23,7 +23,7 @@ from attn_plugins.adapt import Recipe
 from attn_plugins.checkpoints import save
 from attn_plugins.cli import main
 from attn_plugins.demo import backbone, official
-from attn_plugins.demo.sparse_picture import ZERO, attention_colours, look
+from attn_plugins.demo.sparse_picture import FOOT, HEAD, LABELS, ZERO, attention_colours, look
 
 OPTIONS: dict[str, Any] = {
     "img_size": 64,
@@ -56,7 +56,8 @@ def test_the_same_weights_four_times(tmp_path: Path) -> None:
     softmax, patched, calibrated, adapted = told["rows"]
     fitted = "entmax15:scale=per_head"
     assert [row["spec"] for row in told["rows"]] == ["softmax", "entmax15", fitted, fitted]
-    assert softmax["cosine"] == 1 and softmax["zeros"] == 0
+    assert softmax["cosine"] == 1 and softmax["zeros"] == 0 and softmax["kept"] == softmax["miou"]
+    assert patched["kept"] != patched["miou"]
     assert patched["zeros"] > 0.1 and calibrated["cosine"] > patched["cosine"]
     assert adapted["cosine"] != calibrated["cosine"] and told["adapted"]["steps"] == 2
     assert 0 < told["chance"]["miou"] < 20
@@ -64,16 +65,31 @@ def test_the_same_weights_four_times(tmp_path: Path) -> None:
     text = "\n".join(printed)
     assert "verified: 4 of 4 layers compute entmax15:scale=per_head" in text and "(chance)" in text
     pixels = np.asarray(Image.open(out / "picture.png").convert("RGB"))
-    columns = pixels.shape[1] // 155 + 1
-    assert columns == 1 + 4 * 3
-    body = pixels[40:-22]
+    assert pixels.shape[1] == LABELS + 3 * (3 * 155 + 5), "three columns a scene"
+    assert pixels.shape[0] == 120 + HEAD + 4 * 125 + FOOT, "a row a model, under the scenes"
     for model, there in ((0, False), (1, True)):
-        column = body[:, (1 + 3 * model) * 155 : (1 + 3 * model) * 155 + 150]
-        assert bool((column == ZERO).all(-1).any()) == there
+        row = pixels[120 + HEAD + model * 125 :][:120]
+        assert bool((row == ZERO).all(-1).any()) == there
     again = backbone.show_backbone(checkpoint(tmp_path, "softmax"), out, amount=TINY)
     assert [asdict(row) for row in again] == told["rows"], "a second run gives the same"
     with pytest.raises(ValueError, match="choose another --out"):
         backbone.show_backbone(checkpoint(tmp_path, "softmax"), out, amount=replace(TINY, seen=5))
+
+
+@pytest.mark.slow
+def test_the_weights_that_come_with_the_package_have_learned_to_see(tmp_path: Path) -> None:
+    files = [file for file in backbone.WEIGHTS.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 6e6 and len(files) == 4
+    amount = backbone.Amount(train=150, val=100, fit=8, seen=8, adapt=Recipe(steps=1, batch=2, sparsity=0.9))
+    rows = backbone.show_shipped(tmp_path / "out", lambda line: None, amount)
+    softmax, patched, calibrated, adapted, trained = rows
+    assert [row.spec for row in rows[:2]] == ["softmax", "entmax15"] and trained.spec == "entmax15"
+    assert softmax.kept and patched.kept and calibrated.kept
+    assert trained.kept is None and trained.cosine is None
+    told = json.loads((tmp_path / "out/table.json").read_text())
+    assert min(row.miou.low for row in rows) > told["chance"]["high"]
+    assert patched.kept.miou < calibrated.kept.low and patched.kept.high < softmax.kept.miou
+    assert patched.zeros > 0.8 and trained.zeros > 0.5 and adapted.zeros > 0.8
 
 
 def test_the_command_takes_one_backbone(
@@ -81,20 +97,23 @@ def test_the_command_takes_one_backbone(
 ) -> None:
     asked: list[tuple[Any, ...]] = []
     monkeypatch.setattr(backbone, "show_backbone", lambda *args: asked.append(args))
+    monkeypatch.setattr(backbone, "show_shipped", lambda *args: asked.append(args))
     monkeypatch.setattr(official, "download", lambda name: Path("hub") / f"{name}.pth")
     out, one = str(tmp_path / "out"), ["--checkpoint", "x.pth"]
     assert main(["demo", "--out", out, *one, "--arch", "dinov2/vit_small"]) == 0
     assert main(["demo", "--out", out, "--weights", "dinov2_vits14"]) == 0
     places = [(Path("x.pth"), "dinov2/vit_small"), (Path("hub") / "dinov2_vits14.pth", "auto")]
-    assert asked == [(path, Path(out), arch, None) for path, arch in places]
+    assert main(["demo"]) == 0 and main(["demo", *one]) == 0
+    expected = [*((path, Path(out), arch, None) for path, arch in places), (Path("demo_out/shipped"),)]
+    assert asked == [*expected, (Path("x.pth"), Path("demo_out/x"), "auto", None)], "each has a folder of its own"
     for wrong, told in (
-        ([*one, "--steps", "0"], "--steps belongs to the pre-training"),
-        ([*one, "--quick"], "--quick belongs to the pre-training"),
+        ([*one, "--steps", "0"], "--steps belongs to --pretrain"),
+        (["--quick"], "--quick belongs to --pretrain"),
         (["--arch", "timm/vit_tiny_patch16_224"], "belong to --checkpoint"),
     ):
         assert main(["demo", "--out", out, *wrong]) == 2
         assert told in capsys.readouterr().err
-    assert len(asked) == 2
+    assert len(asked) == 4
 
 
 def test_a_backbone_of_another_spec_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

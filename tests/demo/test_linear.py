@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attn_plugins.demo.linear import predict, score
+from attn_plugins.demo.linear import fit, score
 
 
 def test_miou_is_scikit_learn_s_over_the_classes_that_are_shown() -> None:
@@ -33,6 +33,6 @@ def test_a_linear_head_finds_what_is_linear_and_the_same_each_time() -> None:
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(8, 64, 16, generator=generator) * torch.logspace(-3, 3, 16)
     labels = (features / torch.logspace(-3, 3, 16))[..., :3].argmax(-1)
-    found = predict(features[:6], labels[:6], features[6:], 3)
+    found = fit(features[:6], labels[:6], 3)(features[6:])
     assert (found == labels[6:]).float().mean() > 0.85
-    assert torch.equal(found, predict(features[:6], labels[:6], features[6:], 3))
+    assert torch.equal(found, fit(features[:6], labels[:6], 3)(features[6:]))

@@ -58,6 +58,11 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(files: list[Path], tmp_p
     seen = []
     resumed = pretrain(files, SPECS, TINY, tmp_path / "killed.pth", lambda done, methods: seen.append(done))
     assert seen == [2, 3, 4]
+    stopped = pretrain(files, SPECS, TINY, tmp_path / "stopped.pth", nothing, until=3)
+    assert [len(method.losses) for method in stopped] == [3, 3]
+    stopped = pretrain(files, SPECS, TINY, tmp_path / "stopped.pth", nothing)
+    for a, b in zip(weights(whole), weights(stopped), strict=True):
+        torch.testing.assert_close(a, b)
     for a, b in zip(weights(whole), weights(resumed), strict=True):
         torch.testing.assert_close(a, b)
     assert [len(method.losses) for method in resumed] == [4, 4]

@@ -99,7 +99,7 @@ def test_other_settings_or_a_foreign_folder_are_refused_and_nothing_changes(
 ) -> None:
     out, _, _, _ = finished
     table = (out / "table.json").read_bytes()
-    assert main(["demo", "--out", str(out), "--steps", "3"]) == 2
+    assert main(["demo", "--out", str(out), "--pretrain", "--steps", "3"]) == 2
     assert "choose another --out" in capsys.readouterr().err
     assert (out / "table.json").read_bytes() == table
     (tmp_path / "thesis.txt").write_text("mine")
