@@ -36,9 +36,14 @@ def check_contents() -> None:
     ours = [name for name in names if ".dist-info/" not in name]
     suffixes = {Path(name).suffix for name in ours if not name.startswith("attn_plugins/_patches/")}
     assert all(name.startswith("attn_plugins/") for name in ours), ours
-    assert suffixes <= {".py", ".c", ".h", ".md", ".html", ".css", ".typed", ".json"}, suffixes
+    assert suffixes <= {".py", ".c", ".h", ".md", ".html", ".css", ".typed", ".json", ".safetensors"}, suffixes
     assert not [name for name in ours if "__pycache__" in name or "/tests/" in name or name.endswith(".png")]
-    for needed in ("_patches/manifest.json", "_mmseg_configs/voc2012_linear.py", "native/attention.c", "py.typed"):
+    weights = [f"demo/weights/{name}/model.safetensors" for name in ("softmax", "entmax15")]
+    assert sorted(name for name in ours if name.endswith(".safetensors")) == sorted(
+        f"attn_plugins/{w}" for w in weights
+    )
+    needs = ("_patches/manifest.json", "_mmseg_configs/voc2012_linear.py", "native/attention.c", "py.typed")
+    for needed in (*needs, *weights):
         assert f"attn_plugins/{needed}" in names, needed
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     assert metadata["Version"] == attn_plugins.__version__ and metadata["License-Expression"] == "Apache-2.0"
