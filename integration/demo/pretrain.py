@@ -45,7 +45,7 @@ RECIPE = Recipe(
     views={
         "global_crop_scale": (0.35, 1.0),
         "local_crop_scale": (0.1, 0.35),
-        "cj_hue": 0.2,  # twice the usual: objects of a class have many colours, and those of a picture one
+        "cj_hue": 0.2,  # as usual: with twice as much there was nothing left that is learned in hundreds of steps
         "cj_sat": 0.4,
         "random_gray_scale": 0.1,
         "gaussian_blur": (0.3, 0.1, 0.1),
