@@ -44,6 +44,7 @@ ACROSS = {
     "mechanisms/test_last_vit_cb_gated.py": "three mechanisms against their equations",
     "mechanisms/test_options.py": "options against their formulas",
     "mechanisms/test_scale_everywhere.py": "a factor for each head on every codebase",
+    "native/test_pack.py": "pack.h, on every instruction set",
     "native/test_processors.py": "other compilers and processors",
     "native/test_sparse.py": "sparse.h, on every instruction set",
     "patching/test_callables.py": "what patch takes beside names",

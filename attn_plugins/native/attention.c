@@ -2,15 +2,15 @@
 
    A block of up to TILE_VECS * LANES queries is laid out with queries along the lanes: scores are [keys][queries], so
    the threshold of LANES rows is solved at once (solve.h). Where few keys have a weight, products take those alone
-   (sparse.h). The forward keeps the two numbers per row that find the weights again, never the weights. Plain C, float32,
-   called through ctypes by attention/cpu.py. */
+   (sparse.h). The forward keeps the two numbers per row that find the weights again, never the weights. Plain C, in
+   float32, called through ctypes by attention/cpu.py. */
 #include <omp.h>
 #include <stdlib.h>
 
 #include "matmul.h"
+#include "pack.h"
 #include "solve.h"
 
-typedef struct { float *at; int64_t b, h, n, s; } tensor; /* strides in elements; s is 1 for all but the mask */
 typedef struct {
     int64_t batch, heads, queries, keys, dim, value_dim;
     float scale;
@@ -29,34 +29,11 @@ static float *take(float **pool, long floats) {
 /* Room for one thread: `floats` in up to 16 pieces, each rounded up to whole vectors. */
 static long room(long floats) { return round_up(floats, LANES) + 16 * LANES; }
 
-INLINE float *row(const tensor *t, long b, long h, long n) { return t->at + b * t->b + h * t->h + n * t->n; }
-
-/* dst[rows][ld] = src rows of `cols` floats, zeros up to ld */
-static void pack(float *dst, const float *src, long stride, long rows, long cols, long ld) {
-    for (long i = 0; i < rows; i++) {
-        memcpy(dst + i * ld, src + i * stride, cols * sizeof(float));
-        memset(dst + i * ld + cols, 0, (ld - cols) * sizeof(float));
-    }
-}
-
-/* dst[cols][ld] = factor * src[rows][cols] transposed, zeros in the lanes from rows to ld */
-static void pack_transposed(float *dst, const float *src, long stride, long rows, long cols, long ld, float factor) {
-    for (long j = 0; j < cols; j++)
-        for (long i = rows; i < ld; i++) dst[j * ld + i] = 0;
-    for (long i = 0; i < rows; i++)
-        for (long j = 0; j < cols; j++) dst[j * ld + i] = factor * src[i * stride + j];
-}
-
 /* Whether no number among n, a multiple of LANES, is infinite or NaN: zero weights hide what they multiply only then. */
 static int all_finite(const float *x, long n) {
     vec zeros = {0};
     for (long i = 0; i < n; i += LANES) zeros += load(x + i) * 0;
     return !any(zeros != 0);
-}
-
-static void unpack(float *dst, long stride, const float *src, long rows, long cols, long ld, float factor) {
-    for (long i = 0; i < rows; i++)
-        for (long j = 0; j < cols; j++) dst[i * stride + j] = factor * src[i * ld + j];
 }
 
 static block block_at(const problem *p, long index, long blocks) {
@@ -70,11 +47,12 @@ static long blocks_of(const problem *p) {
     return (vecs + TILE_VECS - 1) / TILE_VECS;
 }
 
-/* x[keys][lanes] = scale * q k^T + mask; qt is scratch for the transposed queries. */
+/* x[keys][lanes] = scale * q k^T + mask; qp[lanes][ldk] gets the queries, and qt is scratch for them transposed. */
 static void scores(const problem *p, const tensor *q, const tensor *mask, const float *k, long ldk, long b, long h,
-                   block t, float *qt, float *x) {
+                   block t, float *qp, float *qt, float *x) {
     long ld = t.vecs * LANES;
-    pack_transposed(qt, row(q, b, h, t.first), q->n, t.count, p->dim, ld, p->scale);
+    pack(qp, q, b, h, t.first, t.count, p->dim, ldk, ld);
+    transpose(qt, qp, ld, ldk, p->scale);
     matmul(p->keys, t.vecs, p->dim, (operand){k, ldk, 1}, qt, ld, x, ld, 0);
     if (mask->at)
         for (long i = 0; i < t.count; i++) {
@@ -137,25 +115,25 @@ int attention_forward(const problem *p, const tensor *q, const tensor *k, const 
     long pairs = p->batch * p->heads, splits = 1;
     /* Few heads and many threads: split a head's queries, each part packing the keys again. */
     while (splits < blocks && pairs * splits < 2 * p->threads) splits++;
-    long floats = room(keys * (ldk + ldv + lanes) + lanes * (p->dim + ldv) + LANES * list_room(p->keys));
+    long floats = room(keys * (ldk + ldv + lanes) + lanes * (2 * ldk + ldv) + LANES * list_room(p->keys));
     void *memory;
     if (posix_memalign(&memory, 64, p->threads * floats * sizeof(float))) return -1;
 #pragma omp parallel num_threads(p->threads)
     {
         float *pool = (float *)memory + omp_get_thread_num() * floats;
         float *kp = take(&pool, keys * ldk), *vp = take(&pool, keys * ldv), *x = take(&pool, keys * lanes);
-        float *qt = take(&pool, p->dim * lanes), *o = take(&pool, lanes * ldv);
+        float *qp = take(&pool, lanes * ldk), *qt = take(&pool, lanes * ldk), *o = take(&pool, lanes * ldv);
         list list = {(int32_t *)take(&pool, LANES * list_room(p->keys)), list_room(p->keys)};
 #pragma omp for schedule(dynamic)
         for (long task = 0; task < pairs * splits; task++) {
             long pair = task / splits, part = task % splits, b = pair / p->heads, h = pair % p->heads;
-            pack(kp, row(k, b, h, 0), k->n, p->keys, p->dim, ldk);
-            pack(vp, row(v, b, h, 0), v->n, p->keys, p->value_dim, ldv);
+            pack(kp, k, b, h, 0, p->keys, p->dim, ldk, 0);
+            pack(vp, v, b, h, 0, p->keys, p->value_dim, ldv, 0);
             int sparse = p->keys >= MANY && all_finite(vp, p->keys * ldv);
             for (long i = blocks * part / splits; i < blocks * (part + 1) / splits; i++) {
                 block t = block_at(p, i, blocks);
                 long ld = t.vecs * LANES, at = pair * p->queries + t.first;
-                scores(p, q, mask, kp, ldk, b, h, t, qt, x);
+                scores(p, q, mask, kp, ldk, b, h, t, qp, qt, x);
                 int whole[TILE_VECS];
                 for (long j = 0; j < t.vecs; j++) {
                     vec top, tau;
@@ -172,7 +150,7 @@ int attention_forward(const problem *p, const tensor *q, const tensor *k, const 
                     if (whole[j])
                         matmul(LANES, ldv / LANES, p->keys, (operand){x + j * LANES, 1, ld}, vp, ldv,
                                o + j * LANES * ldv, ldv, 0);
-                unpack(row(out, b, h, t.first), out->n, o, t.count, p->value_dim, ldv, 1);
+                unpack(out, b, h, t.first, o, t.count, p->value_dim, ldv, 1);
             }
         }
     }
@@ -185,7 +163,7 @@ int attention_backward(const problem *p, const tensor *q, const tensor *k, const
                        const tensor *grad, const float *stats, tensor *dq, tensor *dk, tensor *dv, float *alpha_grad) {
     long ldk = round_up(p->dim, LANES), ldv = round_up(p->value_dim, LANES), keys = round_up(p->keys, TILE_ROWS);
     long lanes = TILE_VECS * LANES, blocks = blocks_of(p), rows = p->batch * p->heads * p->queries;
-    long floats = room(keys * (2 * ldk + 2 * ldv + 3 * lanes) + lanes * (p->dim + p->value_dim + 2 * ldk + ldv + 2) +
+    long floats = room(keys * (2 * ldk + 2 * ldv + 3 * lanes) + lanes * (3 * ldk + 2 * ldv + 2) +
                        LANES * list_room(p->keys));
     void *memory;
     if (posix_memalign(&memory, 64, p->threads * floats * sizeof(float))) return -1;
@@ -195,7 +173,7 @@ int attention_backward(const problem *p, const tensor *q, const tensor *k, const
         float *kp = take(&pool, keys * ldk), *vp = take(&pool, keys * ldv);
         float *dkp = take(&pool, keys * ldk), *dvp = take(&pool, keys * ldv);
         float *x = take(&pool, keys * lanes), *g = take(&pool, keys * lanes), *s = take(&pool, keys * lanes);
-        float *qt = take(&pool, p->dim * lanes), *gt = take(&pool, p->value_dim * lanes);
+        float *qt = take(&pool, lanes * ldk), *gt = take(&pool, lanes * ldv);
         float *qp = take(&pool, lanes * ldk), *dqp = take(&pool, lanes * ldk), *gp = take(&pool, lanes * ldv);
         float *top = take(&pool, lanes), *tau = take(&pool, lanes);
         list list = {(int32_t *)take(&pool, LANES * list_room(p->keys)), list_room(p->keys)};
@@ -203,22 +181,20 @@ int attention_backward(const problem *p, const tensor *q, const tensor *k, const
         for (long pair = 0; pair < p->batch * p->heads; pair++) {
             long b = pair / p->heads, h = pair % p->heads;
             float alpha_sum = 0;
-            pack(kp, row(k, b, h, 0), k->n, p->keys, p->dim, ldk);
-            pack(vp, row(v, b, h, 0), v->n, p->keys, p->value_dim, ldv);
+            pack(kp, k, b, h, 0, p->keys, p->dim, ldk, 0);
+            pack(vp, v, b, h, 0, p->keys, p->value_dim, ldv, 0);
             int sparse = p->keys >= MANY && all_finite(kp, p->keys * ldk) && all_finite(vp, p->keys * ldv);
             memset(dkp, 0, keys * ldk * sizeof(float));
             memset(dvp, 0, keys * ldv * sizeof(float));
             for (long i = 0; i < blocks; i++) {
                 block t = block_at(p, i, blocks);
                 long ld = t.vecs * LANES, at = pair * p->queries + t.first;
-                const float *grad_rows = row(grad, b, h, t.first);
                 for (long j = 0; j < ld; j++) {
                     top[j] = j < t.count ? stats[at + j] : 0;
                     tau[j] = j < t.count ? stats[rows + at + j] : 0;
                 }
-                scores(p, q, mask, kp, ldk, b, h, t, qt, x);
-                pack(qp, row(q, b, h, t.first), q->n, t.count, p->dim, ldk);
-                pack(gp, grad_rows, grad->n, t.count, p->value_dim, ldv);
+                scores(p, q, mask, kp, ldk, b, h, t, qp, qt, x);
+                pack(gp, grad, b, h, t.first, t.count, p->value_dim, ldv, ld);
                 ivec used = {0};
                 for (long j = 0; sparse && j < ld; j += LANES)
                     used += above(x + j, p->keys, ld, floor_of(p->alpha[h], load(top + j), load(tau + j)));
@@ -234,7 +210,7 @@ int attention_backward(const problem *p, const tensor *q, const tensor *k, const
                         gather_product(&list, g + j, ld, kp, ldk, dqp + j * ldk);
                     }
                 } else {
-                    pack_transposed(gt, grad_rows, grad->n, t.count, p->value_dim, ld, 1);
+                    transpose(gt, gp, ld, ldv, 1);
                     matmul(p->keys, t.vecs, p->value_dim, (operand){vp, ldv, 1}, gt, ld, g, ld, 0);
                     for (long j = 0; j < ld; j += LANES)
                         alpha_sum += backward_column(p->alpha[h], x + j, g + j, s + j, p->keys, ld, min(t.count - j, LANES),
@@ -243,10 +219,10 @@ int attention_backward(const problem *p, const tensor *q, const tensor *k, const
                     matmul(p->keys, ldk / LANES, t.count, (operand){g, ld, 1}, qp, ldk, dkp, ldk, 1);
                     matmul(ld, ldk / LANES, p->keys, (operand){g, 1, ld}, kp, ldk, dqp, ldk, 0);
                 }
-                unpack(row(dq, b, h, t.first), dq->n, dqp, t.count, p->dim, ldk, p->scale);
+                unpack(dq, b, h, t.first, dqp, t.count, p->dim, ldk, p->scale);
             }
-            unpack(row(dk, b, h, 0), dk->n, dkp, p->keys, p->dim, ldk, p->scale);
-            unpack(row(dv, b, h, 0), dv->n, dvp, p->keys, p->value_dim, ldv, 1);
+            unpack(dk, b, h, 0, dkp, p->keys, p->dim, ldk, p->scale);
+            unpack(dv, b, h, 0, dvp, p->keys, p->value_dim, ldv, 1);
             if (alpha_grad) alpha_grad[pair] = alpha_sum;
         }
     }

@@ -23,22 +23,20 @@ def attention(
     query: ``[B, H, N, D]``, key: ``[B, H, S, D]``, value: ``[B, H, S, Dv]``, alpha: ``[H]`` float32,
     mask: ``[B, H, N, S]`` float32 to add, or None.
     """
-    q, k, v = _float32(query), _float32(key), _float32(value)
-    b, h, n, _ = q.shape
-    out, stats = _empty_output(q, value, torch.float32), q.new_empty(2, b, h, n)
+    q, k, v = (_readable(t) for t in (query, key, value))
+    out, stats = _empty_output(q, v), q.new_empty((2, *q.shape[:-1]), dtype=torch.float32)
     alpha = alpha.contiguous()
     problem = _problem(q, k, v, alpha, is_causal, scale)
     tensors = (_view(t) for t in (q, k, v, mask, out))
     _check(_library().attention_forward(ctypes.byref(problem), *tensors, stats.data_ptr()))
-    return out.to(value.dtype), stats
+    return out, stats
 
 
 @attention.register_fake
 def _(
     query: Tensor, key: Tensor, value: Tensor, alpha: Tensor, mask: Tensor | None, is_causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
-    out = _empty_output(query, value, value.dtype)
-    return out, query.new_empty((2, *query.shape[:-1]), dtype=torch.float32)
+    return _empty_output(query, value), query.new_empty((2, *query.shape[:-1]), dtype=torch.float32)
 
 
 @torch.library.custom_op("attn_plugins::cpu_attention_backward", mutates_args=(), device_types="cpu")
@@ -55,15 +53,15 @@ def attention_backward(
     alpha_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value, and of alpha ``[B, H]``, to be summed (zeros unless ``alpha_grad``)."""
-    q, k, v, g = (_float32(t) for t in (query, key, value, grad))
-    dq, dk, dv = (q.new_empty(t.shape) for t in (q, k, v))
+    q, k, v, g = (_readable(t) for t in (query, key, value, grad))
+    dq, dk, dv = (t.new_empty(t.shape) for t in (q, k, v))
     alpha = alpha.contiguous()
-    by_head = q.new_zeros(q.shape[:2])
+    by_head = alpha.new_zeros(q.shape[:2])
     problem = _problem(q, k, v, alpha, is_causal, scale)
     before, after = [_view(t) for t in (q, k, v, mask, g)], [_view(t) for t in (dq, dk, dv)]
     pointer = by_head.data_ptr() if alpha_grad else None
     _check(_library().attention_backward(ctypes.byref(problem), *before, stats.data_ptr(), *after, pointer))
-    return dq.to(query.dtype), dk.to(key.dtype), dv.to(value.dtype), by_head
+    return dq, dk, dv, by_head
 
 
 @attention_backward.register_fake
@@ -130,21 +128,24 @@ def _shared(alpha: Tensor, dim: int | None) -> Tensor:
     return alpha
 
 
-def _empty_output(query: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:
+def _empty_output(query: Tensor, value: Tensor) -> Tensor:
     """``[B, H, N, Dv]`` over memory in the order B, N, H, Dv: joining the heads afterwards copies nothing."""
     b, h, n, _ = query.shape
-    return torch.empty((b, n, h, value.shape[-1]), dtype=dtype, device=query.device).transpose(1, 2)
+    return value.new_empty((b, n, h, value.shape[-1])).transpose(1, 2)
 
 
-def _float32(tensor: Tensor) -> Tensor:
-    tensor = tensor.float()
+def _readable(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-class _Tensor(ctypes.Structure):
-    """``tensor`` in attention.c."""
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""``enum dtype`` in pack.h: the kernel itself widens what it reads, so that no copies are made of whole tensors."""
 
-    _fields_ = [("at", ctypes.c_void_p), *((name, ctypes.c_int64) for name in "bhns")]
+
+class _Tensor(ctypes.Structure):
+    """``tensor`` in pack.h."""
+
+    _fields_ = [("at", ctypes.c_void_p), *((name, ctypes.c_int64) for name in (*"bhns", "dtype"))]
 
 
 class _Problem(ctypes.Structure):
@@ -160,7 +161,7 @@ class _Problem(ctypes.Structure):
 
 
 def _view(tensor: Tensor | None) -> Any:
-    fields = (None, 0, 0, 0, 0) if tensor is None else (tensor.data_ptr(), *tensor.stride())
+    fields = (None, 0, 0, 0, 0, 0) if tensor is None else (tensor.data_ptr(), *tensor.stride(), _DTYPES[tensor.dtype])
     return ctypes.byref(_Tensor(*fields))
 
 

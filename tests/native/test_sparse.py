@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,11 +14,11 @@ from torch import Tensor
 from attn_plugins import attention, native
 from attn_plugins.functional import EntmaxAlpha
 from attn_plugins.native import attention as kernel
-from attn_plugins.native import build
+
+from .conftest import built
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=f"no kernels: {native.unavailable()}")
 
-NARROWER = {"avx512": (), "avx2": ("-mno-avx512f",), "sse": ("-mno-avx512f", "-mno-avx")}
 CASE = {
     "queries": st.integers(1, 60),
     "keys": st.sampled_from([1, 40, 99, 100, 101, 127, 128, 160, 257]),
@@ -32,25 +28,6 @@ CASE = {
     "masking": st.sampled_from(["none", "causal", "bool", "rows", "float"]),
     "seed": st.integers(0, 2**31),
 }
-
-
-@pytest.fixture(scope="class", params=NARROWER)
-def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The kernel as narrower processors run it; with the widest, this one's own."""
-    with pytest.MonkeyPatch.context() as patch:
-        if NARROWER[request.param]:
-            library = built(tmp_path_factory.mktemp(request.param), *NARROWER[request.param])
-            patch.setattr(kernel, "_library", lambda: library)
-        yield
-
-
-def built(folder: Path, *flags: str) -> ctypes.CDLL:
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no compiler")
-    sources = [str(path) for path in sorted(build.SOURCES.glob("*.c"))]
-    subprocess.run([compiler, *build.flags(), *flags, *sources, "-o", str(folder / "k.so"), "-lm"], check=True)
-    return kernel.declare(ctypes.CDLL(str(folder / "k.so")))
 
 
 def inputs(queries: int, keys: int, dims: tuple[int, int], scale: float, seed: int) -> list[Tensor]:
