@@ -56,7 +56,8 @@ int rows_backward(const float *weights, const float *grad, float *out, int64_t r
                     case ENTMAX15: store(s + i * LANES, vsqrt(p)); break;
                     case SPARSEMAX: store(s + i * LANES, blend(p > 0, splat(1), p)); break;
                     case ENTMAX125: /* the root of the root, cubed: dearer to write than the general power */
-                    case ENTMAX: store(s + i * LANES, slope(ENTMAX, p, 3 - alpha)); break;
+                    case BELOW15:
+                    case ABOVE15: store(s + i * LANES, power_of(p, 2 - alpha, 0)); break;
                 }
             }
             pull_back(s, g, n, LANES, weighted_mean(s, g, n, LANES));

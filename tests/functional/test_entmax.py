@@ -89,6 +89,14 @@ def test_rows_made_to_take_many_steps(ours: Callable[..., Tensor], theirs: Calla
     assert (ours(row.float()).double() - theirs(row.float().double(), dim=-1)).abs().max() <= 2e-6
 
 
+@pytest.mark.parametrize("alpha", [1.05, 1.2, 1.4, 1.45, 1.499, 1.501, 1.7])
+def test_keys_that_lose_their_weight_at_once(alpha: float) -> None:
+    z = rows(3, 256, 1370, spread=0.1, dtype=torch.float32)  # a step from one side of the many says little of the other
+    z[:, :27] += 1.5
+    expected = peer.entmax_bisect(z.double(), alpha, dim=-1, n_iter=40)
+    assert (entmax(z, alpha).double() - expected).abs().max() <= 2e-6
+
+
 @every_normalizer
 @settings(max_examples=25, deadline=None)
 @given(

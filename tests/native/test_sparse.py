@@ -24,8 +24,8 @@ CASE = {
     "keys": st.sampled_from([1, 40, 99, 100, 101, 127, 128, 160, 257]),
     "dims": st.sampled_from([(8, 8), (64, 64), (64, 40), (16, 130), (72, 72), (1, 3)]),
     "scale": st.sampled_from([0.0, 0.05, 0.3, 1.0, 8.0]),
-    "alpha": st.sampled_from([1.05, 1.25, 1.3, 1.5, 1.7, 2.0]),
-    "masking": st.sampled_from(["none", "causal", "bool", "rows", "float"]),
+    "alpha": st.sampled_from([1.05, 1.25, 1.3, 1.45, 1.5, 1.7, 2.0]),
+    "masking": st.sampled_from(["none", "causal", "bool", "rows", "float", "clusters"]),
     "seed": st.integers(0, 2**31),
 }
 
@@ -43,6 +43,10 @@ def mask_of(masking: str, queries: int, keys: int, seed: int) -> Tensor | None:
         return torch.rand(2, 1, queries, keys, generator=random) < 0.3
     if masking == "rows":  # some queries see nothing, some one key
         return torch.rand(2, 1, queries, keys, generator=random) < torch.rand(2, 1, queries, 1, generator=random) ** 8
+    if (
+        masking == "clusters"
+    ):  # a few keys stand above the rest, which all lose their weight at nearly the same threshold
+        return torch.where(torch.arange(keys) <= keys // 50, 1.5, 0.0).expand(2, 1, queries, keys)
     return torch.randn(2, 1, queries, keys, generator=random) if masking == "float" else None
 
 
