@@ -21,6 +21,15 @@ def test_the_grid_has_every_length_size_kind_and_dtype() -> None:
         assert any(part in name for name in names), part
 
 
+def test_learned_alphas_are_not_all_those_that_need_no_powers() -> None:
+    (case,) = (case for case in cases((197,)) if case.normalizer == "entmax_alpha")
+    q, k, v = (t[:1, :, :40] for t in (case.query, case.key, case.value))
+    found = case.ours(q, k, v)
+    for head, alpha in enumerate((1.1, 1.26, 1.42, 1.58, 1.74, 1.9)):
+        one = Case("x", q, k, v, f"entmax:alpha={alpha}").ours(q, k, v)
+        torch.testing.assert_close(found[:, head], one[:, head], atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("kind", ["", "masked", "packed", "causal"])
 def test_softmax_relates_the_same_queries_and_keys(kind: str) -> None:
     q, k, v = torch.randn(3, 1, 2, 30, 8).unbind(0)
