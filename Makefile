@@ -62,13 +62,10 @@ $(VENV)/.venv:
 
 # The stamp carries the extra's name: make installs again when the requirements change.
 # Some of the pins are not to be had for Python 3.10, which takes the newest that there are instead.
-# OpenCV's usual wheel wants X11's libraries: a machine without them gets the one that has no windows.
 $(VENV)/.%: $(VENV)/.venv pyproject.toml constraints.txt
 	pins=$$($(BIN)/python -c 'import os, sys; print("constraints.txt" if sys.version_info >= (3, 11) else os.devnull)') && \
 	  pip="$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $$pins" && \
-	  $$pip torch torchvision && $$pip -e ".[$*]" && \
-	  if $(BIN)/python -m pip show --quiet opencv-python 2>/dev/null && ! $(BIN)/python -c 'import cv2' 2>/dev/null; then \
-	    $$pip --force-reinstall --no-deps opencv-python-headless; fi
+	  $$pip torch torchvision && $$pip -e ".[$*]" && .ci/load-opencv $(BIN)/python
 	touch $@
 
 clean:
