@@ -65,7 +65,7 @@ $(VENV)/.venv:
 $(VENV)/.%: $(VENV)/.venv pyproject.toml constraints.txt
 	pins=$$($(BIN)/python -c 'import os, sys; print("constraints.txt" if sys.version_info >= (3, 11) else os.devnull)') && \
 	  pip="$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $$pins" && \
-	  $$pip torch torchvision && $$pip -e ".[$*]"
+	  $$pip torch torchvision && $$pip -e ".[$*]" && .ci/load-opencv $(BIN)/python
 	touch $@
 
 clean:

@@ -99,6 +99,7 @@ def run(environment: dict[str, Any], out: Path) -> None:
             install(bin_, *environment["pins"], f"{ROOT}{extras}")
             for package in environment.get("without_dependencies", []):
                 install(bin_, "--no-deps", package)
+            subprocess.run([ROOT / ".ci/load-opencv", bin_ / "python"], check=True)
             told["rows"].append(checked(bin_, out, environment["pins"], None))
             for pins in environment["then"]:
                 install(bin_, *pins, *(pin for pin in environment["pins"] if pin.startswith(("torch", "numpy"))))

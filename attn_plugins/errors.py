@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["PluginImportError", "UnknownPluginError", "UnsupportedModelError"]
+__all__ = ["LibraryLoadError", "PluginImportError", "UnknownPluginError", "UnsupportedModelError"]
+
+
+class LibraryLoadError(ImportError):
+    """A package is installed and cannot be loaded on this machine; the message says what to install instead."""
 
 
 class PluginImportError(ImportError):

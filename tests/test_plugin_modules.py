@@ -112,6 +112,7 @@ def test_subprocesses_and_workers_know_it(tmp_path: Path) -> None:
     code = (
         "import subprocess, sys; from attn_plugins.cli import main\n"
         "main(['env', '--import', 'lab_plugins'])\n"
+        "sys.stdout.flush()\n"  # what it printed comes before what its child prints
         "sys.exit(subprocess.run([sys.executable, 'worker.py']).returncode)\n"
     )
     (tmp_path / "worker.py").write_text(WORKER)

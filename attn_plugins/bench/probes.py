@@ -5,14 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from .report import as_dict, table
-from .timing import cuda_clock, in_turns, wall_clock
+from .timing import cuda_clock, in_turns, peak_mib, wall_clock
 
 __all__ = ["bench_probes", "probes_table"]
 
@@ -143,6 +142,4 @@ def _own_peak(name: str, settings: dict[str, Any]) -> float:
     step = _steps(**settings)[name]
     for _ in range(2):
         step()
-    # Not getrusage: its maximum counts what the parent held when it started this process.
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    return peak_mib()

@@ -6,10 +6,11 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-__all__ = ["Clock", "Timing", "cuda_clock", "in_turns", "wall_clock"]
+__all__ = ["Clock", "Timing", "cuda_clock", "in_turns", "peak_mib", "wall_clock"]
 
 Clock = Callable[[Callable[[], object]], float]
 """Runs a function once and returns the milliseconds it took."""
@@ -83,3 +84,10 @@ def in_turns(
         for name, function in functions.items():
             samples[name].append(clock(function))
     return {name: Timing(tuple(taken)) for name, taken in samples.items()}
+
+
+def peak_mib() -> float:
+    """The most memory that this process has held, in MiB (Linux: ``VmHWM`` of ``/proc/self/status``)."""
+    # Not getrusage: its maximum counts what the parent held when it started this process.
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024

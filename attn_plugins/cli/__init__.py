@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import __version__
-from ..errors import PluginImportError
+from ..errors import LibraryLoadError, PluginImportError
 from ..plugin_modules import ImportPlugins, import_plugin_modules
 
 __all__ = ["main", "parser_of"]
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         import_plugin_modules()
         return int(args.func(args))
-    except (ValueError, PluginImportError, FileNotFoundError, FileExistsError) as error:
+    except (ValueError, LibraryLoadError, PluginImportError, FileNotFoundError, FileExistsError) as error:
         message = str(error)
     except ModuleNotFoundError as error:
         extra, missing = COMMANDS[args.command], (error.name or "attn_plugins").partition(".")[0]

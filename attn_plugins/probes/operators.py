@@ -2,6 +2,7 @@
 
 OpenMMLab's own mmsegmentation 1.2.2 imports ``mmcv.ops`` for heads and losses that no probe has, and could not be
 imported. Importing this module helps; the maintained packages (``onedl-*``) do without the operators themselves.
+All of them read pictures by OpenCV, whose usual wheel does not load where there are no windows.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import warnings
 from types import ModuleType
 from typing import Any, NoReturn
 
-__all__ = ["import_mmseg", "stand_in_for_operators"]
+from ..errors import LibraryLoadError
+
+__all__ = ["import_mmseg", "load_opencv", "stand_in_for_operators"]
 
 # Of readers and operators that no probe has: it looks like an error to whoever sees it at the start of every command.
 _PRINTED = "Could not import OneDL"
@@ -36,6 +39,23 @@ class _Operators(ModuleType):
             )
 
         return type(name, (), {"__new__": refuse})
+
+
+def load_opencv() -> None:
+    """Import OpenCV, as mmcv will.
+
+    Raises:
+        LibraryLoadError: a system library is missing (X11's, on servers and in containers).
+    """
+    try:
+        importlib.import_module("cv2")
+    except ModuleNotFoundError:
+        raise
+    except ImportError as error:
+        raise LibraryLoadError(
+            f"OpenCV does not load here: {error}. Its build for machines without windows does: "
+            "pip install --force-reinstall --no-deps opencv-python-headless"
+        ) from error
 
 
 def stand_in_for_operators() -> None:
@@ -64,5 +84,6 @@ def import_mmseg() -> None:
             print(line)
 
 
+load_opencv()
 stand_in_for_operators()
 import_mmseg()

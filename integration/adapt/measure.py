@@ -57,7 +57,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "models",
         nargs="+",
-        help="softmax, a spec, calibrated[*FACTOR], calibrated:SPARSITY[,SIZE...], or the file of an adapted one",
+        help="softmax, a spec, calibrated[*FACTOR] or calibrated:SPARSITY[,SIZE...], either with @SPEC (entmax15), "
+        "or the file of an adapted one",
     )
     for name in ("weights", "dinov2", "photos", "camvid", "work"):
         parser.add_argument(f"--{name}", type=Path, required=True)
@@ -90,21 +91,23 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def apply(model: nn.Module, name: str, args: argparse.Namespace) -> float:
     """Make of a softmax model what ``name`` says; CPU seconds that a calibration took."""
-    kind, _, said = name.partition(":")
-    kind, _, factor = kind.partition("*")
-    if kind != "calibrated":
+    if not name.startswith("calibrated"):
         if name != "softmax":
             attn_plugins.patch(model, name)
         return 0.0
+    how, _, spec = name.partition("@")
+    spec = spec or "entmax15"
+    kind, _, said = how.partition(":")
+    _, _, factor = kind.partition("*")
     share, *sizes = said.split(",") if said else ["none"]
     batches = [read_photos(args.photos, 0, FIT, int(size)) for size in sizes or ["224"]]
     started = time.process_time()
-    found = calibrate(model, batches, "entmax15", None if share == "none" else float(share))
+    found = calibrate(model, batches, spec, None if share == "none" else float(share))
     scales = found.scales
     if factor:  # one more, the same for all heads
         layers = tuple(tuple(value * float(factor) for value in layer) for layer in scales.layers)
         scales = replace(scales, layers=layers)
-        attn_plugins.patch(model, "entmax15", scales=scales)
+        attn_plugins.patch(model, spec, scales=scales)
     scales.write(args.work / f"{file_name(name)}.scales.json")
     return round(time.process_time() - started, 1)
 

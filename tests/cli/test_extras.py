@@ -12,6 +12,7 @@ import pytest
 
 import attn_plugins
 from attn_plugins.cli import COMMANDS, SEPARATE, main
+from attn_plugins.errors import LibraryLoadError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -134,3 +135,16 @@ def test_the_message_names_the_extra_or_the_package(
     monkeypatch.setattr(env, "run", failing("timm"))
     with pytest.raises(ModuleNotFoundError):
         main(["env"])
+
+
+def test_a_library_that_does_not_load_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from attn_plugins.cli import env
+
+    def run(args: object) -> int:
+        raise LibraryLoadError("OpenCV does not load here")
+
+    monkeypatch.setattr(env, "run", run)
+    assert main(["env"]) == 2
+    assert capsys.readouterr().err == "attn-plugins env: OpenCV does not load here\n"

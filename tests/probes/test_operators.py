@@ -8,10 +8,12 @@ import importlib.util
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
-from attn_plugins.probes.operators import import_mmseg, stand_in_for_operators
+from attn_plugins.errors import LibraryLoadError
+from attn_plugins.probes.operators import import_mmseg, load_opencv, stand_in_for_operators
 
 
 @pytest.fixture
@@ -49,6 +51,23 @@ def test_another_missing_module_is_told(without_operators: pytest.MonkeyPatch) -
     without_operators.setitem(sys.modules, "mmcv.ops", None)
     with pytest.raises(ModuleNotFoundError, match=r"mmcv\.ops"):
         stand_in_for_operators()
+
+
+def test_opencv_that_lacks_a_system_library_is_told_with_its_remedy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "cv2.py").write_text("raise ImportError('libxcb.so.1: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "cv2", sys.modules["cv2"])  # put back afterwards
+    monkeypatch.delitem(sys.modules, "cv2")
+    with pytest.raises(LibraryLoadError, match=r"libxcb\.so\.1.*pip install .* opencv-python-headless"):
+        load_opencv()
+
+
+def test_opencv_that_is_not_there_is_not_taken_for_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(ModuleNotFoundError, match="cv2"):
+        load_opencv()
 
 
 @pytest.mark.slow
