@@ -25,7 +25,45 @@ __all__ = ["BNLinearHead", "CheckLabels", "ClassCountHook", "GlobalBatchNorm", "
 
 @MODELS.register_module()
 class LinearProbe(OwnedHead, SizedHead, EncoderDecoder):
-    """mmseg's ``EncoderDecoder`` whose head is sized from a ``FrozenViT``."""
+    """mmseg's ``EncoderDecoder`` whose head is sized from a ``FrozenViT``.
+
+    ``test_cfg`` may hold ``windows``, how many windows of a picture pass through the backbone at once (16).
+    """
+
+    def slide_inference(self, inputs: Tensor, batch_img_metas: list[dict[str, Any]]) -> Tensor:
+        """Class logits ``[B, classes, H, W]``, in the mean over overlapping windows.
+
+        The numbers are those of mmseg's method, which passes one window at a time and pads every map to the whole.
+
+        Args:
+            inputs: ``[B, 3, H, W]``, normalised.
+            batch_img_metas: of each image.
+        """
+        size, step, (height, width) = self.test_cfg.crop_size, self.test_cfg.stride, inputs.shape[2:]
+        h, w = min(size[0], height), min(size[1], width)
+        corners = [(y, x) for y in _starts(height, h, step[0]) for x in _starts(width, w, step[1])]
+        metas = [{**meta, "img_shape": (h, w)} for meta in batch_img_metas]
+        logits = inputs.new_zeros((len(inputs), self.out_channels, height, width))
+        seen = inputs.new_zeros((height, width))
+        at_once = self.test_cfg.get("windows", 16)
+        for first in range(0, len(corners), at_once):
+            some = corners[first : first + at_once]
+            features = self.extract_feat(torch.cat([inputs[:, :, y : y + h, x : x + w] for y, x in some]))
+            for i, (y, x) in enumerate(some):
+                of_window = _part(features, slice(i * len(inputs), (i + 1) * len(inputs)))
+                logits[:, :, y : y + h, x : x + w] += self.decode_head.predict(of_window, metas, self.test_cfg)
+                seen[y : y + h, x : x + w] += 1
+        return logits.div_(seen)
+
+
+def _starts(length: int, window: int, step: int) -> list[int]:
+    """Where windows begin on one side: every ``step``, the last one at the end."""
+    return [min(start, length - window) for start in range(0, max(length - window + step - 1, 0) + 1, step)]
+
+
+def _part(features: Any, part: slice) -> Any:
+    """Some images of a batch's feature maps, which may be nested in tuples."""
+    return features[part] if isinstance(features, Tensor) else tuple(_part(inner, part) for inner in features)
 
 
 @MODELS.register_module()
