@@ -42,7 +42,8 @@ class LinearProbe(OwnedHead, SizedHead, EncoderDecoder):
         size, step, (height, width) = self.test_cfg.crop_size, self.test_cfg.stride, inputs.shape[2:]
         h, w = min(size[0], height), min(size[1], width)
         corners = [(y, x) for y in _starts(height, h, step[0]) for x in _starts(width, w, step[1])]
-        metas = [{**meta, "img_shape": (h, w)} for meta in batch_img_metas]
+        # mmseg resizes to a torch.Size as it stands, and knows a window by it.
+        metas = [{**meta, "img_shape": torch.Size((h, w))} for meta in batch_img_metas]
         logits = inputs.new_zeros((len(inputs), self.out_channels, height, width))
         seen = inputs.new_zeros((height, width))
         at_once = self.test_cfg.get("windows", 16)

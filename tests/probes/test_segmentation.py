@@ -46,7 +46,7 @@ def test_windows_together_give_what_mmseg_gives_one_by_one(
     probe: LinearProbe, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], images: int
 ) -> None:
     inputs = torch.randn(images, 3, *size, generator=torch.Generator().manual_seed(1))
-    metas = [{"ori_shape": size, "img_shape": size} for _ in range(images)]
+    metas = [{"ori_shape": size, "img_shape": size, "pad_shape": (*size, 3)} for _ in range(images)]
     with torch.no_grad():
         expected = EncoderDecoder.slide_inference(probe, inputs, [dict(meta) for meta in metas])
         counted = passes(probe, monkeypatch)
@@ -60,8 +60,8 @@ def test_as_many_pass_at_once_as_the_config_says(probe: LinearProbe, monkeypatch
     inputs = torch.randn(1, 3, 131, 179, generator=torch.Generator().manual_seed(1))
     counted = passes(probe, monkeypatch)
     with torch.no_grad():
-        whole = probe.slide_inference(inputs, [{}])
+        whole = probe.slide_inference(inputs, [{"pad_shape": (131, 179)}])
         monkeypatch.setitem(probe.test_cfg, "windows", 4)
-        parts = probe.slide_inference(inputs, [{}])
+        parts = probe.slide_inference(inputs, [{"pad_shape": (131, 179)}])
     assert counted == [12, 4, 4, 4]
     torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-5)
