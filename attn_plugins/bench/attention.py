@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterable
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,10 +15,10 @@ from torch import Tensor
 
 from ..attention import attention
 from ..functional import entmax15
-from .report import as_dict
-from .timing import in_turns
+from .report import as_dict, table
+from .timing import in_turns, peak_mib
 
-__all__ = ["BASELINE", "NORMALIZERS", "SHAPE", "bench_attention", "check", "peers"]
+__all__ = ["BASELINE", "NORMALIZERS", "SHAPE", "attention_table", "bench_attention", "check", "peak_memory", "peers"]
 
 BASELINE = "softmax (SDPA)"
 NORMALIZERS = ("entmax15", "sparsemax", "entmax:alpha=1.25")
@@ -54,6 +57,7 @@ def bench_attention(
     normalizers: Iterable[str] = NORMALIZERS,
     repeats: int = 20,
     device: str = "cpu",
+    memory: bool = False,
 ) -> dict[str, Any]:
     """Time a forward and a backward of every peer, after checking that they compute the same.
 
@@ -62,9 +66,10 @@ def bench_attention(
         normalizers: spec strings to time on their default backend.
         repeats: samples of each peer.
         device: "cpu".
+        memory: whether to measure ``peak_mib`` of every peer, too.
 
     Returns:
-        The dictionary that ``report.table`` prints.
+        The dictionary that ``attention_table`` prints.
 
     Raises:
         RuntimeError: two peers that should agree do not.
@@ -77,7 +82,43 @@ def bench_attention(
     steps = {name: forward_backward(function, inputs, grad) for name, function in functions.items()}
     timings = in_turns(steps, repeats)
     settings = dict(zip(("batch", "heads", "tokens", "dim"), shape, strict=True)) | {"dtype": "float32"}
-    return as_dict("attention, forward and backward", BASELINE, timings, device, settings)
+    result = as_dict("attention, forward and backward", BASELINE, timings, device, settings)
+    for name, peer in result["peers"].items() if memory else ():
+        peer["peak_mib"] = peak_memory(name, shape, normalizers)
+    return result
+
+
+def attention_table(result: Mapping[str, Any]) -> str:
+    """The usual table, then each peer's memory where it was measured."""
+    base = result["peers"][BASELINE].get("peak_mib")
+    told = [
+        f"{name}: {peer['peak_mib']:.1f} MiB beyond its inputs, x {peer['peak_mib'] / base:.2f}"
+        for name, peer in result["peers"].items()
+        if base
+    ]
+    return "\n".join([table(result), *told])
+
+
+def peak_memory(name: str, shape: tuple[int, int, int, int], normalizers: Iterable[str] = NORMALIZERS) -> float:
+    """MiB that a forward and a backward of a peer take beyond their inputs: outputs, gradients, what lies between.
+
+    Measured in a process of its own (Linux), whose memory is read by the kernel's count of its highest.
+    """
+    code = f"from {__name__} import _own_peak; print(_own_peak({name!r}, {tuple(shape)!r}, {tuple(normalizers)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def _own_peak(name: str, shape: tuple[int, int, int, int], normalizers: tuple[str, ...]) -> float:
+    function = peers(normalizers)[name]
+    small = tuple(torch.randn(1, 1, 4, shape[-1], requires_grad=True) for _ in range(3))
+    forward_backward(function, small, torch.ones_like(small[0]))()  # loads kernels and starts threads
+    inputs = tuple(torch.randn(shape, requires_grad=True) for _ in range(3))
+    grad = torch.randn(shape)
+    Path("/proc/self/clear_refs").write_text("5")  # the highest is now what is held
+    before = peak_mib()
+    forward_backward(function, inputs, grad)()
+    return peak_mib() - before
 
 
 def forward_backward(function: Peer, inputs: tuple[Tensor, ...], grad: Tensor) -> Callable[[], tuple[Tensor, ...]]:

@@ -38,6 +38,7 @@ def add_parser(subparsers: Any) -> None:
     attention.add_argument(
         "--cpu-time", action="store_true", help="count processor time, for a busy machine (1 thread)"
     )
+    attention.add_argument("--memory", action="store_true", help="also the most memory that each peer takes")
     attention.add_argument("--isa", choices=sorted(ISAS), help="as a processor without wider registers computes")
     qkv = kinds.add_parser("qkv", help="write the queries, keys and values of a checkpoint on pictures")
     qkv.add_argument("checkpoint", help="a file or folder, as `attn-plugins inspect` reads")
@@ -75,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure, print the table, write the JSON."""
     import torch
 
+    from ..bench.attention import attention_table
     from ..bench.monitor import monitor_table
     from ..bench.probes import bench_probes, probes_table
     from ..bench.report import table, write_json
@@ -83,6 +85,8 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     if args.kind == "attention" and args.isa and any(os.environ.get(k) != v for k, v in ISAS[args.isa].items()):
         return _again(args)
+    if args.kind == "attention" and args.memory and (args.grid or args.qkv or args.device != "cpu"):
+        raise ValueError("--memory counts what one shape takes on the CPU: leave out --grid, --qkv and --device")
     if args.kind == "attention" and (args.grid or args.qkv):
         return _run_grid(args)
     if args.kind == "attention" and args.device.startswith("cuda"):
@@ -97,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
             options["shape"] = tuple(args.shape or (1, 2, 50, 16))
         if args.specs:
             options["normalizers"] = args.specs
-        result = bench_attention(**options)
+        result = bench_attention(memory=args.memory, **options)
     elif args.kind == "probes":
         small = {"size": 64, "batch": 1} if args.quick else {}
         options |= small | {name: getattr(args, name) for name in ("size", "batch") if getattr(args, name)}
@@ -122,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
         if args.specs:
             options["specs"] = args.specs
         result = bench_step(args.arch, **options)
-    shown = {"probes": probes_table, "monitor": monitor_table}.get(args.kind, table)
+    shown = {"attention": attention_table, "probes": probes_table, "monitor": monitor_table}.get(args.kind, table)
     print(shown(result))
     if args.json:
         write_json(result, args.json)
@@ -136,7 +140,9 @@ def _again(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None:
             command += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    command += [f"--{name.replace('_', '-')}" for name in ("grid", "quick", "cpu_time") if getattr(args, name)]
+    command += [
+        f"--{name.replace('_', '-')}" for name in ("grid", "quick", "cpu_time", "memory") if getattr(args, name)
+    ]
     return subprocess.run(command, env={**os.environ, **ISAS[args.isa]}).returncode
 
 

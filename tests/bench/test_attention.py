@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from attn_plugins.bench.attention import BASELINE, bench_attention, check, peers
+from attn_plugins.bench.attention import BASELINE, bench_attention, check, peak_memory, peers
 from attn_plugins.bench.timing import Timing, in_turns
 from attn_plugins.cli import bench as command
 
@@ -43,6 +43,22 @@ def test_peers_are_compared_before_they_are_timed() -> None:
     wrong = {"entmax15 of twice the scores": lambda q, k, v: peers()["entmax15"](2 * q, k, v)}
     with pytest.raises(RuntimeError, match="entmax15 of twice the scores differs from entmax15"):
         check(wrong, inputs, torch.ones(1, 1, 9, 4))
+
+
+@pytest.mark.slow
+def test_memory_is_what_a_call_takes() -> None:
+    shape = (1, 2, 1000, 16)
+    scores = 2 * 1000 * 1000 * 4 / 2**20  # one matrix of them, in MiB
+    assert peak_memory("softmax, composed", shape) > 2 * scores
+    assert 0 < peak_memory("entmax15", shape) < scores
+
+
+def test_memory_is_printed_beside_softmax(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attn_plugins.bench.attention.peak_memory", lambda name, *_: 3.0 if name == "entmax15" else 4.0)
+    assert run("attention", "--quick", "--memory") == 0
+    assert "entmax15: 3.0 MiB beyond its inputs, x 0.75\n" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--memory counts what one shape takes on the CPU: leave out --grid"):
+        run("attention", "--grid", "--memory")
 
 
 def test_attention_command_prints_ratios_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
