@@ -25,6 +25,9 @@ NORMALIZERS = ("entmax15", "sparsemax", "entmax:alpha=1.25")
 SHAPE = (16, 6, 197, 64)
 """Batch, heads, tokens, head dimension: ViT-S/16 at 224 x 224, batch 16."""
 
+HIGHEST = Path("/proc/self/clear_refs")
+"""Where Linux is told to begin its count of a process's highest memory again (proc(5))."""
+
 Peer = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -73,7 +76,11 @@ def bench_attention(
 
     Raises:
         RuntimeError: two peers that should agree do not.
+        ValueError: ``memory`` where there is no Linux.
     """
+    if memory and not HIGHEST.exists():
+        raise ValueError(f"memory is counted by Linux, in {HIGHEST}, which is not here; leave it out")
+    normalizers = tuple(normalizers)
     generator = torch.Generator().manual_seed(0)
     q, k, v, grad = (torch.randn(shape, generator=generator).to(device) for _ in range(4))
     inputs = tuple(t.requires_grad_() for t in (q, k, v))
@@ -115,7 +122,7 @@ def _own_peak(name: str, shape: tuple[int, int, int, int], normalizers: tuple[st
     forward_backward(function, small, torch.ones_like(small[0]))()  # loads kernels and starts threads
     inputs = tuple(torch.randn(shape, requires_grad=True) for _ in range(3))
     grad = torch.randn(shape)
-    Path("/proc/self/clear_refs").write_text("5")  # the highest is now what is held
+    HIGHEST.write_text("5")  # the highest is now what is held
     before = peak_mib()
     forward_backward(function, inputs, grad)()
     return peak_mib() - before

@@ -61,6 +61,12 @@ def test_memory_is_printed_beside_softmax(capsys: pytest.CaptureFixture[str], mo
         run("attention", "--grid", "--memory")
 
 
+def test_memory_is_refused_where_nothing_counts_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("attn_plugins.bench.attention.HIGHEST", tmp_path / "clear_refs")
+    with pytest.raises(ValueError, match=r"memory is counted by Linux, in .*clear_refs"):
+        bench_attention((1, 1, 4, 4), memory=True)
+
+
 def test_attention_command_prints_ratios_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "new" / "result.json"
     assert run("attention", "--quick", "--json", str(path)) == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,6 +42,29 @@ def test_a_head_reads_what_features_tell(measure: Any, monkeypatch: pytest.Monke
     assert measure.miou((features, labels), (features, labels), 0) > 85
     noise = torch.randn(features.shape, generator=torch.Generator().manual_seed(1))
     assert measure.miou((noise, labels), (noise, labels), 0) < 25
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "share"),
+    [
+        ("calibrated", "entmax15", None),
+        ("calibrated:0.8", "entmax15", 0.8),
+        ("calibrated:0.8,224@entmax:alpha=1.25", "entmax:alpha=1.25", 0.8),
+    ],
+)
+def test_a_name_says_what_is_calibrated(
+    measure: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, spec: str, share: float | None
+) -> None:
+    asked = []
+
+    def calibrate(model: object, batches: list[Tensor], spec: str, share: float | None) -> Any:
+        asked.append((spec, share))
+        return SimpleNamespace(scales=SimpleNamespace(write=lambda path: None))
+
+    monkeypatch.setattr(measure, "calibrate", calibrate)
+    monkeypatch.setattr(measure, "read_photos", lambda *_: torch.zeros(1))
+    measure.apply(None, name, SimpleNamespace(photos=tmp_path, work=tmp_path))
+    assert asked == [(spec, share)]
 
 
 def test_the_table_has_every_number(measure: Any) -> None:
